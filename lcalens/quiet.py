@@ -1,0 +1,24 @@
+"""Keeps the libraries below from drawing their own progress bars and log lines over ours."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within it, transformers and TransformerLens log errors only and draw no bars; their settings come back after."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    root_level = logging.getLogger().level
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger().setLevel(logging.ERROR)  # TransformerLens logs to the root logger
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(root_level)
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
