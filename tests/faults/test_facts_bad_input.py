@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -215,6 +216,10 @@ def test_ten_megabytes_in_one_record(tmp_path, changes):
     assert len(loaded.skipped[0].reason) < 300
 
 
+def test_the_longest_text_allowed():
+    assert len(load_facts([nested(subject="x" * 10_000)])[0].subject) == 10_000
+
+
 def test_all_bad_lists_the_first_three_reasons():
     message = refused([3, {}, nested(case_id=True), "four", 5])
     assert "source='records' holds no valid fact in 5 records" in message
@@ -372,6 +377,19 @@ def test_missing_file_directory_pipe_and_size(tmp_path, monkeypatch):
     assert "bytes: split it into smaller files" in refused(tmp_path / "zipped")
     monkeypatch.setattr(files, "MAX_BYTES", path.stat().st_size - 1)
     assert "bytes: split it into smaller files" in refused(path)
+
+
+def test_gzip_that_unpacks_to_fill_the_memory(tmp_path, monkeypatch):
+    path = file(tmp_path, gzip.compress(bytes(40_000_000), 1))
+    monkeypatch.setattr(files, "MAX_BYTES", 1_000_000)
+    tracemalloc.start()
+    try:
+        message = refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "holds more than 1,000,000 bytes" in message
+    assert peak < 10_000_000
 
 
 def test_no_permission(tmp_path, monkeypatch):

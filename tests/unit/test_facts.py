@@ -313,10 +313,10 @@ def test_known_word_wins_over_a_file_of_that_name(tmp_path, monkeypatch):
 
 
 def test_line_separators_inside_strings_do_not_end_a_line(tmp_path):
-    fact = make(subject="a\u2028b\u2029c")
+    facts = [make(index, subject="a\u2028b\u2029c") for index in range(2)]
     path = tmp_path / "facts"
-    path.write_bytes(as_lines([nested(fact)]))
-    assert list(load_facts(path, strict=True)) == [fact]
+    path.write_bytes(as_lines([nested(fact) for fact in facts]))
+    assert list(load_facts(path, strict=True)) == facts
 
 
 # --- the hub --------------------------------------------------------------------------------------------------------
@@ -421,6 +421,13 @@ def test_sequence():
     assert len(facts[:0].to_frame().columns) == 6
     with pytest.raises(IndexError):
         facts[6]
+
+
+def test_relations_are_sorted():
+    names = [f"P{index:02}" for index in range(50)]
+    facts = Facts([make(index, relation_id=name) for index, name in enumerate(reversed(names))])
+    assert facts.relations == tuple(names)
+    assert facts[:2].relations == ("P48", "P49")
 
 
 def test_immutable():
