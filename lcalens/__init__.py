@@ -1,3 +1,39 @@
-"""lcalens: context hijacking of language models, measured and traced."""
+"""lcalens: context hijacking of language models, measured and traced.
+
+The public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Fact": "lcalens.llm.facts",
+    "LcalensError": "lcalens.errors",
+    "Result": "lcalens.results",
+    "ask": "lcalens.llm.ask",
+    "efficacy": "lcalens.llm.efficacy",
+    "load_facts": "lcalens.llm.facts",
+    "load_model": "lcalens.llm.models",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from lcalens.errors import LcalensError as LcalensError
+    from lcalens.llm.ask import ask as ask
+    from lcalens.llm.efficacy import efficacy as efficacy
+    from lcalens.llm.facts import Fact as Fact
+    from lcalens.llm.facts import load_facts as load_facts
+    from lcalens.llm.models import load_model as load_model
+    from lcalens.results import Result as Result
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lcalens' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

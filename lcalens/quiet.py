@@ -1,6 +1,7 @@
 """Keeps the libraries below from drawing their own progress bars and log lines over ours."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within it, transformers and TransformerLens log errors only and draw no bars; their settings come back after."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
@@ -15,9 +17,12 @@ def quiet_libraries() -> Iterator[None]:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     logging.getLogger().setLevel(logging.ERROR)  # TransformerLens logs to the root logger
+    bar = gguf_reader.tqdm  # the one bar that does not ask hf_logging
+    gguf_reader.tqdm = functools.partial(bar, disable=True)
     try:
         yield
     finally:
+        gguf_reader.tqdm = bar
         logging.getLogger().setLevel(root_level)
         hf_logging.set_verbosity(level)
         if bars:

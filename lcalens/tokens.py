@@ -79,6 +79,7 @@ def encode(
     texts: Sequence[str],
     *,
     spans: Sequence[Mapping[str, Sequence[Span]]] | None = None,
+    answers: Sequence[str] | None = None,
     chat: bool = False,
 ) -> list[Encoded]:
     """Token ids exactly as `tokenizer(text)` gives them, with character spans turned into token spans.
@@ -90,6 +91,8 @@ def encode(
         tokenizer: A Hugging Face tokenizer, as its source loads it.
         texts: The texts.
         spans: For each text, names with character spans in it.
+        answers: For each text, what follows it: after one space, or as the beginning of the reply in a chat. Its tokens
+            are the span `answer`, which holds the space where that is a token of its own.
         chat: Put each text as the user's turn of the tokenizer's chat template, up to where the assistant's reply
             begins. Spans still count characters of the bare text.
 
@@ -99,13 +102,27 @@ def encode(
     """
     for text in texts:
         check_text("texts", text)
-    wanted = [{} for _ in texts] if spans is None else list(spans)
-    if len(wanted) != len(texts):
-        raise LcalensError(f"spans: {len(wanted)} for {len(texts)} texts; give one mapping for each text.")
+    for name, given in (("spans", spans), ("answers", answers)):
+        if given is not None and len(given) != len(texts):
+            raise LcalensError(f"{name}: {len(given)} for {len(texts)} texts; give one for each text.")
     if not texts:
         return []
     whole = [chat_prompt(tokenizer, text) for text in texts] if chat else list(texts)
-    starts = [full.rfind(text.strip()) if chat else 0 for full, text in zip(whole, texts, strict=True)]
+    # Templates strip what they are given, so a text's own leading space is not found in them.
+    starts = [
+        full.rfind(text.strip()) - len(text) + len(text.lstrip()) if chat else 0
+        for full, text in zip(whole, texts, strict=True)
+    ]
+    wanted = [
+        {name: [(first + start, last + start) for first, last in places] for name, places in names.items()}
+        for names, start in zip(spans or [{}] * len(texts), starts, strict=True)
+    ]
+    if answers is not None:
+        joint = "" if chat else " "
+        for i, answer in enumerate(answers):
+            check_text("answers", answer)
+            wanted[i]["answer"] = [(len(whole[i]), len(whole[i]) + len(joint) + len(answer))]
+            whole[i] += joint + answer
     options: dict[str, Any] = {"add_special_tokens": not chat, "padding": False, "truncation": False}
     if getattr(tokenizer, "is_fast", False):
         batch = tokenizer(whole, return_offsets_mapping=True, **options)
@@ -117,11 +134,8 @@ def encode(
             for full, ids in zip(whole, batch["input_ids"], strict=True)
         ]
     encoded = []
-    for ids, offset, start, names in zip(batch["input_ids"], offsets, starts, wanted, strict=True):
-        found = {
-            name: tuple(_token_span(offset, (first + start, last + start), name) for first, last in places)
-            for name, places in names.items()
-        }
+    for ids, offset, names in zip(batch["input_ids"], offsets, wanted, strict=True):
+        found = {name: tuple(_token_span(offset, place, name) for place in places) for name, places in names.items()}
         encoded.append(Encoded(tuple(ids), found))
     return encoded
 

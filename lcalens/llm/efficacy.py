@@ -1,0 +1,222 @@
+"""How often a hijack works: the efficacy score of every scheme and number of sentences, with intervals and controls."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lcalens.errors import LcalensError
+from lcalens.llm.facts import Fact, Facts
+from lcalens.llm.hijack import HijackedPrompt, check_counts, hijack_prompts
+from lcalens.llm.related import EmbeddingNeighbours, RelatedTable
+from lcalens.llm.schemes import find_scheme
+from lcalens.llm.scoring import Continuation, score
+from lcalens.llm.summary import summarise
+from lcalens.progress import ProgressCallback, progress_callback
+from lcalens.provenance import active_hooks, fingerprint, model_info, versions
+from lcalens.results import Result
+from lcalens.runs import CellStore, content_key
+from lcalens.tokens import encode, source_tokenizer
+
+_CELL_FACTS = 64
+_CELL_FORMAT = 1
+_QUANTITIES = ("logp_true", "logp_false", "greedy")
+SAME_FIRST_TOKEN = "the objects begin with the same token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficacyConfig:
+    """What `efficacy` measures; the command line has the same fields.
+
+    Attributes:
+        schemes: Names of schemes (`lcalens hijack --help` lists them) or sentences such as
+            `"Forget about {target_false}."`; `"all"` is every built-in one.
+        counts: How many sentences stand before the prompt.
+        scoring: `whole`: an object's whole string; `first`: its first token alone.
+        chat: Ask through the tokenizer's chat template instead of raw text.
+        related: Where related words come from: the shipped `table`, or the model's own `embedding`.
+        seed: Of what is drawn at random: the order of `factual`, the unrelated words, the bootstrap.
+    """
+
+    schemes: tuple[str, ...] = ("dont-think",)
+    counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
+    scoring: Literal["whole", "first"] = "whole"
+    chat: bool = False
+    related: Literal["table", "embedding"] = "table"
+    seed: int = 0
+
+
+def efficacy(
+    model: Any,
+    facts: Facts | Sequence[Fact],
+    *,
+    schemes: Sequence[str] | str = EfficacyConfig.schemes,
+    counts: Sequence[int] = EfficacyConfig.counts,
+    scoring: str = EfficacyConfig.scoring,
+    chat: bool = EfficacyConfig.chat,
+    related: str = EfficacyConfig.related,
+    seed: int = EfficacyConfig.seed,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """How often a model prefers the false object, before and behind the sentences of each scheme.
+
+    The efficacy score ES is the share of facts with log Pr[false] > log Pr[true] (Meng et al. 2022); retention is
+    1 - ES. n = 0 is always measured, as every test is against it.
+
+    Args:
+        model: A TransformerBridge, from `load_model` or elsewhere.
+        facts: The facts, from `load_facts` or a list of `Fact`.
+        schemes: See `EfficacyConfig`, as for the next five.
+        counts: Numbers of sentences.
+        scoring: `"whole"` or `"first"`; `"first"` leaves out facts whose objects begin alike, and counts them.
+        chat: Ask through the chat template.
+        related: `"table"` or `"embedding"`.
+        seed: Of everything drawn.
+        out: A folder where finished parts are kept: a second run computes only what is missing.
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats and `greedy` (1 where
+        greedy decoding gives the true object). Its tables: `summary` (ES, retention, mean log odds, changes, tests, for
+        three subsets of the facts: see `lcalens.llm.summary`), `controls`, `by_relation`,
+        `impossible`.
+
+    Raises:
+        LcalensError: An argument that cannot be used; the message names it and the fix.
+    """
+    config = _config(schemes, counts, scoring, chat, related, seed)
+    facts = facts if isinstance(facts, Facts) else Facts(list(facts))
+    if not len(facts):
+        raise LcalensError("facts: there are none; load some with load_facts().")
+    tokenizer = source_tokenizer(model)
+    words = (
+        RelatedTable(tokenizer)
+        if config.related == "table"
+        else EmbeddingNeighbours(model, [fact.target_false for fact in facts])
+    )
+    positions = {fact.case_id: i for i, fact in enumerate(facts)}
+    shape = (len(facts), len(config.schemes), len(config.counts))
+    values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
+    impossible: Counter[tuple[str, int, str]] = Counter()
+    work: list[tuple[int, Sequence[HijackedPrompt]]] = []
+    clean = hijack_prompts(facts, config.schemes[0], counts=(0,)).prompts
+    work.extend((-1, chunk) for chunk in _chunks(clean))
+    for index, scheme in enumerate(config.schemes):
+        found = hijack_prompts(facts, scheme, counts=config.counts[1:] or (0,), seed=config.seed, words=words)
+        impossible.update((scheme, item.n, item.reason) for item in found.impossible)
+        work.extend((index, chunk) for chunk in _chunks([prompt for prompt in found.prompts if prompt.n]))
+
+    measure = _cell_function(model, tokenizer, config)
+    store = CellStore(None if active_hooks(model) else out)
+    key = [_CELL_FORMAT, fingerprint(model), model_info(model).to_dict(), config.scoring, config.chat]
+    paths: set[str] = set()
+    with progress_callback(progress, unit="prompts") as report:
+        done, total = 0, sum(len(chunk) for _, chunk in work)
+        for index, chunk in work:
+            what = "clean" if index < 0 else config.schemes[index]
+            report(done, total, what)
+            cell = _cell(store, key, chunk, measure, paths)
+            for i, prompt in enumerate(chunk):
+                at = positions[prompt.fact.case_id], slice(None) if index < 0 else index, config.counts.index(prompt.n)
+                for name in _QUANTITIES:
+                    values[name][at] = cell[name][i]
+            done += len(chunk)
+            report(done, total, what)
+
+    examples = _examples(facts, known=values["greedy"][:, 0, 0] == 1)
+    alike = int(np.isnan(values["logp_true"][:, 0, 0]).sum())
+    impossible.update({(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike})
+    axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
+    provenance = {
+        "model": model_info(model).to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)},
+        "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
+        "config": asdict(config),
+        "path": sorted(paths),
+        "cells": {"loaded": store.loaded, "computed": store.computed},
+        "versions": versions(),
+    }
+    tables = summarise(examples, axes, values, impossible, seed=config.seed)
+    return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
+
+
+def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+    from lcalens.llm.schemes import SCHEMES
+
+    names = [schemes] if isinstance(schemes, str) else list(schemes)
+    names = list(SCHEMES) if names == ["all"] else names
+    chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
+    if not chosen:
+        raise LcalensError(f"schemes: there are none; known are {', '.join(SCHEMES)}.")
+    for argument, value, known in (("scoring", scoring, ("whole", "first")), ("related", related, ("table", "embedding"))):
+        if value not in known:
+            raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
+    if not isinstance(chat, bool):
+        raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
+    return EfficacyConfig(
+        schemes=chosen,
+        counts=check_counts([0, *check_counts(counts)]),
+        scoring=scoring,  # pyright: ignore[reportArgumentType]
+        chat=chat,
+        related=related,  # pyright: ignore[reportArgumentType]
+        seed=seed,
+    )
+
+
+def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedPrompt]]:
+    """Prompts in parts of some 64 facts; facts with the same sentences together, so that they share them."""
+    by_fact: dict[Any, list[HijackedPrompt]] = {}
+    for prompt in prompts:
+        by_fact.setdefault(prompt.fact.case_id, []).append(prompt)
+    groups = sorted(by_fact.values(), key=lambda group: group[-1].text)
+    for first in range(0, len(groups), _CELL_FACTS):
+        yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
+
+
+def _cell_function(
+    model: Any, tokenizer: Any, config: EfficacyConfig
+) -> Callable[[Sequence[HijackedPrompt]], tuple[dict[str, np.ndarray], str]]:
+    """The function from prompts to their arrays, and the path that it took."""
+
+    def measure(prompts: Sequence[HijackedPrompt]) -> tuple[dict[str, np.ndarray], str]:
+        texts = [prompt.text for prompt in prompts for _ in range(2)]
+        answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
+        continuations = []
+        for item in encode(tokenizer, texts, answers=answers, chat=config.chat):
+            start, stop = item.spans["answer"][0]
+            continuations.append(Continuation(item.ids, start, stop if config.scoring == "whole" else start + 1))
+        scores = score(model, continuations)
+        logp, greedy = scores.logp.reshape(-1, 2), scores.greedy.reshape(-1, 2).astype(float)
+        if config.scoring == "first":
+            pairs = zip(continuations[::2], continuations[1::2], strict=True)
+            alike = np.array([true.ids[true.start] == false.ids[false.start] for true, false in pairs])
+            logp[alike], greedy[alike] = np.nan, np.nan
+        return dict(zip(_QUANTITIES, (*logp.T.copy(), greedy[:, 0].copy()), strict=True)), scores.path
+
+    return measure
+
+
+def _cell(
+    store: CellStore, key: list[Any], chunk: Sequence[HijackedPrompt], measure: Callable, paths: set[str]
+) -> dict[str, np.ndarray]:
+    texts = [(prompt.text, prompt.fact.target_true, prompt.fact.target_false) for prompt in chunk]
+    name = content_key([key, texts])
+    found = store.get(name)
+    if found is None or any(len(found.get(quantity, ())) != len(chunk) for quantity in _QUANTITIES):
+        found, path = measure(chunk)
+        paths.add(path)
+        store.put(name, found)
+    return found
+
+
+def _examples(facts: Facts, *, known: np.ndarray) -> pd.DataFrame:
+    frame = facts.to_frame().drop(columns=["prompt"])
+    if frame["case_id"].map(type).nunique() > 1:  # a table's column is of one type
+        frame["case_id"] = frame["case_id"].map(str)
+    return frame.assign(known=known)
