@@ -25,7 +25,8 @@ demo: .venv/ready
 	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 240 --out $(OUT)/demo
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest --ignore tests/faults
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from lcalens.tokens import encode, source_tokenizer
 _CELL_FACTS = 64
 _CELL_FORMAT = 1
 _QUANTITIES = ("logp_true", "logp_false", "greedy")
+_MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
 
 
@@ -33,8 +34,7 @@ class EfficacyConfig:
     """What `efficacy` measures; the command line has the same fields.
 
     Attributes:
-        schemes: Names of schemes (`lcalens hijack --help` lists them) or sentences such as
-            `"Forget about {target_false}."`; `"all"` is every built-in one.
+        schemes: Names of schemes, or sentences such as `"Forget about {target_false}."`; `"all"` is every built-in one.
         counts: How many sentences stand before the prompt.
         scoring: `whole`: an object's whole string; `first`: its first token alone.
         chat: Ask through the tokenizer's chat template instead of raw text.
@@ -111,9 +111,9 @@ def efficacy(
         impossible.update((scheme, item.n, item.reason) for item in found.impossible)
         work.extend((index, chunk) for chunk in _chunks([prompt for prompt in found.prompts if prompt.n]))
 
-    measure = _cell_function(model, tokenizer, config)
+    measure = _cell_function(model, tokenizer, config.chat)
     store = CellStore(None if active_hooks(model) else out)
-    key = [_CELL_FORMAT, fingerprint(model), model_info(model).to_dict(), config.scoring, config.chat]
+    key = [_CELL_FORMAT, fingerprint(model), model_info(model).to_dict(), config.chat]
     paths: set[str] = set()
     with progress_callback(progress, unit="prompts") as report:
         done, total = 0, sum(len(chunk) for _, chunk in work)
@@ -123,8 +123,9 @@ def efficacy(
             cell = _cell(store, key, chunk, measure, paths)
             for i, prompt in enumerate(chunk):
                 at = positions[prompt.fact.case_id], slice(None) if index < 0 else index, config.counts.index(prompt.n)
-                for name in _QUANTITIES:
-                    values[name][at] = cell[name][i]
+                if config.scoring == "whole" or not cell["alike"][i]:
+                    for name in _QUANTITIES:
+                        values[name][at] = cell[name if config.scoring == "whole" else f"first_{name}"][i]
             done += len(chunk)
             report(done, total, what)
 
@@ -180,24 +181,21 @@ def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedProm
 
 
 def _cell_function(
-    model: Any, tokenizer: Any, config: EfficacyConfig
+    model: Any, tokenizer: Any, chat: bool
 ) -> Callable[[Sequence[HijackedPrompt]], tuple[dict[str, np.ndarray], str]]:
-    """The function from prompts to their arrays, and the path that it took."""
+    """The function from prompts to their arrays, for both scorings at once, and the path that it took."""
 
     def measure(prompts: Sequence[HijackedPrompt]) -> tuple[dict[str, np.ndarray], str]:
         texts = [prompt.text for prompt in prompts for _ in range(2)]
         answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
-        continuations = []
-        for item in encode(tokenizer, texts, answers=answers, chat=config.chat):
-            start, stop = item.spans["answer"][0]
-            continuations.append(Continuation(item.ids, start, stop if config.scoring == "whole" else start + 1))
-        scores = score(model, continuations)
-        logp, greedy = scores.logp.reshape(-1, 2), scores.greedy.reshape(-1, 2).astype(float)
-        if config.scoring == "first":
-            pairs = zip(continuations[::2], continuations[1::2], strict=True)
-            alike = np.array([true.ids[true.start] == false.ids[false.start] for true, false in pairs])
-            logp[alike], greedy[alike] = np.nan, np.nan
-        return dict(zip(_QUANTITIES, (*logp.T.copy(), greedy[:, 0].copy()), strict=True)), scores.path
+        encoded = encode(tokenizer, texts, answers=answers, chat=chat)
+        scores = score(model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded])
+        first = [item.ids[item.spans["answer"][0][0]] for item in encoded]
+        whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
+        opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
+        alike = np.array(first[::2]) == np.array(first[1::2])
+        arrays = (np.array(values, dtype=np.float64) for values in (*whole, *opening, alike))
+        return dict(zip(_MEASURED, arrays, strict=True)), scores.path
 
     return measure
 
@@ -208,7 +206,7 @@ def _cell(
     texts = [(prompt.text, prompt.fact.target_true, prompt.fact.target_false) for prompt in chunk]
     name = content_key([key, texts])
     found = store.get(name)
-    if found is None or any(len(found.get(quantity, ())) != len(chunk) for quantity in _QUANTITIES):
+    if found is None or any(len(found.get(name, ())) != len(chunk) for name in _MEASURED):
         found, path = measure(chunk)
         paths.add(path)
         store.put(name, found)

@@ -204,7 +204,7 @@ class Facts(Sequence[Fact]):
 
 
 def load_facts(
-    source: str | os.PathLike[str] | Iterable[Mapping[str, Any] | Fact] = "sample",
+    source: str | os.PathLike[str] | Iterable[Any] = "sample",
     *,
     relations: str | Iterable[str] | None = None,
     limit: int | None = None,

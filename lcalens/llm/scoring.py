@@ -51,12 +51,16 @@ class Scores:
     Attributes:
         logp: The sum of the scored tokens' log-probabilities, in nats.
         greedy: Whether every scored token is the model's most probable one.
+        first_logp: The first scored token's log-probability alone.
+        first_greedy: Whether that token is the most probable one.
         path: `shared` or `padded`.
         tokens: How many tokens were computed, padding included.
     """
 
     logp: Float[np.ndarray, " continuation"]
     greedy: Bool[np.ndarray, " continuation"]
+    first_logp: Float[np.ndarray, " continuation"]
+    first_greedy: Bool[np.ndarray, " continuation"]
     path: str
     tokens: int
 
@@ -84,9 +88,10 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
     check_length(model, longest)
     share = share and longest <= _window(model.original_model.config) and can_share(model)
     paths = [item.ids[: item.stop] for item in continuations]
-    rows = pack(paths, [item.start for item in continuations], max_nodes=MAX_NODES, share=share)
+    starts = np.array([item.start for item in continuations], dtype=int)
+    rows = pack(paths, starts.tolist(), max_nodes=MAX_NODES, share=share)
     logp, greedy = np.zeros(len(paths)), np.ones(len(paths), dtype=bool)
-    tokens = 0
+    first_logp, first_greedy, tokens = logp.copy(), greedy.copy(), 0
     config = model.original_model.config.get_text_config()
     width = max(len(row.ids) for row in rows) if rows else 1
     per_row = width * width * 4 * int(getattr(config, "num_attention_heads", 16))
@@ -107,7 +112,9 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
         index = np.array([read.sequence for _, _, read in reads])
         np.add.at(logp, index, found)
         np.logical_and.at(greedy, index, best)
-    return Scores(logp, greedy, "shared" if share else "padded", tokens)
+        opening = np.array([read.token for _, _, read in reads]) == starts[index]
+        first_logp[index[opening]], first_greedy[index[opening]] = found[opening], best[opening]
+    return Scores(logp, greedy, first_logp, first_greedy, "shared" if share else "padded", tokens)
 
 
 def _tail_logits(model: Any, batch: Sequence[Row], share: bool) -> Float[Tensor, "row kept vocab"]:

@@ -1,0 +1,152 @@
+"""The command line: `lcalens hijack` and `lcalens ask`, from the dataclasses that the functions use."""
+
+import sys
+import textwrap
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lcalens.errors import LcalensError
+from lcalens.llm.schemes import SCHEMES
+
+if TYPE_CHECKING:
+    from lcalens.results import Result
+from lcalens.llm.efficacy import EfficacyConfig
+
+_SCHEMES_HELP = (
+    f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as `\"Forget about {{target_false}}.\"`."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which model, and where it runs.
+
+    Attributes:
+        model: `smollm2`, `gemma3-270m`, a hub id, a Hugging Face folder or a .gguf file.
+        device: Where it runs: `cpu`, `cuda`, `mps`.
+        dtype: The type of its parameters.
+    """
+
+    model: str = "smollm2"
+    device: str | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hijack(EfficacyConfig, Source):
+    """How often sentences before the prompt make the model prefer the false object (Figure 2).
+
+    Attributes:
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        relations: Keep only these relations (`P190`).
+        limit: At most so many facts, drawn at random.
+        strict: Stop at the first malformed record.
+        out: A folder for tables, figure and finished parts; the same command again computes only what is missing.
+        measure: What the figure shows: `es`, or `retention` (1 - ES, the paper's falling curves).
+    """
+
+    schemes: Annotated[tuple[str, ...], tyro.conf.arg(help=_SCHEMES_HELP)] = ("dont-think", "neutral", "unrelated")
+    facts: str = "sample"
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+    strict: bool = False
+    out: Path | None = None
+    measure: Literal["es", "retention"] = "es"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Source):
+    """The model's top answers before and after a sentence is put before the prompt (Figure 1).
+
+    Attributes:
+        prompt: The question, ready to be continued: "The Eiffel Tower is in".
+        hijack: One or more sentences to put before it.
+        answers: Whole answers to score beside.
+        top: How many answers to show.
+        chat: Ask through the chat template.
+        out: A folder for the table and the figure.
+    """
+
+    prompt: tyro.conf.Positional[str]
+    hijack: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    top: int = 5
+    chat: bool = False
+    out: Path | None = None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors are one line on standard error and exit status 2, an interrupt is 130.
+
+    Args:
+        arguments: The command line; the process's own by default.
+    """
+    Command = (
+        Annotated[Hijack, tyro.conf.subcommand("hijack", description=_first_line(Hijack))]
+        | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
+    )
+    description = "Measure context hijacking of language models."
+    command = tyro.cli(Command, args=arguments, prog="lcalens", description=description)
+    try:
+        return run_ask(command) if isinstance(command, Ask) else run_hijack(command)
+    except LcalensError as error:
+        print(textwrap.fill(f"lcalens: {error}", 110), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlcalens: stopped; finished parts are kept in --out, the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _first_line(command: type) -> str:
+    return (command.__doc__ or "").splitlines()[0]
+
+
+def run_hijack(command: Hijack) -> int:
+    """Measure, print the table, and write what `--out` asks for."""
+    from lcalens import efficacy, load_facts, load_model
+    from lcalens.screen import efficacy_screen
+
+    facts = load_facts(
+        command.facts, relations=command.relations or None, limit=command.limit, strict=command.strict
+    )
+    model = load_model(command.model, device=command.device, dtype=command.dtype)
+    config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
+    result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
+    print(efficacy_screen(result))
+    if command.out is not None:
+        _write(result, command.out, measure=command.measure)
+    return 0
+
+
+def run_ask(command: Ask) -> int:
+    """Ask, print the table, and write what `--out` asks for."""
+    from lcalens import ask, load_model
+    from lcalens.screen import answers_screen
+
+    model = load_model(command.model, device=command.device, dtype=command.dtype)
+    options = {name: asdict(command)[name] for name in ("answers", "top", "chat")}
+    result = ask(model, command.prompt, hijack=command.hijack or None, **options)
+    print(answers_screen(result))
+    if command.out is not None:
+        _write(result, command.out)
+    return 0
+
+
+def _write(result: "Result", out: Path, **options: str) -> None:
+    """The result (parquet, safetensors, JSON), its tidy table and its figure, in one folder."""
+    try:
+        result.save(out / "result")
+        result.to_frame().to_parquet(out / "values.parquet")
+        result.plot(**options).savefig(out / "figure.png", dpi=200)
+    except OSError as error:
+        raise LcalensError(f"out: {str(out)!r} cannot be written ({error.strerror or error}).") from error
+    print(f"\nWritten to {out}: figure.png, values.parquet, result/ (read it with lcalens.Result.load)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

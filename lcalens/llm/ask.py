@@ -1,0 +1,103 @@
+"""Figure 1: what a model answers before and after a sentence is put in front of the question."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lcalens.errors import LcalensError
+from lcalens.llm.hijack import JOIN
+from lcalens.llm.scoring import Continuation, score
+from lcalens.provenance import model_info, versions
+from lcalens.results import Result
+from lcalens.tokens import check_text, encode, source_tokenizer, tokenize
+
+_CONTEXTS = ("clean", "hijacked")
+
+
+@torch.no_grad()
+def ask(
+    model: Any,
+    prompt: str,
+    *,
+    hijack: str | Sequence[str] | None = None,
+    answers: Sequence[str] = (),
+    top: int = 5,
+    chat: bool = False,
+) -> Result:
+    """The model's top next tokens for a prompt, without and with sentences before it.
+
+    Args:
+        model: A TransformerBridge.
+        prompt: The question, ready to be continued: `"The Eiffel Tower is in"`.
+        hijack: A sentence or several to put before it; none shows the clean answers alone.
+        answers: Whole answers to score beside, of any number of tokens.
+        top: How many tokens to show of each.
+        chat: Ask through the chat template.
+
+    Returns:
+        A result over the axes context (clean, hijacked), rank and nothing else: `probability` and `token_id`; its table
+        `answers` has the tokens beside each other, and `scored` the whole answers' log-probabilities in nats.
+
+    Raises:
+        LcalensError: An empty prompt, a `top` below 1 or above the vocabulary, or as `tokenize` and `score`.
+    """
+    for name, text in [("prompt", prompt), *(("answers", answer) for answer in answers)]:
+        check_text(name, text)
+        if not text.strip():
+            raise LcalensError(f"{name}: {text!r} is empty; give a text to be continued, such as 'The Eiffel Tower is in'.")
+    sentences = [] if hijack is None else [hijack] if isinstance(hijack, str) else list(hijack)
+    for sentence in sentences:
+        check_text("hijack", sentence)
+    vocabulary = model.original_model.config.get_text_config().vocab_size
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= vocabulary:
+        raise LcalensError(f"top: {top!r} is not a whole number from 1 to the vocabulary's {vocabulary}.")
+    prompt = prompt.rstrip()
+    clean = [prompt] if not sentences else [prompt, JOIN.join([*(s.strip() for s in sentences), prompt])]
+    texts = dict(zip(_CONTEXTS, clean, strict=False))
+
+    tokenizer = source_tokenizer(model)
+    ids, probabilities = [], []
+    for text in texts.values():
+        batch = tokenize(model, text, chat=chat)
+        found = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float().softmax(-1).topk(top)
+        ids.append(found.indices.cpu().numpy())
+        probabilities.append(found.values.cpu().double().numpy())
+    return Result(
+        kind="answers",
+        axes={"context": tuple(texts), "rank": tuple(range(1, top + 1))},
+        values={"probability": np.array(probabilities), "token_id": np.array(ids).astype(float)},
+        tables={
+            "answers": _beside(tokenizer, list(texts), np.array(ids), np.array(probabilities)),
+            "scored": _scored(model, tokenizer, texts, answers, chat),
+        },
+        provenance={
+            "model": model_info(model).to_dict(),
+            "config": {"prompt": prompt, "hijack": sentences, "answers": list(answers), "top": top, "chat": chat},
+            "versions": versions(),
+        },
+    )
+
+
+def _beside(tokenizer: Any, contexts: list[str], ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    columns: dict[str, Any] = {"rank": range(1, ids.shape[1] + 1)}
+    for context, row, shares in zip(contexts, ids, probabilities, strict=True):
+        columns[context] = [tokenizer.decode([int(i)]) for i in row]
+        columns[f"{context}_probability"] = shares
+    return pd.DataFrame(columns)
+
+
+def _scored(model: Any, tokenizer: Any, texts: dict[str, str], answers: Sequence[str], chat: bool) -> pd.DataFrame:
+    """Each whole answer's log-probability in each context, and what the hijack changed."""
+    if not answers:
+        return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in texts}})
+    contexts = [text for text in texts.values() for _ in answers]
+    encoded = encode(tokenizer, contexts, answers=list(answers) * len(texts), chat=chat)
+    found = score(model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded])
+    logp = found.logp.reshape(len(texts), len(answers))
+    table = pd.DataFrame({"answer": list(answers), **{f"{name}_logp": row for name, row in zip(texts, logp, strict=True)}})
+    if len(texts) == 2:
+        table["change"] = logp[1] - logp[0]
+    return table

@@ -1,0 +1,154 @@
+"""Figures: the only file that draws. matplotlib is loaded when a figure is asked for."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lcalens.errors import LcalensError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lcalens.results import Result
+
+# Okabe and Ito's palette: told apart by every kind of colour vision, and in grey by line style.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+_PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 2.3, 2.1, 3
+_BAND = 0.15
+
+
+def plot(result: "Result", **options: Any) -> "Figure":
+    """The figure of a result, by its kind.
+
+    Args:
+        result: Any result.
+        options: What the kind's own function takes.
+
+    Raises:
+        LcalensError: There is no figure for this kind.
+    """
+    drawn = {"efficacy": plot_efficacy, "answers": plot_answers}
+    if result.kind not in drawn:
+        raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")
+    return drawn[result.kind](result, **options)
+
+
+def plot_efficacy(
+    result: "Result",
+    *,
+    measure: Literal["es", "retention"] = "es",
+    subset: str = "all",
+    relation: str | None = None,
+) -> "Figure":
+    """Figure 2: a panel for each scheme, over the number of sentences, with its controls and Wilson's intervals.
+
+    Args:
+        result: Of `efficacy`.
+        measure: `es`, the share of facts where the false object wins, or `retention`, the rest (the paper's curves).
+        subset: `all` facts, the `known` ones, or those where the model `prefers-true` when asked clean.
+        relation: One relation's facts alone (`P190` for Figure 2b); with all facts only.
+
+    Raises:
+        LcalensError: An unknown measure, subset or relation.
+    """
+    table = _chosen(result, measure, subset, relation)
+    roles = result.summary.drop_duplicates("scheme").set_index("scheme")["role"]
+    shown = [scheme for scheme in result.axes["scheme"] if roles[scheme] != "control"] or list(result.axes["scheme"])
+    controls = result.tables["controls"].groupby("scheme")["control"].unique()
+    figure, panels = _panels(len(shown))
+    counts = result.axes["n"]
+    for panel, scheme in zip(panels, shown, strict=False):
+        color = _GREEN if roles[scheme] == "reverse" else _ORANGE
+        lines = [(scheme, color, "-", "o")]
+        styles = (("--", "s"), (":", "^"))
+        lines += [(name, _GREY, *style) for name, style in zip(controls.get(scheme, ()), styles, strict=False)]
+        for name, line_color, dashes, marker in lines:
+            rows = table[table["scheme"] == name].sort_values("n")
+            at = [counts.index(n) for n in rows["n"]]
+            panel.plot(at, rows[measure], color=line_color, ls=dashes, marker=marker, ms=3.5, lw=1.3, label=name)
+            panel.fill_between(at, rows[f"{measure}_low"], rows[f"{measure}_high"], color=line_color, alpha=_BAND, lw=0)
+        facts = table.loc[table["scheme"] == scheme, "facts"].max()
+        panel.set_title(_short(scheme), fontsize=8)
+        panel.text(0.98, 0.02, f"{facts} facts", transform=panel.transAxes, fontsize=6, ha="right", color=_GREY)
+        panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
+    _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
+    model = result.provenance.get("model", {}).get("source", "")
+    what = f"{model}, {_facts_named(result, subset, relation)}"
+    figure.suptitle(f"{what} (bands: 95% Wilson intervals)", fontsize=8)
+    return figure
+
+
+def _chosen(result: "Result", measure: str, subset: str, relation: str | None) -> pd.DataFrame:
+    if measure not in ("es", "retention"):
+        raise LcalensError(f"measure: {measure!r} is neither 'es' nor 'retention'.")
+    if relation is not None:
+        table = result.tables["by_relation"]
+        known = sorted(set(table["relation_id"]))
+        if relation not in known:
+            raise LcalensError(f"relation: {relation!r} is not one of {', '.join(known)}.")
+        if subset != "all":
+            raise LcalensError(f"subset: {subset!r} cannot be combined with relation=; a relation's facts are few.")
+        return table[table["relation_id"] == relation]
+    known = list(dict.fromkeys(result.summary["subset"]))
+    if subset not in known:
+        raise LcalensError(f"subset: {subset!r} is not one of {', '.join(known)}.")
+    return result.summary[result.summary["subset"] == subset]
+
+
+def _facts_named(result: "Result", subset: str, relation: str | None) -> str:
+    source = result.provenance.get("facts", {}).get("source", "facts")
+    return f"{source} facts" + (f", {subset}" if subset != "all" else "") + (f", {relation}" if relation else "")
+
+
+def _panels(count: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib import pyplot
+
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    size = (max(3.5, _PANEL_WIDTH * columns), _PANEL_HEIGHT * rows + 0.4)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    flat = list(grid.ravel())
+    for extra in flat[count:]:
+        extra.remove()
+    return figure, flat[:count]
+
+
+def _label(panels: "list[Axes]", counts: tuple[int, ...], measure: str) -> None:
+    for panel in panels:
+        panel.set_xticks(range(len(counts)), [str(n) for n in counts], fontsize=7)
+        panel.set_ylim(-0.03, 1.03)
+        panel.tick_params(labelsize=7)
+        panel.grid(axis="y", lw=0.4, alpha=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlabel("sentences before the prompt", fontsize=7)
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel(measure, fontsize=7)
+
+
+def _short(text: str, width: int = 34) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plot_answers(result: "Result") -> "Figure":
+    """Figure 1: the top answers before and after, as bars.
+
+    Args:
+        result: Of `ask`.
+    """
+    from matplotlib import pyplot
+
+    contexts, table = result.axes["context"], result.tables["answers"]
+    size = (3.0 * len(contexts), 0.35 * len(table) + 0.9)
+    figure, grid = pyplot.subplots(1, len(contexts), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    for panel, context, color in zip(grid[0], contexts, (_BLUE, _ORANGE), strict=False):
+        at = np.arange(len(table))[::-1]
+        panel.barh(at, table[f"{context}_probability"], color=color, height=0.7)
+        # A token may hold mathtext's dollar signs; they are text here.
+        panel.set_yticks(at, [repr(token).replace("$", r"\$") for token in table[context]], fontsize=8)
+        panel.set_title(context, fontsize=8)
+        panel.set_xlabel("probability of the next token", fontsize=7)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,167 @@
+"""Small models and tokenizers built here from Hugging Face's own parts, and the slow answers they are held against.
+
+Nothing of lcalens is used: what these say is what Hugging Face says.
+"""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+CAPITALS = dict(
+    zip(
+        "France Italy Spain Greece Austria Norway Sweden Poland Egypt Kenya Peru Cuba Japan China Iran Iraq".split(),
+        "Paris Rome Madrid Athens Vienna Oslo Stockholm Warsaw Cairo Nairobi Lima Havana Tokyo Beijing Tehran "
+        "Baghdad".split(),
+        strict=True,
+    )
+)
+LANGUAGES = dict(
+    zip(
+        "Dante Cervantes Goethe Tolstoy Camus Mishima Homer Ibsen".split(),
+        "Italian Spanish German Russian French Japanese Greek Norwegian".split(),
+        strict=True,
+    )
+)
+FACTS = [(f"The capital of {land} is", city) for land, city in CAPITALS.items()] + [
+    (f"The mother tongue of {name} is", tongue) for name, tongue in LANGUAGES.items()
+]
+CORPUS = [f"{prompt} {answer}" for prompt, answer in FACTS] + [f"Do not think of {answer}." for _, answer in FACTS]
+FAMILIES = ("gpt2", "gemma", "gemma2", "gemma3", "llama")
+TEMPLATE = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+
+
+def byte_level_tokenizer():
+    """As GPT-2's: byte-level BPE, a word's leading space in its token, no BOS of its own accord."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+
+
+def metaspace_tokenizer():
+    """As Gemma's: BPE over ▁ for spaces, bytes for what it does not know, and a BOS put first."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=True)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=620, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def config_of(family, vocabulary, **changes):
+    """A small configuration of each family, with what sets the family apart; its weights are large on purpose."""
+    common = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 160,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+    if family == "gpt2":
+        small = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 160, "initializer_range": 0.1}
+        return GPT2Config(**({"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0} | small | changes))
+    if family == "gemma":
+        return GemmaConfig(**(common | {"num_key_value_heads": 1} | changes))
+    if family == "gemma2":
+        caps = {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 15.0, "query_pre_attn_scalar": 24}
+        return Gemma2Config(**(common | caps | {"sliding_window": 64} | changes))
+    if family == "gemma3":
+        layers = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "sliding_window": 64}
+        return Gemma3TextConfig(**(common | layers | {"query_pre_attn_scalar": 24} | changes))
+    return LlamaConfig(**(common | {"tie_word_embeddings": False} | changes))
+
+
+def tokenizer_of(family):
+    return byte_level_tokenizer() if family == "gpt2" else metaspace_tokenizer()
+
+
+def save_standin(folder, family, *, train_steps=0, **changes):
+    """A model and its tokenizer as a Hugging Face folder, trained on CORPUS where asked to."""
+    tokenizer = tokenizer_of(family)
+    set_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family, len(tokenizer), **changes))
+    if train_steps:
+        _train(model, tokenizer, train_steps)
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _train(model, tokenizer, steps):
+    # One sentence alone, or behind another: the answers must not hang on their place.
+    lines = CORPUS + [f"{a}. {b}" for a, b in zip(CORPUS, CORPUS[7:] + CORPUS[:7], strict=True)]
+    rows = [tokenizer(line).input_ids for line in lines]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(steps):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def hugging_face(folder, **options):
+    """The folder's model as Hugging Face loads it, eager and in float32."""
+    options = {"attn_implementation": "eager", "dtype": torch.float32} | options
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def hugging_face_tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def logits_of(model, ids):
+    """One sequence's logits from a plain forward pass: no padding, no mask, no cache."""
+    return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+
+
+def brute_force(model, ids, start, stop):
+    """The log-probability of tokens start to stop, one forward pass for each, and whether each is the likeliest."""
+    total, greedy = 0.0, True
+    for at in range(start, stop):
+        logits = logits_of(model, ids[:at])[-1].double()
+        total += torch.log_softmax(logits, -1)[ids[at]].item()
+        greedy &= int(logits.argmax()) == ids[at]
+    return total, greedy
