@@ -1,5 +1,6 @@
 """The command line: `lcalens hijack` and `lcalens ask`, from the dataclasses that the functions use."""
 
+import shlex
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, fields
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
     from lcalens.results import Result
 from lcalens.llm.efficacy import EfficacyConfig
 
-_SCHEMES_HELP = (
-    f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as `\"Forget about {{target_false}}.\"`."
-)
+_OWN = '`"Forget about {target_false}."`'
+_SCHEMES_HELP = f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_OWN}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,15 @@ def main(arguments: list[str] | None = None) -> int:
     description = "Measure context hijacking of language models."
     command = tyro.cli(Command, args=arguments, prog="lcalens", description=description)
     try:
-        return run_ask(command) if isinstance(command, Ask) else run_hijack(command)
+        return run_ask(command) if isinstance(command, Ask) else run_hijack(command, arguments)
     except LcalensError as error:
         print(textwrap.fill(f"lcalens: {error}", 110), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nlcalens: stopped; finished parts are kept in --out, the same command goes on from there.", file=sys.stderr)
+        print(
+            "\nlcalens: stopped; finished parts are kept in --out, the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 0
@@ -106,20 +109,20 @@ def _first_line(command: type) -> str:
     return (command.__doc__ or "").splitlines()[0]
 
 
-def run_hijack(command: Hijack) -> int:
+def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write what `--out` asks for."""
     from lcalens import efficacy, load_facts, load_model
-    from lcalens.screen import efficacy_screen
+    from lcalens.screen import efficacy_markdown, efficacy_screen
 
-    facts = load_facts(
-        command.facts, relations=command.relations or None, limit=command.limit, strict=command.strict
-    )
+    facts = load_facts(command.facts, relations=command.relations or None, limit=command.limit, strict=command.strict)
     model = load_model(command.model, device=command.device, dtype=command.dtype)
     config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
     result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
     print(efficacy_screen(result))
     if command.out is not None:
         _write(result, command.out, measure=command.measure)
+        table = efficacy_markdown(result, shlex.join(["lcalens", *(sys.argv[1:] if arguments is None else arguments)]))
+        (command.out / "table.md").write_text(table, encoding="utf-8")
     return 0
 
 
@@ -145,7 +148,7 @@ def _write(result: "Result", out: Path, **options: str) -> None:
         result.plot(**options).savefig(out / "figure.png", dpi=200)
     except OSError as error:
         raise LcalensError(f"out: {str(out)!r} cannot be written ({error.strerror or error}).") from error
-    print(f"\nWritten to {out}: figure.png, values.parquet, result/ (read it with lcalens.Result.load)")
+    print(f"\nWritten to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")
 
 
 if __name__ == "__main__":

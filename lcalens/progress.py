@@ -38,4 +38,6 @@ def progress_callback(progress: bool | ProgressCallback, *, unit: str) -> Iterat
         with bar:
             yield show
     else:
-        raise LcalensError(f"progress: expected True, False or a function of (done, total, what), got {progress!r:.60}.")
+        raise LcalensError(
+            f"progress: expected True, False or a function of (done, total, what), got {progress!r:.60}."
+        )

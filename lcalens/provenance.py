@@ -1,7 +1,7 @@
 """What a result must say of where it came from: the model, its dtype and processing, the versions of the libraries.
 
-A model that `load_model` made carries a `ModelInfo`; any other TransformerBridge gets one worked out from what it holds,
-so that no result is ever without.
+A model that `load_model` made carries a `ModelInfo`; any other TransformerBridge gets one worked out from what it
+holds, so that no result is ever without.
 """
 
 import hashlib

@@ -4,13 +4,16 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within it, transformers and TransformerLens log errors only and draw no bars; their settings come back after."""
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as hf_logging
+
+    gguf_reader: Any = modeling_gguf_pytorch_utils
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     root_level = logging.getLogger().level

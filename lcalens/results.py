@@ -1,4 +1,4 @@
-"""The one result type: numbers with named axes, one value an example, the tables made from them, and where they come from.
+"""The one result type: numbers with named axes, a value for each example, tables made from them, and their provenance.
 
 Functions return results; they never print. A result shows itself in a notebook, draws itself when asked, and is saved
 without pickle: safetensors for the numbers, parquet for the tables, JSON for the rest.
@@ -48,7 +48,9 @@ class Result:
         shape = tuple(len(labels) for labels in self.axes.values())
         for name, array in self.values.items():
             if array.shape != shape:
-                raise LcalensError(f"values: {name!r} has shape {array.shape}, the axes {tuple(self.axes)} give {shape}.")
+                raise LcalensError(
+                    f"values: {name!r} has shape {array.shape}, the axes {tuple(self.axes)} give {shape}."
+                )
         if EXAMPLE in self.axes and len(self.examples) != len(self.axes[EXAMPLE]):
             raise LcalensError(f"examples: {len(self.examples)} rows for {len(self.axes[EXAMPLE])} examples.")
 
@@ -117,8 +119,9 @@ class Result:
                 seed=seed,
             )
             labels = {axis: others[axis][i] for axis, i in zip(others, place, strict=True)}
-            rows.append(labels | {"value": found.mean() if len(found) else np.nan, "low": low, "high": high,
-                                  "n": len(found)})
+            rows.append(
+                labels | {"value": found.mean() if len(found) else np.nan, "low": low, "high": high, "n": len(found)}
+            )
         return pd.DataFrame(rows)
 
     def plot(self, **options: Any) -> Any:
@@ -155,8 +158,9 @@ class Result:
                 "provenance": dict(self.provenance),
             }
             (new / "result.json").write_text(json.dumps(head, indent=1, default=_plain), encoding="utf-8")
-            save_file({name: np.ascontiguousarray(array) for name, array in self.values.items()},
-                      new / "values.safetensors")
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in self.values.items()}, new / "values.safetensors"
+            )
             self.examples.to_parquet(new / "examples.parquet")
             for name, table in self.tables.items():
                 table.to_parquet(new / f"{name}.parquet")

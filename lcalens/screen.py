@@ -1,6 +1,7 @@
-"""Results as text for a terminal."""
+"""Results as text: for a terminal, and as a Markdown page."""
 
-from typing import TYPE_CHECKING
+import html
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -30,16 +31,19 @@ def efficacy_screen(result: "Result") -> str:
     last = max(result.axes["n"])
     against = controls[(controls["subset"] == "all") & (controls["n"] == last)]
     if len(against):
-        lines += ["", f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]"]
         lines += [
-            f"  {row.scheme:20} - {row.control:16}{row.difference:+.2f} [{row.difference_low:+.2f}, "
-            f"{row.difference_high:+.2f}]{'*' if row.holm_p < _ALPHA else ' '} {row.facts:5d} facts"
+            "",
+            f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]",
+        ]
+        lines += [
+            f"  {_cut(row.scheme):28} - {_cut(row.control):16}{row.difference:+.2f} [{row.difference_low:+.2f}, "
+            f"{row.difference_high:+.2f}]{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
             for row in against.itertuples()
         ]
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
-            f"  {row.scheme:20} n={row.n:<3}{row.facts:5d} facts: {row.reason}"
+            f"  {_cut(row.scheme):28} n={row.n:<3}{row.facts:5d} facts: {row.reason}"
             for row in result.tables["impossible"].itertuples()
         ]
     if facts["skipped"]:
@@ -48,6 +52,75 @@ def efficacy_screen(result: "Result") -> str:
     if cells["loaded"]:
         lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
     return "\n".join(lines)
+
+
+def efficacy_markdown(result: "Result", command: str) -> str:
+    """The same tables as a Markdown page, with the command that made them under them.
+
+    Args:
+        result: Of `efficacy`.
+        command: The command line.
+    """
+    facts, config, versions = (result.provenance[name] for name in ("facts", "config", "versions"))
+    lines = [
+        f"## {_escaped(_model(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
+        f"{config['scoring']}-object scoring" + (", chat template" if config["chat"] else ""),
+        "",
+        "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0 "
+        f"(McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
+    ]
+    heads = [f"n = {n}" for n in result.axes["n"]]
+    for subset, table in result.summary.groupby("subset", sort=False):
+        rows = [
+            [_escaped(scheme), rows["role"].iloc[0], str(rows["facts"].iloc[0]), *map(_cell, rows.itertuples())]
+            for scheme, rows in table.groupby("scheme", sort=False)
+        ]
+        title = _SUBSETS[str(subset)]
+        lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(["scheme", "role", "facts", *heads], rows)]
+    controls = result.tables["controls"]
+    if len(controls):
+        rows = [
+            [
+                _escaped(row.scheme),
+                str(row.control),
+                str(row.n),
+                str(row.facts),
+                f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]{_star(row.holm_p)}",
+            ]
+            for row in controls[controls["subset"] == "all"].itertuples()
+        ]
+        title = "### ES of a scheme minus its control's [95% bootstrap interval, clustered by relation]"
+        lines += ["", title, "", *_table(["scheme", "control", "n", "facts", "difference"], rows)]
+    missing = [
+        [_escaped(row.scheme), str(row.n), str(row.facts), _escaped(row.reason)]
+        for row in result.tables["impossible"].itertuples()
+    ]
+    if missing:
+        lines += ["", "### Not possible, and left out", "", *_table(["scheme", "n", "facts", "reason"], missing)]
+    made = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines += [
+        "",
+        f"Made by `{command}`",
+        f"({made}; facts {facts['digest']}, weights "
+        f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+
+
+def _escaped(text: object) -> str:
+    return html.escape(str(text), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def _star(p: object) -> str:
+    return "\\*" if _significant(p) else ""
+
+
+def _cell(row: Any) -> str:
+    return f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{_star(row.holm_p)}" if row.facts else "-"
 
 
 def answers_screen(result: "Result") -> str:
@@ -80,18 +153,25 @@ def _printable(text: str) -> str:
     return repr(text)
 
 
+def _significant(p: object) -> bool:
+    return isinstance(p, float) and p < _ALPHA  # NaN, where nothing was tested, is not
+
+
+def _cut(name: object) -> str:
+    name = str(name)
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
 def _pivot(table: pd.DataFrame) -> str:
     cells = [
         "     -"
         if not row.facts
-        else f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{'*' if row.holm_p < _ALPHA else ' '}"
+        else f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{'*' if _significant(row.holm_p) else ' '}"
         for row in table.itertuples()
     ]
-    schemes = [name if len(name) <= 28 else name[:27] + "…" for name in table["scheme"]]
+    schemes = table["scheme"].map(_cut)
     frame = pd.DataFrame({"scheme": schemes, "facts": table["facts"], "n": table["n"], "cell": cells})
-    wide = frame.pivot(index=["scheme", "facts"], columns="n", values="cell").reindex(
-        pd.MultiIndex.from_frame(frame[["scheme", "facts"]].drop_duplicates())
-    )
-    wide.columns = [f"n={n}" for n in wide.columns]
-    lines = wide.reset_index().to_string(index=False, justify="left").splitlines()
-    return "\n".join("  " + line for line in lines)
+    lines = ["  " + f"{'scheme':30}{'facts':>6}  " + "".join(f"{f'n={n}':21}" for n in frame["n"].unique()).rstrip()]
+    for (scheme, facts), rows in frame.groupby(["scheme", "facts"], sort=False):
+        lines.append(f"  {scheme:30}{facts:6d}  " + "".join(f"{cell:21}" for cell in rows["cell"]).rstrip())
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Intervals and tests: Wilson, McNemar's exact test, Holm's correction, and a bootstrap that resamples whole clusters."""
+"""Intervals and tests: Wilson, McNemar's exact test, Holm's correction, a bootstrap that resamples whole clusters."""
 
 from collections.abc import Sequence
 

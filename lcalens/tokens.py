@@ -1,7 +1,7 @@
 """Text to token ids and spans, for every room: one function, so that nobody's BOS rule slips in unseen.
 
-The ids are what the source's own Hugging Face tokenizer gives for the text: never the bridge's copy, which adds a BOS by
-a rule of its own.
+The ids are what the source's own Hugging Face tokenizer gives for the text: never the bridge's copy, which adds a BOS
+by a rule of its own.
 """
 
 from collections.abc import Mapping, Sequence

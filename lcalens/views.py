@@ -116,15 +116,15 @@ def _panels(count: int) -> "tuple[Figure, list[Axes]]":
 
 
 def _label(panels: "list[Axes]", counts: tuple[int, ...], measure: str) -> None:
-    for panel in panels:
+    for i, panel in enumerate(panels):
+        if i % _COLUMNS == 0:
+            panel.set_ylabel(measure, fontsize=7)
         panel.set_xticks(range(len(counts)), [str(n) for n in counts], fontsize=7)
         panel.set_ylim(-0.03, 1.03)
         panel.tick_params(labelsize=7)
         panel.grid(axis="y", lw=0.4, alpha=0.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xlabel("sentences before the prompt", fontsize=7)
-        if panel.get_subplotspec().is_first_col():
-            panel.set_ylabel(measure, fontsize=7)
 
 
 def _short(text: str, width: int = 34) -> str:

@@ -1,7 +1,7 @@
 """Tests run without a hub, and with jaxtyping's shapes and beartype's types checked on every call.
 
-The tests in faults/ run apart and unchecked (`make test` does both): a user has no type checker between a wrong argument
-and the error that lcalens gives.
+The tests in faults/ run apart and unchecked (`make test` does both): a user has no type checker between a wrong
+argument and the error that lcalens gives.
 """
 
 import os

@@ -47,7 +47,9 @@ def ask(
     for name, text in [("prompt", prompt), *(("answers", answer) for answer in answers)]:
         check_text(name, text)
         if not text.strip():
-            raise LcalensError(f"{name}: {text!r} is empty; give a text to be continued, such as 'The Eiffel Tower is in'.")
+            raise LcalensError(
+                f"{name}: {text!r} is empty; give a text to be continued, such as 'The Eiffel Tower is in'."
+            )
     sentences = [] if hijack is None else [hijack] if isinstance(hijack, str) else list(hijack)
     for sentence in sentences:
         check_text("hijack", sentence)
@@ -56,7 +58,7 @@ def ask(
         raise LcalensError(f"top: {top!r} is not a whole number from 1 to the vocabulary's {vocabulary}.")
     prompt = prompt.rstrip()
     clean = [prompt] if not sentences else [prompt, JOIN.join([*(s.strip() for s in sentences), prompt])]
-    texts = dict(zip(_CONTEXTS, clean, strict=False))
+    texts: dict[str, str] = dict(zip(_CONTEXTS, clean, strict=False))
 
     tokenizer = source_tokenizer(model)
     ids, probabilities = [], []
@@ -97,7 +99,9 @@ def _scored(model: Any, tokenizer: Any, texts: dict[str, str], answers: Sequence
     encoded = encode(tokenizer, contexts, answers=list(answers) * len(texts), chat=chat)
     found = score(model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded])
     logp = found.logp.reshape(len(texts), len(answers))
-    table = pd.DataFrame({"answer": list(answers), **{f"{name}_logp": row for name, row in zip(texts, logp, strict=True)}})
+    table = pd.DataFrame(
+        {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(texts, logp, strict=True)}}
+    )
     if len(texts) == 2:
         table["change"] = logp[1] - logp[0]
     return table

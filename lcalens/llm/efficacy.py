@@ -11,9 +11,9 @@ import pandas as pd
 
 from lcalens.errors import LcalensError
 from lcalens.llm.facts import Fact, Facts
-from lcalens.llm.hijack import HijackedPrompt, check_counts, hijack_prompts
-from lcalens.llm.related import EmbeddingNeighbours, RelatedTable
-from lcalens.llm.schemes import find_scheme
+from lcalens.llm.hijack import HijackedPrompt, Hijacks, check_counts, hijack_prompts
+from lcalens.llm.related import EmbeddingNeighbours, RelatedTable, RelatedWords
+from lcalens.llm.schemes import SCHEMES, find_scheme
 from lcalens.llm.scoring import Continuation, score
 from lcalens.llm.summary import summarise
 from lcalens.progress import ProgressCallback, progress_callback
@@ -103,35 +103,36 @@ def efficacy(
     shape = (len(facts), len(config.schemes), len(config.counts))
     values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
     impossible: Counter[tuple[str, int, str]] = Counter()
-    work: list[tuple[int, Sequence[HijackedPrompt]]] = []
-    clean = hijack_prompts(facts, config.schemes[0], counts=(0,)).prompts
-    work.extend((-1, chunk) for chunk in _chunks(clean))
-    for index, scheme in enumerate(config.schemes):
-        found = hijack_prompts(facts, scheme, counts=config.counts[1:] or (0,), seed=config.seed, words=words)
-        impossible.update((scheme, item.n, item.reason) for item in found.impossible)
-        work.extend((index, chunk) for chunk in _chunks([prompt for prompt in found.prompts if prompt.n]))
-
     measure = _cell_function(model, tokenizer, config.chat)
     store = CellStore(None if active_hooks(model) else out)
     key = [_CELL_FORMAT, fingerprint(model), model_info(model).to_dict(), config.chat]
     paths: set[str] = set()
     with progress_callback(progress, unit="prompts") as report:
-        done, total = 0, sum(len(chunk) for _, chunk in work)
-        for index, chunk in work:
+        done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
+        # One scheme's prompts at a time: memory does not grow with the number of schemes.
+        for index in range(-1, len(config.schemes)):
             what = "clean" if index < 0 else config.schemes[index]
+            found = _prompts(facts, config, words, index)
+            impossible.update((what, item.n, item.reason) for item in found.impossible)
+            total -= len(found.impossible)
             report(done, total, what)
-            cell = _cell(store, key, chunk, measure, paths)
-            for i, prompt in enumerate(chunk):
-                at = positions[prompt.fact.case_id], slice(None) if index < 0 else index, config.counts.index(prompt.n)
-                if config.scoring == "whole" or not cell["alike"][i]:
+            for chunk in _chunks(found.prompts):
+                cell = _cell(store, key, chunk, measure, paths)
+                for i, prompt in enumerate(chunk):
+                    if config.scoring == "first" and cell["alike"][i]:
+                        continue
+                    columns = slice(None) if index < 0 else index
+                    at = positions[prompt.fact.case_id], columns, config.counts.index(prompt.n)
                     for name in _QUANTITIES:
                         values[name][at] = cell[name if config.scoring == "whole" else f"first_{name}"][i]
-            done += len(chunk)
-            report(done, total, what)
+                done += len(chunk)
+                report(done, total, what)
 
     examples = _examples(facts, known=values["greedy"][:, 0, 0] == 1)
     alike = int(np.isnan(values["logp_true"][:, 0, 0]).sum())
-    impossible.update({(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike})
+    impossible.update(
+        {(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike}
+    )
     axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
     provenance = {
         "model": model_info(model).to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)},
@@ -146,14 +147,15 @@ def efficacy(
 
 
 def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
-    from lcalens.llm.schemes import SCHEMES
-
     names = [schemes] if isinstance(schemes, str) else list(schemes)
     names = list(SCHEMES) if names == ["all"] else names
     chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
     if not chosen:
         raise LcalensError(f"schemes: there are none; known are {', '.join(SCHEMES)}.")
-    for argument, value, known in (("scoring", scoring, ("whole", "first")), ("related", related, ("table", "embedding"))):
+    for argument, value, known in (
+        ("scoring", scoring, ("whole", "first")),
+        ("related", related, ("table", "embedding")),
+    ):
         if value not in known:
             raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
     if not isinstance(chat, bool):
@@ -168,6 +170,15 @@ def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, s
         related=related,  # pyright: ignore[reportArgumentType]
         seed=seed,
     )
+
+
+def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:
+    """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
+    if index < 0:
+        return hijack_prompts(facts, "neutral", counts=(0,))
+    if not config.counts[1:]:
+        return Hijacks((), ())
+    return hijack_prompts(facts, config.schemes[index], counts=config.counts[1:], seed=config.seed, words=words)
 
 
 def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedPrompt]]:

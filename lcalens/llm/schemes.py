@@ -170,28 +170,71 @@ def _builtin() -> Iterator[Scheme]:
     def scheme(name: str, role: str, control: str, summary: str, sentences: Callable) -> Scheme:
         return Scheme(name=name, role=role, control=control, summary=summary, sentences=sentences)
 
-    yield scheme("dont-think", "hijack", "unrelated", "Do not think of {false object}.",
-                 lambda fact, around: _dont_think(fact.target_false))
-    yield scheme("negation", "hijack", "neutral", "a true negated sentence: {subject} is not in {false object}.",
-                 _negation)
-    yield scheme("factual", "hijack", "neutral", "true sentences about other subjects whose object is the false one",
-                 lambda fact, around: _true_sentences(fact, fact.target_false, around))
-    yield scheme("related-word", "hijack", "unrelated-word", "Do not think of {a word near the false object}.",
-                 _related("associate"))
-    yield scheme("related-form", "hijack", "unrelated-form", "Do not think of {another form of the false object}.",
-                 _related("form"))
-    yield scheme("reverse-dont-think", "reverse", "unrelated", "Do not think of {true object}.",
-                 lambda fact, around: _dont_think(fact.target_true))
-    yield scheme("reverse-factual", "reverse", "neutral", "true sentences about other subjects with the true object",
-                 lambda fact, around: _true_sentences(fact, fact.target_true, around))
-    yield scheme("unrelated", "control", "", "Do not think of {an object of another relation}.",
-                 lambda fact, around: _dont_think(_unrelated_object(fact, around)))
-    yield scheme("neutral", "control", "", f"{NEUTRAL} (names no object)",
-                 lambda fact, around: repeat(Sentence(text=NEUTRAL)))
-    yield scheme("unrelated-word", "control", "", "related-word's sentence with another object's related word",
-                 _not_related("associate"))
-    yield scheme("unrelated-form", "control", "", "related-form's sentence with another object's form",
-                 _not_related("form"))
+    yield scheme(
+        "dont-think",
+        "hijack",
+        "unrelated",
+        "Do not think of {false object}.",
+        lambda fact, around: _dont_think(fact.target_false),
+    )
+    yield scheme(
+        "negation", "hijack", "neutral", "a true negated sentence: {subject} is not in {false object}.", _negation
+    )
+    yield scheme(
+        "factual",
+        "hijack",
+        "neutral",
+        "true sentences about other subjects whose object is the false one",
+        lambda fact, around: _true_sentences(fact, fact.target_false, around),
+    )
+    yield scheme(
+        "related-word",
+        "hijack",
+        "unrelated-word",
+        "Do not think of {a word near the false object}.",
+        _related("associate"),
+    )
+    yield scheme(
+        "related-form",
+        "hijack",
+        "unrelated-form",
+        "Do not think of {another form of the false object}.",
+        _related("form"),
+    )
+    yield scheme(
+        "reverse-dont-think",
+        "reverse",
+        "unrelated",
+        "Do not think of {true object}.",
+        lambda fact, around: _dont_think(fact.target_true),
+    )
+    yield scheme(
+        "reverse-factual",
+        "reverse",
+        "neutral",
+        "true sentences about other subjects with the true object",
+        lambda fact, around: _true_sentences(fact, fact.target_true, around),
+    )
+    yield scheme(
+        "unrelated",
+        "control",
+        "",
+        "Do not think of {an object of another relation}.",
+        lambda fact, around: _dont_think(_unrelated_object(fact, around)),
+    )
+    yield scheme(
+        "neutral", "control", "", f"{NEUTRAL} (names no object)", lambda fact, around: repeat(Sentence(text=NEUTRAL))
+    )
+    yield scheme(
+        "unrelated-word",
+        "control",
+        "",
+        "related-word's sentence with another object's related word",
+        _not_related("associate"),
+    )
+    yield scheme(
+        "unrelated-form", "control", "", "related-form's sentence with another object's form", _not_related("form")
+    )
 
 
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _builtin()}

@@ -33,7 +33,8 @@ class _Data:
 
     def complete(self, *schemes: str) -> np.ndarray:
         """The facts that have every n of all these schemes."""
-        return ~np.isnan(self.odds[:, [self.schemes.index(name) for name in schemes]]).any(axis=(1, 2))
+        missing = np.isnan(self.odds[:, [self.schemes.index(name) for name in schemes]])
+        return np.logical_not(missing.any(axis=(1, 2)))
 
     def subsets(self) -> dict[str, np.ndarray]:
         """Which facts are in each subset."""

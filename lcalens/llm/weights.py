@@ -185,7 +185,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise LcalensError(
-            f"source: {path.name} could not be read as GGUF ({type(error).__name__}: {str(error):.200}). It is damaged, "
+            f"source: {path.name} could not be read as GGUF ({type(error).__name__}: {error!s:.200}). It is damaged, "
             "or of an architecture that transformers does not read from GGUF: use the model's Hugging Face folder."
         ) from error
 

@@ -3,6 +3,10 @@
 Nothing of lcalens is used: what these say is what Hugging Face says.
 """
 
+import json
+
+import gguf
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -60,11 +64,11 @@ def byte_level_tokenizer():
     )
 
 
-def metaspace_tokenizer():
-    """As Gemma's: BPE over ▁ for spaces, bytes for what it does not know, and a BOS put first."""
+def metaspace_tokenizer(prepend="never"):
+    """As Gemma's: BPE over ▁ for spaces, bytes for what it does not know, a BOS first; `prepend="first"` as LLaMA 2's."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend, split=True)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.BpeTrainer(
         vocab_size=620, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
@@ -134,11 +138,14 @@ def _train(model, tokenizer, steps):
     labels = ids.masked_fill(mask == 0, -100)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # quicker for so small a model, and twenty times so on a busy machine
     for _ in range(steps):
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    torch.set_num_threads(threads)
 
 
 def hugging_face(folder, **options):
@@ -165,3 +172,84 @@ def brute_force(model, ids, start, stop):
         total += torch.log_softmax(logits, -1)[ids[at]].item()
         greedy &= int(logits.argmax()) == ids[at]
     return total, greedy
+
+
+def token_bytes(tokenizer, ids, *, byte_level):
+    """What each token stands for, in bytes, read off the vocabulary; nothing for special tokens."""
+    alphabet = _byte_alphabet()
+    found = []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        if token in tokenizer.all_special_tokens:
+            found.append(b"")
+        elif byte_level:
+            found.append(bytes(alphabet[character] for character in token))
+        elif len(token) == 6 and token.startswith("<0x"):
+            found.append(bytes([int(token[3:5], 16)]))
+        else:
+            found.append(token.replace("▁", " ").encode())
+    return found
+
+
+def _byte_alphabet():
+    """GPT-2's table: printable bytes stand for themselves, the rest for 256, 257, ... (Radford et al., encoder.py)."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(other)}
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def save_tiny_gguf(path, *, seed=0, architecture="llama"):
+    """A two-layer LLaMA as a GGUF file, as llama.cpp's converter writes one; the model it was made from is returned."""
+    tokenizer = byte_level_tokenizer()
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    config = config_of("llama", len(tokenizer), bos_token_id=0, eos_token_id=0, num_hidden_layers=2)
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_file_type(int(gguf.LlamaFileType.ALL_F32))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(sorted(spec["vocab"], key=spec["vocab"].get))
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(spec["vocab"]) - 1))
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in spec["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        for kind, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if kind in name:  # llama.cpp keeps the rotated pairs side by side
+                values = values.reshape(heads, 2, -1, config.hidden_size).swapaxes(1, 2).reshape(values.shape)
+        for theirs, ours in _GGUF_NAMES.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
