@@ -21,8 +21,8 @@ from lcalens.errors import LcalensError
 from lcalens.llm.packing import Row, batches, pack
 from lcalens.tokens import check_length
 
-# Larger rows share more but attend over more; larger batches fall out of the processor's cache.
-MAX_NODES = 128
+# Larger batches fall out of the processor's cache.
+MAX_NODES = 1024
 MAX_TOKENS = 1024
 _LOGIT_BYTES = 1 << 28
 _SCORE_BYTES = 1 << 29

@@ -1,0 +1,319 @@
+"""Scores against the sums of Hugging Face's own log-softmax, one unpadded forward pass for every token."""
+
+import functools
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import standins
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lcalens.errors import LcalensError
+from lcalens.llm import scoring
+from lcalens.llm.models import load_model
+from lcalens.llm.scoring import Continuation, can_share, score
+from lcalens.tokens import encode
+
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+HIJACKS = ["", "Do not think of Rome. ", "Do not think of Rome. Do not think of Rome. ", "Łódź 🙂. "]
+ANSWERS = ["Paris", "Rome", "Stockholm Oslo", "日本", "x"]
+
+
+def ask(one, texts, answers):
+    """Every text with every answer, through the tokenizer."""
+    pairs = [(text, answer) for text in texts for answer in answers]
+    encoded = encode(one.tokenizer, [text for text, _ in pairs], answers=[answer for _, answer in pairs])
+    return [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded]
+
+
+def expected(one, continuations):
+    found = [standins.brute_force(one.plain, item.ids, item.start, item.stop) for item in continuations]
+    return np.array([logp for logp, _ in found]), np.array([greedy for _, greedy in found], dtype=bool)
+
+
+def load(folder, family, **changes):
+    standins.save_standin(folder, family, **changes)
+    return SimpleNamespace(
+        model=load_model(folder),
+        plain=standins.hugging_face(folder),
+        tokenizer=standins.hugging_face_tokenizer(folder),
+    )
+
+
+def check(one, continuations, path, **options):
+    logp, greedy = expected(one, continuations)
+    scores = score(one.model, continuations, **options)
+    np.testing.assert_allclose(scores.logp, logp, **TOLERANCE)
+    np.testing.assert_array_equal(scores.greedy, greedy)
+    assert scores.path == path
+    return scores
+
+
+# --- every family, on both paths ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(standin):
+    """A study's worth of questions, and the slow answers, once for each family."""
+
+    @functools.cache
+    def get(family):
+        one = standin(family)
+        texts = [hijack + prompt for hijack in HIJACKS for prompt, _ in standins.FACTS[:3]]
+        continuations = ask(one, texts, ANSWERS)
+        return one, continuations, *expected(one, continuations)
+
+    return get
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("family", standins.FAMILIES)
+def test_scores_are_hugging_faces_own(asked, family, share):
+    one, continuations, logp, greedy = asked(family)
+    assert np.ptp(logp) > 5, "the questions must differ to tell anything"
+    scores = score(one.model, continuations, share=share)
+    assert scores.path == ("shared" if share else "padded")
+    assert can_share(one.model)
+    np.testing.assert_allclose(scores.logp, logp, **TOLERANCE)
+    np.testing.assert_array_equal(scores.greedy, greedy)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sharing_computes_fewer_tokens(asked, family):
+    one, continuations, *_ = asked(family)
+    shared, padded = (score(one.model, continuations, share=share).tokens for share in (True, False))
+    prefixes = {item.ids[:end] for item in continuations for end in range(1, item.stop)}
+    assert len(prefixes) <= shared < padded / 2
+
+
+def test_a_trained_models_answers_are_greedy(standin):
+    one = standin("gpt2")
+    right = [ask(one, [prompt], [answer])[0] for prompt, answer in standins.FACTS]
+    wrong = [ask(one, [prompt], [standins.FACTS[(i + 1) % 16][1]])[0] for i, (prompt, _) in enumerate(standins.FACTS)]
+    scores = check(one, [*right, *wrong], "shared")
+    assert scores.greedy[: len(right)].mean() > 0.9
+    assert not scores.greedy[len(right) :].any()
+    assert (scores.logp[: len(right)] - scores.logp[len(right) :] > 1).mean() > 0.9  # it has opinions
+
+
+def test_greedy_wants_every_token_to_be_the_likeliest(standin):
+    """The first token right and a later one wrong, and the other way round."""
+    one = standin("gpt2")
+    prompt = one.tokenizer("The capital of France is").input_ids
+    best = []
+    for _ in range(2):
+        best.append(int(standins.logits_of(one.plain, prompt + best)[-1].argmax()))
+    first, second = best
+    after_other = int(standins.logits_of(one.plain, [*prompt, 7])[-1].argmax())
+    tails = {(first, second): True, (first, (second + 1) % 400): False, (7, after_other): False, (first,): True}
+    continuations = [Continuation((*prompt, *tail), len(prompt), len(prompt) + len(tail)) for tail in tails]
+    assert check(one, continuations, "shared").greedy.tolist() == list(tails.values())
+
+
+# --- shapes of the work ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_duplicates_a_single_one_and_none(standin, share):
+    one = standin("llama")
+    path = "shared" if share else "padded"
+    (item,) = ask(one, ["The capital of France is"], ["Stockholm Oslo"])
+    alone = check(one, [item], path, share=share)
+    thrice = check(one, [item, *ask(one, ["x"], ["Paris"]), item, item], path, share=share)
+    np.testing.assert_allclose(thrice.logp[[0, 2, 3]], alone.logp[0], **TOLERANCE)
+    nothing = score(one.model, [], share=share)
+    assert nothing.logp.shape == nothing.greedy.shape == (0,)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_a_question_that_begins_another(standin, family, share):
+    """One continuation ends inside the other's prompt, so tokens that nobody scores stand between theirs."""
+    one = standin(family)
+    (long,) = ask(one, ["The capital of France is Paris. The capital of Italy is"], ["Rome"])
+    (short,) = ask(one, ["The capital of France is"], ["Paris"])
+    (early,) = ask(one, ["The"], ["capital"])
+    check(one, [long, short, early], "shared" if share else "padded", share=share)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_only_the_tokens_from_start_to_stop_count(standin, share):
+    one = standin("gpt2")
+    ids = tuple(one.tokenizer("The capital of France is Paris. Do not think of Rome.").input_ids)
+    spans = [(1, len(ids)), (len(ids) - 1, len(ids)), (4, 6), (1, 2), (3, 9)]
+    check(one, [Continuation(ids, *span) for span in spans], "shared" if share else "padded", share=share)
+
+
+@pytest.mark.parametrize("bounds", [(8, 16), (128, 40), (20, 1)])
+def test_small_rows_and_batches_change_nothing(asked, monkeypatch, bounds):
+    one, continuations, logp, greedy = asked("gemma2")
+    monkeypatch.setattr(scoring, "MAX_NODES", bounds[0])
+    monkeypatch.setattr(scoring, "MAX_TOKENS", bounds[1])
+    scores = score(one.model, continuations)
+    np.testing.assert_allclose(scores.logp, logp, **TOLERANCE)
+    np.testing.assert_array_equal(scores.greedy, greedy)
+
+
+IDS = st.lists(st.integers(3, 6), min_size=2, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(IDS, st.randoms(use_true_random=False)), min_size=1, max_size=6), share=st.booleans())
+def test_any_set_of_continuations(standin, rows, share):
+    one = standin("llama")
+    cuts = [sorted(rng.sample(range(1, len(ids) + 1), 2)) for ids, rng in rows]
+    continuations = [Continuation(tuple(ids), *cut) for (ids, _), cut in zip(rows, cuts, strict=True)]
+    check(one, continuations, "shared" if share else "padded", share=share)
+
+
+# --- hooks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_hooks_on_the_bridge_run(standin, share):
+    one = standin("gpt2")
+    continuations = ask(one, ["The capital of France is", "The capital of Italy is"], ["Paris", "Rome"])
+    before = score(one.model, continuations, share=share).logp
+    with one.model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: value * 0)]):
+        hooked = score(one.model, continuations, share=share).logp
+        wanted = [
+            one.model(torch.tensor([item.ids]))[0].log_softmax(-1)[item.start - 1, item.ids[item.start]].item()
+            for item in continuations
+        ]
+    assert all(item.stop == item.start + 1 for item in continuations)
+    np.testing.assert_allclose(hooked, wanted, **TOLERANCE)
+    assert np.abs(hooked - before).max() > 0.1
+    np.testing.assert_allclose(score(one.model, continuations, share=share).logp, before, **TOLERANCE)
+
+
+# --- models that cannot share ---------------------------------------------------------------------------------------
+
+LONG = "Do not think of Rome. Do not think of Athens. The capital of Italy is"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_a_window_shorter_than_the_prompts_is_run_padded(tmp_path, family):
+    one = load(tmp_path, family, sliding_window=8)
+    continuations = ask(one, [LONG, "The capital of Italy is"], ["Rome", "Stockholm Oslo"])
+    assert max(item.stop for item in continuations) > 16
+    check(one, continuations, "padded")
+    short = ask(one, ["x"], ["Rome"])
+    assert max(item.stop for item in short) < 8
+    check(one, short, "shared")
+
+
+@pytest.mark.parametrize("change", [-2, -1, 0, 1])
+def test_at_the_windows_edge_scores_are_right_on_either_path(tmp_path, change):
+    probe = standins.metaspace_tokenizer()(f"{LONG} Stockholm Oslo").input_ids
+    one = load(tmp_path, "gemma3", sliding_window=len(probe) + change)
+    continuations = ask(one, [LONG], ["Rome", "Athens", "Stockholm Oslo", "Stockholm Rome"])
+    assert max(item.stop for item in continuations) == len(probe)
+    logp, greedy = expected(one, continuations)
+    scores = score(one.model, continuations)
+    np.testing.assert_allclose(scores.logp, logp, **TOLERANCE)
+    np.testing.assert_array_equal(scores.greedy, greedy)
+
+
+def local_attention_model(window):
+    """GPT-Neo: its window is not called `sliding_window`, and its causal mask is its own."""
+    from transformers import AutoModelForCausalLM, GPTNeoConfig
+
+    tokenizer = standins.byte_level_tokenizer()
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=window,
+        max_position_embeddings=160,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    standins.set_seed(0)
+    return AutoModelForCausalLM.from_config(config), tokenizer
+
+
+@pytest.fixture(scope="module", params=[18, 20, 256])
+def local(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("neo")
+    for part in local_attention_model(request.param):
+        part.save_pretrained(folder)
+    return SimpleNamespace(
+        model=load_model(folder),
+        plain=standins.hugging_face(folder),
+        tokenizer=standins.hugging_face_tokenizer(folder),
+    )
+
+
+def test_a_local_window_of_another_name_is_obeyed(local):
+    continuations = ask(local, [LONG, "The capital of Italy is", "Do not think of Rome. x"], ANSWERS)
+    logp, _ = expected(local, continuations)
+    np.testing.assert_allclose(score(local.model, continuations).logp, logp, **TOLERANCE)
+
+
+def test_a_models_own_causal_mask_is_obeyed(local):
+    items = [*ask(local, ["The capital of Italy is"], ["Rome"]), *ask(local, ["The"], ["capital"])]
+    logp, _ = expected(local, items)
+    np.testing.assert_allclose(score(local.model, items).logp, logp, **TOLERANCE)
+
+
+def deafened(network, ignore):
+    """The network, whose forward now leaves `ignore` out of what it is given."""
+    forward = network.forward
+
+    @functools.wraps(forward)
+    def deaf(*args, **kwargs):
+        mask = kwargs.get("attention_mask")
+        if "mask" in ignore and mask is not None and mask.dim() == 4:
+            kwargs["attention_mask"] = None
+        if "positions" in ignore:
+            kwargs.pop("position_ids", None)
+        return forward(*args, **kwargs)
+
+    return deaf
+
+
+@pytest.mark.parametrize("ignore", [("mask",), ("positions",), ("mask", "positions")])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_model_deaf_to_masks_or_positions_is_found_out(tmp_path, monkeypatch, family, ignore):
+    one = load(tmp_path, family)
+    network = one.model.original_model
+    monkeypatch.setattr(network, "forward", deafened(network, ignore))
+    assert {"position_ids", "attention_mask"} <= inspect.signature(network.forward).parameters.keys()
+    assert not can_share(one.model)
+    continuations = ask(one, ["The capital of Italy is"], ["Rome", "Stockholm Oslo"])
+    if "positions" not in ignore or family == "llama":  # left padding shifts absolute positions; rotary ones do not mind
+        check(one, continuations, "padded")
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [(0, 2), (2, 2), (3, 2), (2, 9), (-1, 2)])
+def test_what_cannot_be_scored_is_refused(standin, span):
+    with pytest.raises(LcalensError, match="continuations"):
+        score(standin("llama").model, [Continuation((2, 3, 4), 1, 3), Continuation((2, 3, 4), *span)])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_text_longer_than_the_context_is_refused(standin, share):
+    one = standin("gpt2")
+    ids = tuple(one.tokenizer("\n" * 161).input_ids)
+    with pytest.raises(LcalensError, match="160"):
+        score(one.model, [Continuation(ids, 1, len(ids))], share=share)
+    check(one, [Continuation(ids[:160], 150, 160)], "shared" if share else "padded", share=share)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("share", [True, False])
+def test_weights_that_are_not_finite_are_refused(tmp_path, share, value):
+    one = load(tmp_path, "gpt2")
+    with torch.no_grad():
+        one.model.original_model.transformer.ln_f.weight[3] = value
+    with pytest.raises(LcalensError, match="not finite"):
+        score(one.model, ask(one, ["The capital of Italy is"], ["Rome"]), share=share)

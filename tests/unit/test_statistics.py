@@ -1,0 +1,184 @@
+"""Intervals and tests against closed forms, sums by hand and slow resampling."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, norm
+
+from lcalens.statistics import clustered_mean_interval, holm, mcnemar, wilson
+
+shares = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+
+
+# --- Wilson ---------------------------------------------------------------------------------------------------------
+
+
+@given(shares, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_is_its_closed_form(share, confidence):
+    successes, total = share
+    z, p = norm.ppf((1 + confidence) / 2), successes / total
+    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    low, high = wilson(successes, total, confidence=confidence)
+    assert low == pytest.approx(middle - half, abs=1e-12)
+    assert high == pytest.approx(middle + half, abs=1e-12)
+
+
+def test_wilson_covers_95_percent_unless_told_otherwise():
+    assert wilson(3, 10) == wilson(3, 10, confidence=0.95) == pytest.approx((0.1078, 0.6032), abs=5e-5)
+
+
+def test_wilson_of_nothing_is_nan():
+    assert all(map(math.isnan, wilson(0, 0)))
+
+
+# --- McNemar --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 25), st.integers(0, 25), st.integers(0, 5), st.integers(0, 5))
+def test_mcnemar_is_the_binomial_sum(gained, lost, both, neither):
+    before = np.array([False] * gained + [True] * lost + [True] * both + [False] * neither, dtype=bool)
+    after = np.array([True] * gained + [False] * lost + [True] * both + [False] * neither, dtype=bool)
+    changed = gained + lost
+    ways = [math.comb(changed, k) for k in range(changed + 1)]
+    expected = Fraction(sum(way for way in ways if way <= ways[gained]), 2**changed)
+    assert mcnemar(before, after) == pytest.approx(float(expected), rel=1e-9)
+    assert mcnemar(after, before) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_mcnemar_of_no_change_is_one():
+    same = np.array([True, False, True])
+    assert mcnemar(same, same) == 1
+    assert mcnemar(same[:0], same[:0]) == 1
+
+
+# --- Holm -----------------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    # Sorted: .005 x 4 = .02, .01 x 3 = .03, .03 x 2 = .06, .04 x 1 = .04, which may not fall below .06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_stops_at_one():
+    assert holm([0.6, 0.7, 0.001]) == pytest.approx([1, 1, 0.003])
+
+
+def test_holm_neither_changes_nor_counts_nan():
+    nan = float("nan")
+    assert holm([nan, 0.01, nan, 0.04, 0.03, 0.005, nan]) == pytest.approx(
+        [nan, 0.03, nan, 0.06, 0.06, 0.02, nan], nan_ok=True
+    )
+    assert holm([nan, nan]) == pytest.approx([nan, nan], nan_ok=True)
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_its_definition(p_values):
+    ranked = sorted(p_values)
+    steps = [min(1.0, (len(ranked) - i) * p) for i, p in enumerate(ranked)]
+    for p, corrected in zip(p_values, holm(p_values), strict=True):
+        # Equal p-values share the place of the first of them: the later ones' steps are smaller.
+        assert corrected == pytest.approx(max(steps[: ranked.index(p) + 1]))
+        assert p <= corrected <= 1
+
+
+# --- the clustered bootstrap ----------------------------------------------------------------------------------------
+
+
+def values_of(count=60, seed=3):
+    return np.random.default_rng(seed).normal(2, 1, count)
+
+
+def slow_interval(values, clusters, *, resamples=4000, seed=11):
+    """Clusters are drawn one by one with all their values, and the mean of what was drawn is taken."""
+    generator = np.random.default_rng(seed)
+    names = sorted(set(clusters.tolist()))
+    members = {name: [value for value, at in zip(values, clusters, strict=True) if at == name] for name in names}
+    means = []
+    for _ in range(resamples):
+        drawn = [value for i in generator.integers(0, len(names), len(names)) for value in members[names[i]]]
+        means.append(sum(drawn) / len(drawn))
+    return np.quantile(means, [0.025, 0.975])
+
+
+def test_singleton_clusters_are_the_plain_bootstrap():
+    values = values_of()
+    alone = np.array([f"relation {i:03}" for i in range(len(values))])
+    plain = clustered_mean_interval(values)
+    assert clustered_mean_interval(values, alone) == plain
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    assert plain == pytest.approx(tuple(theirs), abs=0.03)
+
+
+def test_clusters_of_equal_values_count_once():
+    means = values_of(6)
+    values, clusters = np.repeat(means, 50), np.repeat(list("abcdef"), 50)
+    clustered = clustered_mean_interval(values, clusters)
+    assert clustered == pytest.approx(clustered_mean_interval(means), abs=1e-12)
+    plain = clustered_mean_interval(values)
+    assert clustered[1] - clustered[0] > 4 * (plain[1] - plain[0])
+
+
+def test_clusters_of_unequal_size_weigh_by_their_values():
+    clusters = np.repeat(list("abcde"), [1, 2, 4, 8, 30])
+    values = values_of(len(clusters)) + np.repeat([5.0, -4, 3, -2, 0], [1, 2, 4, 8, 30])
+    order = np.random.default_rng(0).permutation(len(values))
+    low, high = clustered_mean_interval(values[order], clusters[order], resamples=8000)
+    slow = slow_interval(values, clusters)
+    assert (low, high) == pytest.approx(tuple(slow), abs=0.12 * (slow[1] - slow[0]))
+
+
+def test_the_interval_is_as_wide_as_the_confidence():
+    values = values_of(200)
+    for confidence in (0.5, 0.8, 0.99):
+        low, high = clustered_mean_interval(values, confidence=confidence, resamples=8000)
+        half = norm.ppf((1 + confidence) / 2) * values.std() / math.sqrt(len(values))
+        assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+
+
+def test_one_cluster_falls_back_to_its_values():
+    values = values_of()
+    assert clustered_mean_interval(values, np.array(["P36"] * len(values))) == clustered_mean_interval(values)
+
+
+def test_nothing_gives_nan():
+    assert all(map(math.isnan, clustered_mean_interval(np.array([], dtype=float))))
+    assert all(map(math.isnan, clustered_mean_interval(np.array([], dtype=float), np.array([], dtype=object))))
+
+
+def test_what_does_not_vary_has_no_width():
+    assert clustered_mean_interval(np.array([0.25])) == (0.25, 0.25)
+    assert clustered_mean_interval(np.full(9, 0.5), np.array(list("aabbccddd"))) == pytest.approx((0.5, 0.5))
+
+
+def test_the_seed_decides():
+    values, clusters = values_of(), np.repeat(list("abcdefghijkl"), 5)
+    again = [clustered_mean_interval(values, clusters, seed=4) for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0] != clustered_mean_interval(values, clusters, seed=5)
+    assert clustered_mean_interval(values, clusters) == clustered_mean_interval(values, clusters, seed=0)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(0, 9))
+def test_the_interval_lies_within_the_values(values, seed):
+    low, high = clustered_mean_interval(np.array(values), resamples=200, seed=seed)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+def test_clusters_keep_the_coverage_that_single_values_lose():
+    generator = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(25), 8)
+    hit = {"clustered": 0, "plain": 0}
+    for _ in range(200):
+        values = np.repeat(generator.normal(0, 1, 25), 8) + generator.normal(0, 0.3, 200)
+        for name, given_clusters in (("clustered", clusters), ("plain", None)):
+            low, high = clustered_mean_interval(values, given_clusters, resamples=400)
+            hit[name] += low <= 0 <= high
+    assert 0.87 <= hit["clustered"] / 200 <= 0.99  # 25 clusters are few: a percentile interval falls short of .95
+    assert hit["plain"] / 200 < 0.7

@@ -1,0 +1,146 @@
+"""The tables that ship with lcalens: as large, and as careful, as the schemes that use them promise."""
+
+import re
+import tomllib
+from collections import Counter, defaultdict
+from importlib.resources import files
+
+import pytest
+
+from lcalens.llm.facts import load_facts
+from lcalens.llm.related import STRATA, related_pairs
+from lcalens.llm.schemes import NEUTRAL, relations
+
+DATA = files("lcalens.llm").joinpath("data")
+# CounterFact's relations, as its authors give them.
+COUNTERFACT = """P17 P19 P20 P27 P30 P36 P37 P39 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264
+P276 P364 P407 P413 P449 P463 P495 P641 P740 P937 P1303 P1412""".split()
+PAIRS = related_pairs()
+FORMS = [pair for pair in PAIRS if pair.stratum == "form"]
+ASSOCIATES = [pair for pair in PAIRS if pair.stratum == "associate"]
+
+
+def name_of(pair):
+    return f"{pair.object}: {pair.related}"
+
+
+def pieces(text, size=4):
+    """Every run of so many letters, in lower case, within words."""
+    return {word[i : i + size] for word in re.findall(r"\w+", text.lower()) for i in range(len(word) - size + 1)}
+
+
+# --- relations ------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_counterfacts_34_relations():
+    assert len(COUNTERFACT) == 34
+    assert sorted(relations()) == sorted(COUNTERFACT)
+    assert {fact.relation_id for fact in load_facts().pool} <= set(relations())
+
+
+@pytest.mark.parametrize("relation", COUNTERFACT)
+def test_a_negation_names_subject_and_object_once(relation):
+    entry = relations()[relation]
+    assert set(entry) == {"label", "negation"}
+    assert entry["label"].strip() == entry["label"] != ""
+    template = entry["negation"]
+    assert sorted(re.findall(r"\{.*?\}", template)) == ["{object}", "{subject}"]
+    assert not re.search(r"[{}]", template.replace("{object}", "").replace("{subject}", ""))
+    assert re.search(r"\b(not|never|no)\b", template)
+    assert template.endswith(".")
+    assert template.count(".") == 1
+    assert not template[0].islower()
+    assert "  " not in template
+
+
+def test_labels_tell_relations_apart():
+    assert len({entry["label"] for entry in relations().values()}) == 34
+
+
+# --- related words --------------------------------------------------------------------------------------------------
+
+
+def test_there_are_enough_pairs():
+    assert len(PAIRS) >= 60
+    assert Counter(pair.stratum for pair in PAIRS).keys() == set(STRATA)
+    assert min(Counter(pair.stratum for pair in PAIRS).values()) >= 30
+
+
+def test_the_table_is_what_the_file_holds():
+    raw = tomllib.loads(DATA.joinpath("related_words.toml").read_text(encoding="utf-8"))["pairs"]
+    assert [(p["object"], p["related"], p["stratum"], p["kind"]) for p in raw] == [
+        (p.object, p.related, p.stratum, p.kind) for p in PAIRS
+    ]
+
+
+def test_an_object_has_one_word_in_a_stratum():
+    twice = [key for key, count in Counter((pair.object, pair.stratum) for pair in PAIRS).items() if count > 1]
+    assert twice == []
+
+
+def test_words_are_clean():
+    for pair in PAIRS:
+        for text in (pair.object, pair.related, pair.kind):
+            assert text == " ".join(text.split()) != ""
+            assert text.isprintable()
+        assert pair.object.casefold() != pair.related.casefold()
+
+
+@pytest.mark.parametrize("pair", ASSOCIATES, ids=name_of)
+def test_an_associate_is_another_word_altogether(pair):
+    assert not pieces(pair.object) & pieces(pair.related)
+    left, right = ({word.lower() for word in text.split()} for text in (pair.object, pair.related))
+    assert not left & right
+    for word in left:
+        for other in right:
+            assert word[:4] != other[:4]
+            if min(len(word), len(other)) >= 4:
+                assert word not in other
+                assert other not in word
+
+
+def test_a_form_is_another_form_of_the_same_word():
+    """They begin alike, but for a few that changed on the way (Dutch: Netherlands has no form here)."""
+    alike = [pair for pair in FORMS if pair.object.lower()[:3] == pair.related.lower()[:3]]
+    assert len(alike) >= 0.9 * len(FORMS)
+    for pair in FORMS:
+        assert pair.object[0].lower() == pair.related[0].lower(), name_of(pair)
+
+
+def test_every_kind_has_words_to_choose_from():
+    """The unrelated word comes from another pair of the same stratum and kind."""
+    kinds = defaultdict(set)
+    for pair in PAIRS:
+        kinds[pair.stratum, pair.kind].add(pair.related)
+    few = {kind: sorted(found) for kind, found in kinds.items() if len(found) < 5}
+    assert few == {}
+
+
+def test_objects_are_false_objects_of_facts():
+    """Most of them occur in the sample; all of them in CounterFact, of which it is a part."""
+    objects = {pair.object for pair in PAIRS}
+    false = {fact.target_false for fact in load_facts().pool}
+    assert len(objects & false) >= 0.5 * len(objects)
+    # And the table serves a fair share of the sample's facts.
+    served = [fact for fact in load_facts().pool if fact.target_false in objects]
+    assert len(served) >= 0.4 * len(load_facts().pool)
+
+
+# --- neutral sentences ----------------------------------------------------------------------------------------------
+
+
+def test_neutral_sentences_name_nothing():
+    lines = DATA.joinpath("neutral.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 20
+    assert len(set(lines)) == len(lines)
+    facts = load_facts().pool
+    named = {text.lower() for fact in facts for text in (fact.target_true, fact.target_false, fact.subject)}
+    named |= {text.lower() for pair in PAIRS for text in (pair.object, pair.related)}
+    for line in [*lines, NEUTRAL]:
+        assert re.fullmatch(r"[A-Z][^.{}]*\.", line), line
+        assert line.isascii()
+        words = re.findall(r"\w+", line.lower())
+        phrases = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        assert not phrases & named, line
+        # No proper names: nothing but the first word is written with a capital.
+        assert not re.search(r" (?!I\b)[A-Z]", line), line
