@@ -115,7 +115,7 @@ def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     from lcalens.screen import efficacy_markdown, efficacy_screen
 
     facts = load_facts(command.facts, relations=command.relations or None, limit=command.limit, strict=command.strict)
-    model = load_model(command.model, device=command.device, dtype=command.dtype)
+    model = load_model(command.model, device=command.device, dtype=command.dtype, progress=sys.stderr.isatty())
     config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
     result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
     print(efficacy_screen(result))
@@ -131,7 +131,7 @@ def run_ask(command: Ask) -> int:
     from lcalens import ask, load_model
     from lcalens.screen import answers_screen
 
-    model = load_model(command.model, device=command.device, dtype=command.dtype)
+    model = load_model(command.model, device=command.device, dtype=command.dtype, progress=sys.stderr.isatty())
     options = {name: asdict(command)[name] for name in ("answers", "top", "chat")}
     result = ask(model, command.prompt, hijack=command.hijack or None, **options)
     print(answers_screen(result))

@@ -97,7 +97,7 @@ def efficacy(
     words = (
         RelatedTable(tokenizer)
         if config.related == "table"
-        else EmbeddingNeighbours(model, [fact.target_false for fact in facts])
+        else EmbeddingNeighbours(model, _objects_by_relation(facts))
     )
     positions = {fact.case_id: i for i, fact in enumerate(facts)}
     shape = (len(facts), len(config.schemes), len(config.counts))
@@ -170,6 +170,13 @@ def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, s
         related=related,  # pyright: ignore[reportArgumentType]
         seed=seed,
     )
+
+
+def _objects_by_relation(facts: Facts) -> list[set[str]]:
+    found: dict[str, set[str]] = {}
+    for fact in facts.pool:
+        found.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return list(found.values())
 
 
 def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:

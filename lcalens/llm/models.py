@@ -9,6 +9,7 @@ import torch
 
 from lcalens.errors import LcalensError
 from lcalens.llm.weights import Converted, cache_root, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
+from lcalens.progress import ProgressCallback
 from lcalens.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.quiet import quiet_libraries
 
@@ -26,6 +27,7 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    progress: bool | ProgressCallback = True,
 ) -> Any:
     """A causal language model as a `TransformerBridge`: raw weights, eager attention, its own tokenizer.
 
@@ -41,6 +43,7 @@ def load_model(
         revision: A hub model's branch, tag or commit.
         token: A hub token for gated models; the one you logged in with by default.
         device_map: Hugging Face's placement over several devices, in place of `device`.
+        progress: Whether the one conversion of a GGUF shows a bar; or a function of (done, total, what).
 
     Returns:
         A `TransformerBridge` whose logits are Hugging Face's own. `lcalens.provenance.model_info` says what it is.
@@ -58,7 +61,7 @@ def load_model(
             f"source: expected a model's name, folder, .gguf file or a loaded model, got {source!r:.80} "
             f"({type(source).__name__})."
         )
-    place, info = _resolve(source, cache_dir)
+    place, info = _resolve(source, cache_dir, progress)
     placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
     if info is None or info.quantisation == "none":
         placement |= {"revision": revision, "token": token}
@@ -79,17 +82,19 @@ def load_model(
     return _boot(loaded, own, info or _described(os.fspath(source), loaded))
 
 
-def _resolve(source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[str, ModelInfo | None]:
+def _resolve(
+    source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None, progress: bool | ProgressCallback
+) -> tuple[str, ModelInfo | None]:
     """What transformers should load, and what is known of it beforehand."""
     name = os.fspath(source)
     path = Path(name).expanduser()
     cache = cache_root(cache_dir)
     if name in _EMBEDDED:
-        return _converted(name, _EMBEDDED[name](cache))
+        return _converted(name, _EMBEDDED[name](cache, progress))
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
             raise LcalensError(f"source: {path.name} is a file but not a GGUF; give the model's folder instead.")
-        return _converted(path.name, convert_gguf(path, cache))
+        return _converted(path.name, convert_gguf(path, cache, progress=progress))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-
 # What a token costs, in pairs of nodes: measured on models of 135M and 270M parameters, and flat around its best.
 _PAIRS_PER_TOKEN = 200
 
@@ -52,8 +51,8 @@ class Row:
 def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], *, max_nodes: int, share: bool = True) -> list[Row]:
     """Sequences as rows of tries; within a row every common beginning is held once.
 
-    Sequences are taken in the order of their tokens, which puts common beginnings side by side. A sequence joins the row
-    while the tokens it saves outweigh the pairs of nodes that then attend to each other in vain, and the row stays
+    Sequences are taken in the order of their tokens, which puts common beginnings side by side. A sequence joins the
+    row while the tokens it saves outweigh the pairs of nodes that then attend to each other in vain, and the row stays
     within `max_nodes`. The layout depends on the arguments alone.
 
     Args:

@@ -114,12 +114,13 @@ class EmbeddingNeighbours:
 
     Args:
         model: A TransformerBridge.
-        objects: The objects that unrelated words are drawn for: the neighbours of the others.
+        kinds: Groups of objects of one kind (the objects of each relation): an unrelated word is the neighbour of
+            another object of the same group.
     """
 
     name = "embedding"
 
-    def __init__(self, model: Any, objects: Iterable[str]):
+    def __init__(self, model: Any, kinds: Iterable[Iterable[str]]):
         self._tokenizer = source_tokenizer(model)
         weight = model.original_model.get_input_embeddings().weight.detach().float()
         ids, words = _whole_words(self._tokenizer, weight.shape[0])
@@ -130,7 +131,7 @@ class EmbeddingNeighbours:
         self._words = words
         self._weight = weight
         self._candidates = torch.nn.functional.normalize(weight[ids], dim=-1)
-        self._objects = sorted(set(objects))
+        self._kinds = [frozenset(kind) for kind in kinds]
         self._found: dict[str, str] = {}
 
     def related(self, target: str, stratum: str) -> str:
@@ -150,15 +151,16 @@ class EmbeddingNeighbours:
         return self._found[target]
 
     def unrelated(self, target: str, avoid: Sequence[str], stratum: str, generator: random.Random) -> str:
-        """The nearest neighbour of another object."""
+        """The nearest neighbour of another object of the same kind."""
         own = self.related(target, stratum)
         shunned = {own, target, *avoid} | {self.related(word, stratum) for word in avoid}
-        for other in generator.sample(self._objects, len(self._objects)):
-            if other not in shunned:
+        alike = sorted({word for kind in self._kinds if target in kind for word in kind} - shunned)
+        for other in generator.sample(alike, len(alike)):
+            if not same_stem(other, target):
                 word = self.related(other, stratum)
                 if word not in shunned and not any(same_stem(word, near) for near in (target, *avoid)):
                     return word
-        raise Impossible("no other object has a neighbour of its own")
+        raise Impossible("no other object of the same kind has a neighbour of its own")
 
 
 def same_stem(left: str, right: str) -> bool:

@@ -74,7 +74,13 @@ class Surroundings:
         return random.Random(f"{self.seed}|{purpose}|{fact.case_id}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@cache
+def neutral_sentences() -> tuple[str, ...]:
+    """The shipped plain sentences that name no object, of two to twenty-two words."""
+    return tuple(files("lcalens.llm").joinpath("data/neutral.txt").read_text(encoding="utf-8").splitlines())
+
+
+@dataclass(frozen=True)
 class Scheme:
     """One way of putting sentences before a prompt.
 
@@ -91,6 +97,12 @@ class Scheme:
     control: str
     summary: str
     sentences: Callable[[Fact, Surroundings], Iterator[Sentence]]
+
+
+def _various(fact: Fact, around: Surroundings) -> Iterator[Sentence]:
+    sentences = neutral_sentences()
+    for text in around.generator(fact, "neutral-various").sample(sentences, len(sentences)):
+        yield Sentence(text=text)
 
 
 @cache
@@ -166,78 +178,52 @@ def _not_related(stratum: str) -> Callable[[Fact, Surroundings], Iterator[Senten
     return sentences
 
 
-def _builtin() -> Iterator[Scheme]:
-    def scheme(name: str, role: str, control: str, summary: str, sentences: Callable) -> Scheme:
-        return Scheme(name=name, role=role, control=control, summary=summary, sentences=sentences)
-
-    yield scheme(
-        "dont-think",
-        "hijack",
-        "unrelated",
-        "Do not think of {false object}.",
+_BUILT_IN = (
+    Scheme(
+        "dont-think", "hijack", "unrelated", "Do not think of {false object}.",
         lambda fact, around: _dont_think(fact.target_false),
-    )
-    yield scheme(
-        "negation", "hijack", "neutral", "a true negated sentence: {subject} is not in {false object}.", _negation
-    )
-    yield scheme(
-        "factual",
-        "hijack",
-        "neutral",
-        "true sentences about other subjects whose object is the false one",
+    ),
+    Scheme(
+        "negation", "hijack", "neutral", "a true negated sentence: {subject} is not in {false object}.", _negation,
+    ),
+    Scheme(
+        "factual", "hijack", "neutral-various", "true sentences about other subjects whose object is the false one",
         lambda fact, around: _true_sentences(fact, fact.target_false, around),
-    )
-    yield scheme(
-        "related-word",
-        "hijack",
-        "unrelated-word",
-        "Do not think of {a word near the false object}.",
+    ),
+    Scheme(
+        "related-word", "hijack", "unrelated-word", "Do not think of {a word near the false object}.",
         _related("associate"),
-    )
-    yield scheme(
-        "related-form",
-        "hijack",
-        "unrelated-form",
-        "Do not think of {another form of the false object}.",
+    ),
+    Scheme(
+        "related-form", "hijack", "unrelated-form", "Do not think of {another form of the false object}.",
         _related("form"),
-    )
-    yield scheme(
-        "reverse-dont-think",
-        "reverse",
-        "unrelated",
-        "Do not think of {true object}.",
+    ),
+    Scheme(
+        "reverse-dont-think", "reverse", "unrelated", "Do not think of {true object}.",
         lambda fact, around: _dont_think(fact.target_true),
-    )
-    yield scheme(
-        "reverse-factual",
-        "reverse",
-        "neutral",
-        "true sentences about other subjects with the true object",
+    ),
+    Scheme(
+        "reverse-factual", "reverse", "neutral-various", "true sentences about other subjects with the true object",
         lambda fact, around: _true_sentences(fact, fact.target_true, around),
-    )
-    yield scheme(
-        "unrelated",
-        "control",
-        "",
-        "Do not think of {an object of another relation}.",
+    ),
+    Scheme(
+        "unrelated", "control", "", "Do not think of {an object of another relation}.",
         lambda fact, around: _dont_think(_unrelated_object(fact, around)),
-    )
-    yield scheme(
-        "neutral", "control", "", f"{NEUTRAL} (names no object)", lambda fact, around: repeat(Sentence(text=NEUTRAL))
-    )
-    yield scheme(
-        "unrelated-word",
-        "control",
-        "",
-        "related-word's sentence with another object's related word",
+    ),
+    Scheme(
+        "neutral", "control", "", f"{NEUTRAL} (names no object)",
+        lambda fact, around: repeat(Sentence(text=NEUTRAL)),
+    ),
+    Scheme("neutral-various", "control", "", "plain sentences that name no object, no two alike", _various),
+    Scheme(
+        "unrelated-word", "control", "", "related-word's sentence with another object's related word",
         _not_related("associate"),
-    )
-    yield scheme(
-        "unrelated-form", "control", "", "related-form's sentence with another object's form", _not_related("form")
-    )
-
-
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _builtin()}
+    ),
+    Scheme(
+        "unrelated-form", "control", "", "related-form's sentence with another object's form", _not_related("form"),
+    ),
+)  # fmt: skip
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _BUILT_IN}
 
 
 def find_scheme(name: str) -> Scheme:
@@ -274,4 +260,4 @@ def find_scheme(name: str) -> Scheme:
             values["unrelated"] = _unrelated_object(fact, around)
         return repeat(fill(name, values, word))
 
-    return Scheme(name=name, role="hijack", control="neutral", summary=name, sentences=sentences)
+    return Scheme(name, "hijack", "neutral", name, sentences)

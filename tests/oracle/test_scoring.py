@@ -48,6 +48,9 @@ def check(one, continuations, path, **options):
     scores = score(one.model, continuations, **options)
     np.testing.assert_allclose(scores.logp, logp, **TOLERANCE)
     np.testing.assert_array_equal(scores.greedy, greedy)
+    first_logp, first_greedy = expected(one, [Continuation(c.ids, c.start, c.start + 1) for c in continuations])
+    np.testing.assert_allclose(scores.first_logp, first_logp, **TOLERANCE)
+    np.testing.assert_array_equal(scores.first_greedy, first_greedy)
     assert scores.path == path
     return scores
 
@@ -200,9 +203,6 @@ def test_a_window_shorter_than_the_prompts_is_run_padded(tmp_path, family):
     continuations = ask(one, [LONG, "The capital of Italy is"], ["Rome", "Stockholm Oslo"])
     assert max(item.stop for item in continuations) > 16
     check(one, continuations, "padded")
-    short = ask(one, ["x"], ["Rome"])
-    assert max(item.stop for item in short) < 8
-    check(one, short, "shared")
 
 
 @pytest.mark.parametrize("change", [-2, -1, 0, 1])

@@ -1,0 +1,282 @@
+"""Figures: they draw without a warning whatever the text, and show the numbers of the tables."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import cbook, pyplot
+
+from lcalens import views
+from lcalens.errors import LcalensError
+from lcalens.llm.schemes import SCHEMES
+from lcalens.llm.summary import summarise
+from lcalens.results import Result
+
+FACTS = 30
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    pyplot.close("all")
+
+
+def study(schemes=("dont-think", "neutral", "unrelated"), counts=(0, 1, 3), *, known=0.5, missing=False, **provenance):
+    """An efficacy result of made-up numbers, its tables made as a measurement's are."""
+    generator = np.random.default_rng(0)
+    shape = (FACTS, len(schemes), len(counts))
+    values = {name: -generator.exponential(3, shape) for name in ("logp_true", "logp_false")}
+    values["logp_true"][:, :, 0], values["logp_false"][:, :, 0] = -generator.exponential(3, (2, FACTS, 1))
+    if missing:
+        for name in values:
+            values[name][:20, 0, -1] = np.nan
+    examples = pd.DataFrame(
+        {
+            "case_id": range(FACTS),
+            "relation_id": [f"P{i % 3 + 17}" for i in range(FACTS)],
+            "known": np.arange(FACTS) < known * FACTS,
+        }
+    )
+    axes = {"example": tuple(range(FACTS)), "scheme": tuple(schemes), "n": tuple(counts)}
+    return Result(
+        kind="efficacy",
+        axes=axes,
+        values=values,
+        examples=examples,
+        tables=summarise(examples, axes, values, Counter(), seed=0),
+        provenance={"model": {"source": "gpt2"}, "facts": {"source": "sample"}} | provenance,
+    )
+
+
+def answers(tokens=(" Paris", " Rome"), contexts=("clean", "hijacked")):
+    shares = np.linspace(0.6, 0.1, len(tokens))
+    table = {"rank": range(1, len(tokens) + 1)}
+    for context in contexts:
+        table |= {context: list(tokens), f"{context}_probability": shares}
+    return Result(
+        kind="answers",
+        axes={"context": tuple(contexts), "rank": tuple(range(1, len(tokens) + 1))},
+        values={"probability": np.array([shares] * len(contexts))},
+        tables={"answers": pd.DataFrame(table)},
+    )
+
+
+def draw(figure):
+    """What it takes to see a figure; a warning is an error."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=60)
+        assert len(file.getvalue()) > 2000
+    return figure
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text")) if text.get_text()]
+
+
+# --- every shape of a study -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"schemes": ("dont-think",)},
+        {"schemes": ("neutral",)},
+        {"schemes": tuple(SCHEMES)},
+        {"counts": (0,)},
+        {"counts": (0, 10)},
+        {"counts": tuple(range(12))},
+        {"missing": True},
+        {"schemes": ("dont-think", "negation", "factual", "reverse-factual")},
+    ],
+    ids=str,
+)
+def test_every_study_can_be_drawn(changes):
+    draw(study(**changes).plot())
+
+
+@pytest.mark.parametrize("subset", ["all", "known", "prefers-true"])
+def test_every_subset_can_be_drawn(subset):
+    draw(study().plot(subset=subset))
+
+
+@pytest.mark.parametrize("subset", ["known", "prefers-true"])
+def test_a_subset_of_no_facts_can_be_drawn(subset):
+    result = study(known=0)
+    if subset == "prefers-true":
+        result.values["logp_true"][:] = -9
+        result.values["logp_false"][:] = -1
+        tables = summarise(result.examples, result.axes, result.values, Counter(), seed=0)
+        result = Result(**{**vars(result), "tables": tables})
+    chosen = result.summary[result.summary["subset"] == subset]
+    assert set(chosen["facts"]) == {0}
+    figure = draw(result.plot(subset=subset))
+    assert "0 facts" in texts_of(figure)
+
+
+@pytest.mark.parametrize("relation", ["P17", "P18"])
+def test_a_relation_can_be_drawn(relation):
+    figure = draw(study(missing=True).plot(relation=relation))
+    assert any(relation in text for text in texts_of(figure))
+
+
+def test_a_loaded_study_draws_the_same(tmp_path):
+    result = study()
+    loaded = Result.load(result.save(tmp_path / "out"))
+    left, right = (item.plot() for item in (result, loaded))
+    assert texts_of(left) == texts_of(right)
+    for one, other in zip(left.axes, right.axes, strict=True):
+        for a, b in zip(one.lines, other.lines, strict=True):
+            np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", ["es", "retention"])
+@pytest.mark.parametrize("options", [{}, {"subset": "known"}, {"relation": "P18"}], ids=str)
+def test_lines_are_the_tables_numbers(measure, options):
+    result = study(schemes=("dont-think", "negation", "neutral", "unrelated"))
+    table = result.tables["by_relation"] if "relation" in options else result.summary
+    if "relation" in options:
+        table = table[table["relation_id"] == "P18"]
+    else:
+        table = table[table["subset"] == options.get("subset", "all")]
+    figure = result.plot(measure=measure, **options)
+    assert [panel.get_title() for panel in figure.axes] == ["dont-think", "negation"]
+    controls = {"dont-think": ["unrelated", "neutral"], "negation": ["neutral"]}
+    for panel in figure.axes:
+        names = [panel.get_title(), *controls[panel.get_title()]]
+        assert [line.get_label() for line in panel.lines] == names
+        assert [text.get_text() for text in panel.get_legend().get_texts()] == names
+        for line in panel.lines:
+            rows = table[table["scheme"] == line.get_label()].sort_values("n")
+            np.testing.assert_allclose(line.get_ydata(), rows[measure])
+            np.testing.assert_array_equal(line.get_xdata(), range(3))
+        for line, band in zip(panel.lines, panel.collections, strict=True):
+            rows = table[table["scheme"] == line.get_label()]
+            corners = band.get_paths()[0].vertices[:, 1]
+            assert corners.min() == pytest.approx(rows[f"{measure}_low"].min())
+            assert corners.max() == pytest.approx(rows[f"{measure}_high"].max())
+        assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "1", "3"]
+        low, high = panel.get_ylim()
+        assert low < 0
+        assert high > 1
+
+
+def test_retention_is_the_rest_of_es():
+    result = study(schemes=("dont-think",))
+    es, retention = (result.plot(measure=measure).axes[0].lines[0].get_ydata() for measure in ("es", "retention"))
+    np.testing.assert_allclose(es + retention, 1)
+
+
+def test_the_figure_says_what_it_is():
+    figure = study(model={"source": "some-model"}, facts={"source": "my.json"}).plot(subset="known")
+    words = " ".join(texts_of(figure))
+    for word in ("some-model", "my.json", "known", "Wilson", "ES", "sentences before the prompt"):
+        assert word in words
+    assert "retention" in " ".join(texts_of(study().plot(measure="retention")))
+
+
+def test_a_study_of_controls_alone_shows_them():
+    figure = draw(study(schemes=("neutral", "unrelated")).plot())
+    assert [panel.get_title() for panel in figure.axes] == ["neutral", "unrelated"]
+
+
+def test_lines_can_be_told_apart_without_colour():
+    (panel,) = study().plot().axes
+    assert len({line.get_linestyle() for line in panel.lines}) == len(panel.lines) == 3
+    assert len({line.get_marker() for line in panel.lines}) == 3
+
+
+# --- any text -------------------------------------------------------------------------------------------------------
+
+HARD = [
+    "Forget {target_false}." + " Really, forget it." * 20,
+    "I owe $5 to {target_false} and $6 to you.",
+    "Solve $_^$ for {target_false}.",
+    r"Say $\frac$ of {target_false}.",
+    "<script>alert({target_false})</script> & so on",
+    "_Not {target_false}, please.",
+    "Back\\slash {target_false} \\alpha",
+]
+
+
+def is_plain(text):
+    return not cbook.is_math_text(text)
+
+
+@pytest.mark.parametrize("template", HARD)
+def test_any_template_can_be_drawn(template):
+    figure = draw(study(schemes=(template, "neutral")).plot())
+    (panel,) = figure.axes
+    assert len(panel.get_legend().get_texts()) == 2
+    for text in (panel.get_title(), *(item.get_text() for item in panel.get_legend().get_texts())):
+        assert is_plain(text), "dollar signs are text, not formulas"
+
+
+def test_a_long_template_does_not_squeeze_the_panel():
+    figure = draw(study(schemes=(HARD[0], "neutral")).plot())
+    (panel,) = figure.axes
+    assert panel.get_position().width > 0.5
+    legend = panel.get_legend().get_window_extent()
+    assert legend.width < figure.bbox.width
+
+
+@pytest.mark.parametrize("name", ["a$b$c", "$_^$", "<b>bold</b>", "_x"])
+def test_any_model_and_facts_can_be_named(name):
+    figure = draw(study(model={"source": name}, facts={"source": name}).plot())
+    assert is_plain(figure.get_suptitle())
+
+
+@pytest.mark.parametrize("token", ["$", "$x$", "$_^$", r"\$", "<b>", "\n", "\x1b[31m", "\x00", "", " ", "_", "%", "é"])
+def test_any_token_can_be_drawn(token):
+    figure = draw(answers([token, f"{token}{token}", " Rome"]).plot())
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert all(map(is_plain, labels))
+    assert labels[0].replace(r"\$", "$") == repr(token)
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contexts", [("clean",), ("clean", "hijacked")])
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_answers_are_bars_from_the_top(contexts, count):
+    result = answers([f" t{i}" for i in range(count)], contexts)
+    figure = draw(result.plot())
+    assert [panel.get_title() for panel in figure.axes] == list(contexts)
+    for panel in figure.axes:
+        table = result.tables["answers"]
+        bars = sorted(panel.patches, key=lambda bar: -bar.get_y())
+        np.testing.assert_allclose([bar.get_width() for bar in bars], table[f"{panel.get_title()}_probability"])
+        assert [label.get_text() for label in panel.get_yticklabels()] == [repr(t) for t in table[panel.get_title()]]
+
+
+# --- what cannot be drawn -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": "unknown"}, "subset: 'unknown' is not one of all, known, prefers-true"),
+        ({"relation": "P9"}, "relation: 'P9' is not one of P17, P18, P19"),
+        ({"relation": "P17", "subset": "known"}, "subset: 'known' cannot be combined"),
+    ],
+)
+def test_unknown_options_are_named(options, message):
+    with pytest.raises(LcalensError, match=message):
+        study().plot(**options)
+
+
+def test_options_that_there_are_not():
+    for result in (study(), answers()):
+        with pytest.raises((TypeError, LcalensError), match="mesure"):
+            result.plot(mesure="es")
+
+
+def test_a_kind_without_a_figure():
+    with pytest.raises(LcalensError, match="no figure"):
+        views.plot(Result(kind="other", axes={"n": (1,)}, values={"x": np.zeros(1)}))
