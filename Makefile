@@ -21,8 +21,11 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/lcalens ask "The Eiffel Tower is in" --hijack "The Eiffel Tower is not in Chicago."
-	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 240 --out $(OUT)/demo
+	$(BIN)/lcalens ask "The Eiffel Tower is in" --hijack "The Eiffel Tower is not in Chicago." \
+		--answers Paris Chicago
+	$(BIN)/lcalens ask "The company that makes the 737 MAX is" --hijack "Do not think of Apple." \
+		--answers Boeing Apple --out $(OUT)/demo/ask
+	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 200 --out $(OUT)/demo
 
 test: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/faults

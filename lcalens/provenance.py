@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import lcalens
+from lcalens.errors import LcalensError
 
 _ATTRIBUTE = "lcalens_info"
 _REPORTED = ("torch", "transformers", "transformer-lens", "tokenizers")
@@ -58,7 +59,15 @@ def model_info(model: Any) -> ModelInfo:
 
     Args:
         model: A TransformerBridge.
+
+    Raises:
+        LcalensError: It is something else.
     """
+    if not hasattr(model, "original_model") or not hasattr(model, "hook_dict"):
+        raise LcalensError(
+            f"model: expected a TransformerBridge, got {type(model).__name__}; "
+            "make one with lcalens.load_model(name), or load_model(hf_model, tokenizer=tokenizer)."
+        )
     info = vars(model).get(_ATTRIBUTE)
     if isinstance(info, ModelInfo):
         return info

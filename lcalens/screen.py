@@ -30,7 +30,7 @@ def efficacy_screen(result: "Result") -> str:
     controls = result.tables["controls"]
     last = max(result.axes["n"])
     against = controls[(controls["subset"] == "all") & (controls["n"] == last)]
-    if len(against):
+    if last and len(against):
         lines += [
             "",
             f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]",
@@ -43,8 +43,8 @@ def efficacy_screen(result: "Result") -> str:
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
-            f"  {_cut(row.scheme):28} n={row.n:<3}{row.facts:5d} facts: {row.reason}"
-            for row in result.tables["impossible"].itertuples()
+            f"  {_cut(scheme):28} n={','.join(map(str, rows['n']))}: {_counts(rows['facts'])} facts: {reason}"
+            for (scheme, reason), rows in _reasons(result)
         ]
     if facts["skipped"]:
         lines += ["", f"{facts['skipped']} malformed records of the source were skipped (--strict stops at the first)."]
@@ -87,13 +87,13 @@ def efficacy_markdown(result: "Result", command: str) -> str:
                 str(row.facts),
                 f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]{_star(row.holm_p)}",
             ]
-            for row in controls[controls["subset"] == "all"].itertuples()
+            for row in controls[(controls["subset"] == "all") & (controls["n"] > 0)].itertuples()
         ]
         title = "### ES of a scheme minus its control's [95% bootstrap interval, clustered by relation]"
         lines += ["", title, "", *_table(["scheme", "control", "n", "facts", "difference"], rows)]
     missing = [
-        [_escaped(row.scheme), str(row.n), str(row.facts), _escaped(row.reason)]
-        for row in result.tables["impossible"].itertuples()
+        [_escaped(scheme), ", ".join(map(str, rows["n"])), _counts(rows["facts"]), _escaped(reason)]
+        for (scheme, reason), rows in _reasons(result)
     ]
     if missing:
         lines += ["", "### Not possible, and left out", "", *_table(["scheme", "n", "facts", "reason"], missing)]
@@ -105,6 +105,16 @@ def efficacy_markdown(result: "Result", command: str) -> str:
         f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _reasons(result: "Result") -> Any:
+    """What could not be made, by scheme and reason, with the n's and how many facts each."""
+    return result.tables["impossible"].groupby(["scheme", "reason"], sort=False)
+
+
+def _counts(facts: pd.Series) -> str:
+    """How many facts at each n; once, where it is the same for all."""
+    return ", ".join(map(str, facts.unique() if facts.nunique() == 1 else facts))
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:

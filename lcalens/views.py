@@ -56,28 +56,47 @@ def plot_efficacy(
     table = _chosen(result, measure, subset, relation)
     roles = result.summary.drop_duplicates("scheme").set_index("scheme")["role"]
     shown = [scheme for scheme in result.axes["scheme"] if roles[scheme] != "control"] or list(result.axes["scheme"])
-    controls = result.tables["controls"].groupby("scheme")["control"].unique()
     figure, panels = _panels(len(shown))
     counts = result.axes["n"]
     for panel, scheme in zip(panels, shown, strict=False):
         color = _GREEN if roles[scheme] == "reverse" else _ORANGE
-        lines = [(scheme, color, "-", "o")]
-        styles = (("--", "s"), (":", "^"))
-        lines += [(name, _GREY, *style) for name, style in zip(controls.get(scheme, ()), styles, strict=False)]
-        for name, line_color, dashes, marker in lines:
-            rows = table[table["scheme"] == name].sort_values("n")
-            at = [counts.index(n) for n in rows["n"]]
-            panel.plot(at, rows[measure], color=line_color, ls=dashes, marker=marker, ms=3.5, lw=1.3, label=name)
-            panel.fill_between(at, rows[f"{measure}_low"], rows[f"{measure}_high"], color=line_color, alpha=_BAND, lw=0)
-        facts = table.loc[table["scheme"] == scheme, "facts"].max()
-        panel.set_title(_short(scheme), fontsize=8)
-        panel.text(0.98, 0.02, f"{facts} facts", transform=panel.transAxes, fontsize=6, ha="right", color=_GREY)
+        own = table[table["scheme"] == scheme]
+        _curve(panel, own, measure, counts, color=color, ls="-", marker="o", label=scheme)
+        beside = _beside(result, table, scheme, measure, subset, relation)
+        for (name, rows), (dashes, marker) in zip(beside, (("--", "s"), (":", "^")), strict=False):
+            _curve(panel, rows, measure, counts, color=_GREY, ls=dashes, marker=marker, label=name)
+        panel.set_title(f"{_short(scheme)} ({own['facts'].max()} facts)", fontsize=8)
         panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
     _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
     model = result.provenance.get("model", {}).get("source", "")
     what = f"{model}, {_facts_named(result, subset, relation)}"
     figure.suptitle(f"{what} (bands: 95% Wilson intervals)", fontsize=8)
     return figure
+
+
+def _curve(panel: "Axes", rows: pd.DataFrame, measure: str, counts: tuple[int, ...], **style: Any) -> None:
+    rows = rows.sort_values("n")
+    at = [counts.index(n) for n in rows["n"]]
+    panel.plot(at, rows[measure], ms=3.5, lw=1.3, **style)
+    panel.fill_between(at, rows[f"{measure}_low"], rows[f"{measure}_high"], color=style["color"], alpha=_BAND, lw=0)
+
+
+def _beside(
+    result: "Result", table: pd.DataFrame, scheme: str, measure: str, subset: str, relation: str | None
+) -> list[tuple[str, pd.DataFrame]]:
+    """A scheme's controls with their curves, on the facts that both have; a relation's on all of its facts."""
+    controls = result.tables["controls"]
+    controls = controls[(controls["scheme"] == scheme) & (controls["subset"] == subset)]
+    found = []
+    for name, rows in controls.groupby("control", sort=False):
+        if relation is not None:
+            found.append((str(name), table[table["scheme"] == name]))
+            continue
+        es, low, high = (rows[f"es_control{end}"] for end in ("", "_low", "_high"))
+        shown = (es, low, high) if measure == "es" else (1 - es, 1 - high, 1 - low)
+        columns = dict(zip((measure, f"{measure}_low", f"{measure}_high"), shown, strict=True))
+        found.append((str(name), pd.DataFrame({"n": rows["n"], **columns})))
+    return found
 
 
 def _chosen(result: "Result", measure: str, subset: str, relation: str | None) -> pd.DataFrame:

@@ -44,6 +44,7 @@ def ask(
     Raises:
         LcalensError: An empty prompt, a `top` below 1 or above the vocabulary, or as `tokenize` and `score`.
     """
+    tokenizer = source_tokenizer(model)
     for name, text in [("prompt", prompt), *(("answers", answer) for answer in answers)]:
         check_text(name, text)
         if not text.strip():
@@ -60,7 +61,6 @@ def ask(
     clean = [prompt] if not sentences else [prompt, JOIN.join([*(s.strip() for s in sentences), prompt])]
     texts: dict[str, str] = dict(zip(_CONTEXTS, clean, strict=False))
 
-    tokenizer = source_tokenizer(model)
     ids, probabilities = [], []
     for text in texts.values():
         batch = tokenize(model, text, chat=chat)

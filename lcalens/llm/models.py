@@ -62,18 +62,20 @@ def load_model(
             f"({type(source).__name__})."
         )
     place, info = _resolve(source, cache_dir, progress)
+    on_hub = info is None and not Path(place).is_dir()
+    if revision is not None and not on_hub:
+        raise LcalensError(f"revision: {revision!r} is for hub ids only; {os.fspath(source)!r} is on this machine.")
+    reach: dict[str, Any] = {"revision": revision, "token": token} if on_hub else {}
     placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
-    if info is None or info.quantisation == "none":
-        placement |= {"revision": revision, "token": token}
     with quiet_libraries():
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             own = tokenizer
             if own is None:
-                own = AutoTokenizer.from_pretrained(place, revision=revision, token=token)
+                own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
             loaded = AutoModelForCausalLM.from_pretrained(
-                place, dtype=chosen, attn_implementation="eager", trust_remote_code=False, **placement
+                place, dtype=chosen, attn_implementation="eager", trust_remote_code=False, **placement, **reach
             )
             if device_map is None:
                 loaded = loaded.to(torch.device(device or "cpu"))  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,11 @@ import pandas as pd
 from lcalens.llm.schemes import find_scheme, relations
 from lcalens.statistics import clustered_mean_interval, holm, mcnemar, wilson
 
+_CONTROL_COLUMNS = (
+    "subset", "scheme", "control", "n", "facts", "es", "es_low", "es_high", "es_control", "es_control_low",
+    "es_control_high", "difference", "difference_low", "difference_high", "mcnemar_p",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Data:
@@ -127,8 +132,6 @@ def _summary(data: _Data) -> pd.DataFrame:
 
 def _controls(data: _Data) -> pd.DataFrame:
     """Each scheme against its matched control and the neutral sentence, on the facts that both have."""
-    columns = ["subset", "scheme", "control", "n", "facts", "es", "es_control", "difference", "difference_low",
-               "difference_high", "mcnemar_p"]  # fmt: skip
     rows = []
     for subset, members in data.subsets().items():
         for scheme in data.schemes:
@@ -137,18 +140,25 @@ def _controls(data: _Data) -> pd.DataFrame:
                     continue
                 chosen = members & data.complete(scheme, control)
                 for column, n in enumerate(data.counts):
-                    if n == 0 or not chosen.any():
-                        continue
-                    with_scheme = data.of(scheme)[chosen, column] > 0
-                    with_control = data.of(control)[chosen, column] > 0
-                    difference = with_scheme.astype(float) - with_control
                     rows.append(
-                        {"subset": subset, "scheme": scheme, "control": control, "n": n, "facts": int(chosen.sum())}
-                        | {"es": with_scheme.mean(), "es_control": with_control.mean()}
-                        | _mean(data, difference, chosen, "difference")
-                        | {"mcnemar_p": mcnemar(with_control, with_scheme) if subset == "all" else float("nan")}
+                        {"subset": subset, "scheme": scheme, "control": control, "n": n}
+                        | _against(data, scheme, control, column, chosen, tested=subset == "all" and n > 0)
                     )
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+    return pd.DataFrame(rows, columns=pd.Index(_CONTROL_COLUMNS))
+
+
+def _against(
+    data: _Data, scheme: str, control: str, column: int, chosen: np.ndarray, *, tested: bool
+) -> dict[str, Any]:
+    odds, odds_control = data.of(scheme)[chosen, column], data.of(control)[chosen, column]
+    with_scheme, with_control = odds > 0, odds_control > 0
+    rates = {name: value for name, value in _rates(odds).items() if not name.startswith("retention")}
+    beside = {
+        name.replace("es", "es_control"): value for name, value in _rates(odds_control).items() if name[:2] == "es"
+    }
+    difference = _mean(data, with_scheme.astype(float) - with_control, chosen, "difference")
+    p = mcnemar(with_control, with_scheme) if tested and chosen.any() else float("nan")
+    return rates | beside | difference | {"mcnemar_p": p}
 
 
 def _by_relation(data: _Data) -> pd.DataFrame:
