@@ -120,9 +120,8 @@ def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
     print(efficacy_screen(result))
     if command.out is not None:
-        _write(result, command.out, measure=command.measure)
         table = efficacy_markdown(result, shlex.join(["lcalens", *(sys.argv[1:] if arguments is None else arguments)]))
-        (command.out / "table.md").write_text(table, encoding="utf-8")
+        _write(result, command.out, table, measure=command.measure)
     return 0
 
 
@@ -140,12 +139,14 @@ def run_ask(command: Ask) -> int:
     return 0
 
 
-def _write(result: "Result", out: Path, **options: str) -> None:
+def _write(result: "Result", out: Path, table: str = "", **options: str) -> None:
     """The result (parquet, safetensors, JSON), its tidy table and its figure, in one folder."""
     try:
         result.save(out / "result")
         result.to_frame().to_parquet(out / "values.parquet")
         result.plot(**options).savefig(out / "figure.png", dpi=200)
+        if table:
+            (out / "table.md").write_text(table, encoding="utf-8")
     except OSError as error:
         raise LcalensError(f"out: {str(out)!r} cannot be written ({error.strerror or error}).") from error
     print(f"\nWritten to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")

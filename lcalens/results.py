@@ -22,6 +22,7 @@ from lcalens.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interval
 
 EXAMPLE = "example"
 _FORMAT = 1
+_HEAD, _VALUES, _EXAMPLES = "result.json", "values.safetensors", "examples.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,12 +138,12 @@ class Result:
             folder: Made where it is missing.
 
         Raises:
-            LcalensError: The folder holds something else than a result.
+            LcalensError: The folder holds something else than a result, or something besides.
         """
         from safetensors.numpy import save_file
 
         target = Path(folder)
-        if target.exists() and not ((target / "result.json").is_file() or _is_empty(target)):
+        if target.exists() and not _is_replaceable(target):
             raise LcalensError(f"folder: {str(folder)!r} holds something else than a result; name a new folder.")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -157,16 +158,12 @@ class Result:
                 "tables": list(self.tables),
                 "provenance": dict(self.provenance),
             }
-            (new / "result.json").write_text(json.dumps(head, indent=1, default=_plain), encoding="utf-8")
-            save_file(
-                {name: np.ascontiguousarray(array) for name, array in self.values.items()}, new / "values.safetensors"
-            )
-            self.examples.to_parquet(new / "examples.parquet")
+            (new / _HEAD).write_text(json.dumps(head, indent=1, default=_plain), encoding="utf-8")
+            save_file({name: np.ascontiguousarray(array) for name, array in self.values.items()}, new / _VALUES)
+            self.examples.to_parquet(new / _EXAMPLES)
             for name, table in self.tables.items():
-                table.to_parquet(new / f"{name}.parquet")
-            if target.exists():
-                target.rename(temporary / "old")
-            new.rename(target)
+                table.to_parquet(new / _table_file(name))
+            _swap(new, target, temporary / "old")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return target
@@ -182,16 +179,19 @@ class Result:
 
         place = Path(folder)
         try:
-            head = json.loads((place / "result.json").read_text(encoding="utf-8"))
+            head = json.loads((place / _HEAD).read_text(encoding="utf-8"))
             if head["format"] > _FORMAT:
                 raise LcalensError(f"folder: {str(folder)!r} was written by a later lcalens; upgrade to read it.")
-            stored = load_file(place / "values.safetensors")  # sorted by name
-            tables = {name: pd.read_parquet(place / f"{Path(name).name}.parquet") for name in head["tables"]}
+            for file in (_VALUES, _EXAMPLES, *map(_table_file, head["tables"])):
+                if not (place / file).is_file():
+                    raise FileNotFoundError(2, "missing", str(place / file))
+            stored = load_file(place / _VALUES)  # sorted by name
+            tables = {name: pd.read_parquet(place / _table_file(name)) for name in head["tables"]}
             return cls(
                 kind=head["kind"],
                 axes={name: tuple(labels) for name, labels in head["axes"].items()},
                 values={name: stored[name] for name in head["values"]},
-                examples=pd.read_parquet(place / "examples.parquet"),
+                examples=pd.read_parquet(place / _EXAMPLES),
                 tables=tables,
                 provenance=head["provenance"],
             )
@@ -214,8 +214,34 @@ class Result:
         return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(told)}</p>{table}"
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
+def _table_file(name: str) -> str:
+    return f"{name}.parquet" if f"{name}.parquet" != _EXAMPLES else "examples-table.parquet"
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether there is nothing in the folder but a result that lcalens saved, or nothing at all."""
+    if not folder.is_dir():
+        return False
+    present = {item.name for item in folder.iterdir()}
+    try:
+        head = json.loads((folder / _HEAD).read_text(encoding="utf-8")) if present else {}
+        ours = {_HEAD, _VALUES, _EXAMPLES, *map(_table_file, head["tables"])} if present else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return present <= ours
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in the place of `target`, which comes back if that fails."""
+    if not target.exists():
+        new.rename(target)
+        return
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -61,16 +61,17 @@ def plot_efficacy(
     for panel, scheme in zip(panels, shown, strict=False):
         color = _GREEN if roles[scheme] == "reverse" else _ORANGE
         own = table[table["scheme"] == scheme]
-        _curve(panel, own, measure, counts, color=color, ls="-", marker="o", label=scheme)
+        _curve(panel, own, measure, counts, color=color, ls="-", marker="o", label=_legend(scheme))
         beside = _beside(result, table, scheme, measure, subset, relation)
         for (name, rows), (dashes, marker) in zip(beside, (("--", "s"), (":", "^")), strict=False):
-            _curve(panel, rows, measure, counts, color=_GREY, ls=dashes, marker=marker, label=name)
-        panel.set_title(f"{_short(scheme)} ({own['facts'].max()} facts)", fontsize=8)
+            _curve(panel, rows, measure, counts, color=_GREY, ls=dashes, marker=marker, label=_legend(name))
+        panel.set_title(_plain(_short(scheme)), fontsize=8)
+        panel.set_title(f"{own['facts'].max()} facts", fontsize=5.5, color=_GREY, loc="right")
         panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
     _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
     model = result.provenance.get("model", {}).get("source", "")
     what = f"{model}, {_facts_named(result, subset, relation)}"
-    figure.suptitle(f"{what} (bands: 95% Wilson intervals)", fontsize=8)
+    figure.suptitle(_plain(f"{what} (bands: 95% Wilson intervals)"), fontsize=8)
     return figure
 
 
@@ -146,8 +147,21 @@ def _label(panels: "list[Axes]", counts: tuple[int, ...], measure: str) -> None:
         panel.set_xlabel("sentences before the prompt", fontsize=7)
 
 
-def _short(text: str, width: int = 34) -> str:
+def _short(text: str, width: int = 26) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _plain(text: str) -> str:
+    """Text in which dollar signs are dollar signs: matplotlib would read a formula between two of them."""
+    from matplotlib.cbook import is_math_text
+
+    return text.replace("$", r"\$") if is_math_text(text) else text
+
+
+def _legend(text: str) -> str:
+    """A legend's label; matplotlib leaves out those that begin with an underscore."""
+    text = _plain(_short(text))
+    return f" {text}" if text.startswith("_") else text
 
 
 def plot_answers(result: "Result") -> "Figure":
@@ -164,8 +178,7 @@ def plot_answers(result: "Result") -> "Figure":
     for panel, context, color in zip(grid[0], contexts, (_BLUE, _ORANGE), strict=False):
         at = np.arange(len(table))[::-1]
         panel.barh(at, table[f"{context}_probability"], color=color, height=0.7)
-        # A token may hold mathtext's dollar signs; they are text here.
-        panel.set_yticks(at, [repr(token).replace("$", r"\$") for token in table[context]], fontsize=8)
+        panel.set_yticks(at, [_plain(repr(token)) for token in table[context]], fontsize=8)
         panel.set_title(context, fontsize=8)
         panel.set_xlabel("probability of the next token", fontsize=7)
         panel.tick_params(axis="x", labelsize=7)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,7 @@ class Impossible(Exception):
     """No such sentence exists for this fact; the message says why."""
 
 
+@runtime_checkable
 class RelatedWords(Protocol):
     """Where related words and their matched unrelated words come from."""
 

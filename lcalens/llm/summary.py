@@ -88,7 +88,7 @@ def summarise(
     }
 
 
-def _rates(odds: np.ndarray) -> dict[str, float]:
+def _rates(odds: np.ndarray) -> dict[str, float | int]:
     """ES and retention with Wilson intervals, from one condition's log odds."""
     hijacked, total = int((odds > 0).sum()), len(odds)
     low, high = wilson(hijacked, total)
@@ -104,7 +104,7 @@ def _rates(odds: np.ndarray) -> dict[str, float]:
     }
 
 
-def _mean(data: _Data, values: np.ndarray, chosen: np.ndarray, name: str) -> dict[str, float]:
+def _mean(data: _Data, values: np.ndarray, chosen: np.ndarray, name: str) -> dict[str, float | int]:
     low, high = clustered_mean_interval(values, data.relation[chosen], seed=data.seed)
     return {name: values.mean() if len(values) else float("nan"), f"{name}_low": low, f"{name}_high": high}
 

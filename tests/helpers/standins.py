@@ -5,7 +5,6 @@ Nothing of lcalens is used: what these say is what Hugging Face says.
 
 import functools
 import json
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     set_seed,
@@ -26,21 +26,34 @@ from transformers import (
 # Quicker for models so small, and twenty times so where other work runs beside.
 torch.set_num_threads(1)
 
-CAPITALS = dict(
-    zip(
-        "France Italy Spain Greece Austria Norway Sweden Poland Egypt Kenya Peru Cuba Japan China Iran Iraq".split(),
-        "Paris Rome Madrid Athens Vienna Oslo Stockholm Warsaw Cairo Nairobi Lima Havana Tokyo Beijing Tehran "
-        "Baghdad".split(),
-        strict=True,
-    )
-)
-LANGUAGES = dict(
-    zip(
-        "Dante Cervantes Goethe Tolstoy Camus Mishima Homer Ibsen".split(),
-        "Italian Spanish German Russian French Japanese Greek Norwegian".split(),
-        strict=True,
-    )
-)
+CAPITALS = {
+    "France": "Paris",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Greece": "Athens",
+    "Austria": "Vienna",
+    "Norway": "Oslo",
+    "Sweden": "Stockholm",
+    "Poland": "Warsaw",
+    "Egypt": "Cairo",
+    "Kenya": "Nairobi",
+    "Peru": "Lima",
+    "Cuba": "Havana",
+    "Japan": "Tokyo",
+    "China": "Beijing",
+    "Iran": "Tehran",
+    "Iraq": "Baghdad",
+}
+LANGUAGES = {
+    "Dante": "Italian",
+    "Cervantes": "Spanish",
+    "Goethe": "German",
+    "Tolstoy": "Russian",
+    "Camus": "French",
+    "Mishima": "Japanese",
+    "Homer": "Greek",
+    "Ibsen": "Norwegian",
+}
 FACTS = [(f"The capital of {land} is", city) for land, city in CAPITALS.items()] + [
     (f"The mother tongue of {name} is", tongue) for name, tongue in LANGUAGES.items()
 ]
@@ -70,7 +83,7 @@ def byte_level_tokenizer():
 
 
 def metaspace_tokenizer(prepend="never"):
-    """As Gemma's: BPE over ▁ for spaces, bytes for what it does not know, a BOS first; `prepend="first"` as LLaMA 2's."""
+    """As Gemma's: BPE over ▁ for spaces, bytes for the unknown, a BOS first; with `prepend="first"` as LLaMA 2's."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend, split=True)
@@ -106,6 +119,10 @@ def config_of(family, vocabulary, **changes):
     if family == "gpt2":
         small = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 160, "initializer_range": 0.1}
         return GPT2Config(**({"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0} | small | changes))
+    if family == "gpt_neo":
+        small = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+        same = {"vocab_size": vocabulary, "max_position_embeddings": 160, "initializer_range": 0.2}
+        return GPTNeoConfig(**(same | small | {"bos_token_id": 0, "eos_token_id": 0} | changes))
     if family == "gemma":
         return GemmaConfig(**(common | {"num_key_value_heads": 1} | changes))
     if family == "gemma2":
@@ -118,7 +135,7 @@ def config_of(family, vocabulary, **changes):
 
 
 def tokenizer_of(family):
-    return byte_level_tokenizer() if family == "gpt2" else metaspace_tokenizer()
+    return byte_level_tokenizer() if family.startswith("gpt") else metaspace_tokenizer()
 
 
 def save_standin(folder, family, *, train_steps=0, **changes):

@@ -1,4 +1,4 @@
-"""Loaded models against Hugging Face's own: the same logits, alone and in batches, and nothing of the user's changed."""
+"""Loaded models against Hugging Face's own: the same logits, alone and in batches; nothing of the user's changes."""
 
 import copy
 

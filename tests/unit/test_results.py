@@ -132,7 +132,9 @@ def test_to_frame_has_a_row_for_each_value(count, place):
 
 def test_to_frame_without_examples():
     result = Result(
-        kind="answers", axes={"context": ("clean", "hijacked"), "rank": (1, 2)}, values={"p": np.arange(4.0).reshape(2, 2)}
+        kind="answers",
+        axes={"context": ("clean", "hijacked"), "rank": (1, 2)},
+        values={"p": np.arange(4.0).reshape(2, 2)},
     )
     assert result.to_frame().to_dict("list") == {
         "context": ["clean", "clean", "hijacked", "hijacked"],
@@ -220,7 +222,9 @@ columns = st.sampled_from(
 
 @st.composite
 def results(draw):
-    names = draw(st.lists(st.sampled_from(["scheme", "n", "layer", "z", "example"]), min_size=1, max_size=3, unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["scheme", "n", "layer", "z", "example"]), min_size=1, max_size=3, unique=True)
+    )
     axes = {name: draw(labels_of) for name in names}
     shape = tuple(len(labels) for labels in axes.values())
     generator = np.random.default_rng(draw(st.integers(0, 99)))
@@ -353,15 +357,18 @@ def test_notes_beside_a_result_outlive_the_next_save(tmp_path):
 def _break(monkeypatch, places, error, at):
     """Make the call number `at` of some functions fail, as a full disk or Ctrl-C would."""
     calls = []
-    for owner, name in places:
 
-        def broken(*arguments, real=getattr(owner, name), **options):
+    def breaking(real):
+        def broken(*arguments, **options):
             calls.append(real)
             if len(calls) == at:
                 raise error
             return real(*arguments, **options)
 
-        monkeypatch.setattr(owner, name, broken)
+        return broken
+
+    for owner, name in places:
+        monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
     return calls
 
 
@@ -498,9 +505,7 @@ def evil(where):
         "quantity": lambda: make(values={PAYLOAD: zeros}),
         "cell": lambda: make(tables={"summary": pd.DataFrame({"scheme": [PAYLOAD]})}),
         "column": lambda: make(tables={"summary": pd.DataFrame({PAYLOAD: [1]})}),
-        "example": lambda: make(
-            examples=pd.DataFrame({"case_id": [PAYLOAD, "1", "2"]}), tables={}
-        ),
+        "example": lambda: make(examples=pd.DataFrame({"case_id": [PAYLOAD, "1", "2"]}), tables={}),
         "source": lambda: make(provenance={"model": {"source": PAYLOAD}}),
         "dtype": lambda: make(provenance={"model": {"source": "x", "dtype": PAYLOAD}}),
         "quantisation": lambda: make(provenance={"model": {"source": "x", "quantisation": PAYLOAD}}),

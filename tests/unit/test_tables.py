@@ -13,8 +13,8 @@ from lcalens.llm.schemes import NEUTRAL, relations
 
 DATA = files("lcalens.llm").joinpath("data")
 # CounterFact's relations, as its authors give them.
-COUNTERFACT = """P17 P19 P20 P27 P30 P36 P37 P39 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264
-P276 P364 P407 P413 P449 P463 P495 P641 P740 P937 P1303 P1412""".split()
+NUMBERS = (17, 19, 20, 27, 30, 36, 37, 39, 101, 103, 106, 108, 127, 131, 136, 138, 140, 159, 176, 178, 190, 264, 276)
+COUNTERFACT = [f"P{number}" for number in (*NUMBERS, 364, 407, 413, 449, 463, 495, 641, 740, 937, 1303, 1412)]
 PAIRS = related_pairs()
 FORMS = [pair for pair in PAIRS if pair.stratum == "form"]
 ASSOCIATES = [pair for pair in PAIRS if pair.stratum == "associate"]

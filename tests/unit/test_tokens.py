@@ -101,8 +101,14 @@ def test_padding_and_truncation_set_on_the_tokenizer_change_nothing(tokenizers, 
 # --- spans ----------------------------------------------------------------------------------------------------------
 
 WORDS = st.one_of(
-    st.sampled_from(["Paris", "capital", "Curaçao", "naïve", "東京", "日", "🙂", "👩‍👩‍👧‍👦", "is", "x.", "O'Brien", "e\u0301"]),
-    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Z", "Cs"), exclude_characters="▁"), min_size=1, max_size=5),
+    st.sampled_from(
+        ["Paris", "capital", "Curaçao", "naïve", "東京", "日", "🙂", "👩‍👩‍👧‍👦", "is", "x.", "O'Brien", "e\u0301"]
+    ),
+    st.text(
+        st.characters(codec="utf-8", exclude_categories=("Cc", "Z", "Cs"), exclude_characters="▁"),
+        min_size=1,
+        max_size=5,
+    ),
 )
 
 
@@ -136,7 +142,9 @@ def test_a_words_leading_space_is_in_its_token(tokenizers):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("text", "answer"), [("The capital of France is", "Paris"), ("東京は", "Łódź 🙂"), ("x", "a b")])
+@pytest.mark.parametrize(
+    ("text", "answer"), [("The capital of France is", "Paris"), ("東京は", "Łódź 🙂"), ("x", "a b")]
+)
 def test_an_answer_follows_one_space_and_is_a_span(tokenizers, kind, text, answer):
     tokenizer, untouched = tokenizers(kind)
     (item,) = encode(tokenizer, [text], answers=[answer])

@@ -1,6 +1,7 @@
 """Figures: they draw without a warning whatever the text, and show the numbers of the tables."""
 
 import io
+import re
 from collections import Counter
 
 import numpy as np
@@ -63,6 +64,10 @@ def answers(tokens=(" Paris", " Rome"), contexts=("clean", "hijacked")):
     )
 
 
+def scheme_of(panel):
+    return panel.get_title().split(" (")[0]
+
+
 def draw(figure):
     """What it takes to see a figure; a warning is an error."""
     with io.BytesIO() as file:
@@ -113,7 +118,7 @@ def test_a_subset_of_no_facts_can_be_drawn(subset):
     chosen = result.summary[result.summary["subset"] == subset]
     assert set(chosen["facts"]) == {0}
     figure = draw(result.plot(subset=subset))
-    assert "0 facts" in texts_of(figure)
+    assert any(re.search(r"\b0 facts", text) for text in texts_of(figure))
 
 
 @pytest.mark.parametrize("relation", ["P17", "P18"])
@@ -145,10 +150,10 @@ def test_lines_are_the_tables_numbers(measure, options):
     else:
         table = table[table["subset"] == options.get("subset", "all")]
     figure = result.plot(measure=measure, **options)
-    assert [panel.get_title() for panel in figure.axes] == ["dont-think", "negation"]
+    assert [scheme_of(panel) for panel in figure.axes] == ["dont-think", "negation"]
     controls = {"dont-think": ["unrelated", "neutral"], "negation": ["neutral"]}
     for panel in figure.axes:
-        names = [panel.get_title(), *controls[panel.get_title()]]
+        names = [scheme_of(panel), *controls[scheme_of(panel)]]
         assert [line.get_label() for line in panel.lines] == names
         assert [text.get_text() for text in panel.get_legend().get_texts()] == names
         for line in panel.lines:
@@ -164,6 +169,14 @@ def test_lines_are_the_tables_numbers(measure, options):
         low, high = panel.get_ylim()
         assert low < 0
         assert high > 1
+
+
+def test_controls_stand_on_the_facts_that_their_scheme_has():
+    """Twenty of thirty facts lack the last n: before any sentence stands, a scheme and its controls are the same."""
+    (panel,) = study(missing=True).plot().axes
+    assert len(panel.lines) == 3
+    assert {line.get_ydata()[0] for line in panel.lines} == {panel.lines[0].get_ydata()[0]}
+    assert any(re.search(r"\b10 facts", text) for text in texts_of(panel.figure))
 
 
 def test_retention_is_the_rest_of_es():
@@ -182,7 +195,7 @@ def test_the_figure_says_what_it_is():
 
 def test_a_study_of_controls_alone_shows_them():
     figure = draw(study(schemes=("neutral", "unrelated")).plot())
-    assert [panel.get_title() for panel in figure.axes] == ["neutral", "unrelated"]
+    assert [scheme_of(panel) for panel in figure.axes] == ["neutral", "unrelated"]
 
 
 def test_lines_can_be_told_apart_without_colour():
@@ -231,19 +244,18 @@ def test_any_model_and_facts_can_be_named(name):
     assert is_plain(figure.get_suptitle())
 
 
-@pytest.mark.parametrize("token", ["$", "$x$", "$_^$", r"\$", "<b>", "\n", "\x1b[31m", "\x00", "", " ", "_", "%", "é"])
-def test_any_token_can_be_drawn(token):
-    figure = draw(answers([token, f"{token}{token}", " Rome"]).plot())
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+def test_any_token_can_be_drawn():
+    tokens = ["$", "$x$", "$_^$", r"\$", "<b>", "\n", "\x1b[31m", "\x00", "", " ", "_", "%", "é", "$$", "a$b$c"]
+    (panel,) = draw(answers(tokens, ("clean",)).plot()).axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
     assert all(map(is_plain, labels))
-    assert labels[0].replace(r"\$", "$") == repr(token)
+    assert [label.replace("\\", "") for label in labels] == [repr(token).replace("\\", "") for token in tokens]
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contexts", [("clean",), ("clean", "hijacked")])
-@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize(("contexts", "count"), [(("clean",), 1), (("clean", "hijacked"), 7)])
 def test_answers_are_bars_from_the_top(contexts, count):
     result = answers([f" t{i}" for i in range(count)], contexts)
     figure = draw(result.plot())

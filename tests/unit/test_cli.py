@@ -1,0 +1,294 @@
+"""The command line: what it prints and writes, and errors as text for people."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import standins
+
+import lcalens
+from lcalens import cli
+from lcalens.llm.schemes import SCHEMES
+
+CITIES, LANDS = list(standins.CAPITALS.values()), list(standins.CAPITALS)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A file of 16 facts, and one malformed record."""
+    records = [
+        {
+            "case_id": i,
+            "relation_id": "P36" if i % 2 else "P1376",
+            "prompt": "The capital of {} is",
+            "subject": land,
+            "target_true": CITIES[i],
+            "target_false": CITIES[i - 3],
+        }
+        for i, land in enumerate(LANDS)
+    ]
+    file = tmp_path_factory.mktemp("facts") / "facts.json"
+    file.write_text(json.dumps([*records, {"prompt": "nothing else"}]))
+    return file
+
+
+@pytest.fixture
+def lc(standin, place, capsys):
+    """A function from arguments to the exit status, the output and the errors, on the stand-in and its facts."""
+    from matplotlib import pyplot
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        pyplot.close("all")
+        return status, *capsys.readouterr()
+
+    run.model = ("--model", str(standin("gpt2").folder))
+    run.hijack = ("hijack", *run.model, "--facts", str(place), "--counts", "0", "1")
+    return run
+
+
+def test_hijack_prints_and_writes_and_goes_on(lc, tmp_path):
+    out = tmp_path / "deep" / "out"
+    arguments = (*lc.hijack, "--schemes", "dont-think", "neutral", "--out", out)
+    status, said, errors = lc(*arguments)
+    assert (status, errors) == (0, "")
+    for word in ("ES", "dont-think", "neutral", "n=0", "n=1", "16 facts", "facts.json", "retention", "1 malformed"):
+        assert word in said
+    assert "parts were found finished" not in said
+    assert {"figure.png", "values.parquet", "result"} <= {file.name for file in out.iterdir()}
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    first = lcalens.Result.load(out / "result")
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "values.parquet"), first.to_frame())
+    assert first.provenance["cells"] == {"loaded": 0, "computed": first.provenance["cells"]["computed"]}
+    assert first.axes["scheme"] == ("dont-think", "neutral")
+    assert len(first.axes["example"]) == 16
+
+    status, said, errors = lc(*arguments)
+    assert (status, errors) == (0, "")
+    assert "parts were found finished, 0 computed" in said
+    again = lcalens.Result.load(out / "result")
+    assert again.provenance["cells"] == {"loaded": first.provenance["cells"]["computed"], "computed": 0}
+    pd.testing.assert_frame_equal(again.to_frame(), first.to_frame())
+    pd.testing.assert_frame_equal(again.summary, first.summary)
+
+    _, more, _ = lc(*lc.hijack, "--schemes", "dont-think", "neutral", "negation", "--out", out)
+    assert "parts were found finished" in more
+    assert "negation" in more
+
+
+def test_the_printed_scores_are_the_results(lc, tmp_path):
+    _, said, _ = lc(*lc.hijack, "--schemes", "dont-think", "--out", tmp_path / "out")
+    table = lcalens.Result.load(tmp_path / "out" / "result").summary
+    for row in table[table["subset"] == "all"].itertuples():
+        assert f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]" in said
+
+
+def test_options_reach_the_measurement(lc, tmp_path):
+    status, said, _ = lc(
+        *lc.hijack, "--relations", "P36", "--limit", 3, "--scoring", "first", "--seed", 5, "--related", "embedding",
+        "--schemes", "Forget about {target_false}.", "--measure", "retention", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0
+    result = lcalens.Result.load(tmp_path / "out" / "result")
+    config = result.provenance["config"]
+    assert (config["scoring"], config["seed"], config["related"], config["chat"]) == ("first", 5, "embedding", False)
+    assert config["schemes"] == ["Forget about {target_false}."]
+    assert config["counts"] == [0, 1]
+    assert set(result.examples["relation_id"]) == {"P36"}
+    assert len(result.examples) == 3
+    assert "first-object scoring" in said
+
+
+def test_all_schemes_and_nothing_written(lc, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = lc(*lc.hijack, "--schemes", "all", "--limit", 6)
+    assert status == 0
+    for scheme in SCHEMES:
+        assert scheme in said
+    assert "Not possible" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ask_prints_the_answers(lc, standin, tmp_path):
+    out = tmp_path / "out"
+    status, said, errors = lc(
+        "ask", "The capital of France is", *lc.model, "--hijack", "Do not think of Rome.", "--top", 3,
+        "--answers", "Paris", "Rome", "--out", out,
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    result = lcalens.Result.load(out / "result")
+    assert result.axes["context"] == ("clean", "hijacked")
+    for token in result.tables["answers"]["clean"]:
+        assert repr(token) in said
+    for word in ("Do not think of Rome. The capital of France is", "'Paris'", "'Rome'", "log-probability"):
+        assert word in said
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    made = standin("gpt2")
+    ids = made.tokenizer("The capital of France is").input_ids
+    best = int(standins.logits_of(made.plain, ids)[-1].argmax())
+    assert result.tables["answers"]["clean"][0] == made.tokenizer.decode([best]) == " Paris"
+
+
+def test_ask_without_a_hijack(lc):
+    status, said, _ = lc("ask", "The capital of Italy is", *lc.model)
+    assert status == 0
+    assert "' Rome'" in said
+    assert "hijacked" not in said
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--schemes", "dont_think"), ("schemes", "dont_think", "Did you mean 'dont-think'")),
+        (("--schemes", "Forget {it}."), ("schemes", "{target_false}")),
+        (("--facts", "nowhere/facts.json"), ("nowhere/facts.json", "not an existing file")),
+        (("--relations", "P9999"), ("relations", "P9999", "P36")),
+        (("--limit", "0"), ("limit=0",)),
+        (("--limit", "-4"), ("limit=-4",)),
+        (("--counts", "-1"), ("counts", "-1")),
+        (("--seed", "-1"), ("seed", "-1")),
+        (("--strict",), ("record 16",)),
+        (("--model", "/nowhere/model"), ("source", "/nowhere/model")),
+        (("--model", "./nowhere.gguf"), ("nowhere.gguf",)),
+        (("--chat",), ("chat", "no chat template")),
+        (("--counts", "0", "99"), ("context holds 160",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_errors_are_said_on_standard_error(lc, arguments, words):
+    status, said, errors = lc(*lc.hijack, *arguments)
+    assert (status, said) == (2, "")
+    told = " ".join(errors.split())
+    assert told.startswith("lcalens: ")
+    for word in words:
+        assert word in told
+    assert "Traceback" not in errors
+
+
+def test_a_file_in_the_place_of_out(lc, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    status, _, errors = lc(*lc.hijack, "--out", tmp_path / "out")
+    assert status == 2
+    assert errors.startswith("lcalens: out:")
+    status, _, errors = lc("ask", "The capital of Italy is", *lc.model, "--out", tmp_path / "out")
+    assert status == 2
+    assert "out" in errors
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_folder_of_ones_own_in_the_place_of_the_result(lc, tmp_path):
+    (tmp_path / "out" / "result").mkdir(parents=True)
+    (tmp_path / "out" / "result" / "thesis.tex").write_text("mine")
+    status, _, errors = lc(*lc.hijack, "--out", tmp_path / "out")
+    assert status == 2
+    assert "something else than a result" in " ".join(errors.split())
+    assert (tmp_path / "out" / "result" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["figure.png", "values.parquet", "table.md"])
+def test_what_cannot_be_written_is_said(lc, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    status, _, errors = lc(*lc.hijack, "--out", tmp_path / "out")
+    assert status == 2
+    assert errors.startswith("lcalens: out:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("ask", ""), "prompt"),
+        (("ask", "x", "--top", "0"), "top"),
+        (("ask", "x", "--answers", ""), "answers"),
+        (("ask", "x", "--chat"), "chat"),
+    ],
+    ids=str,
+)
+def test_errors_of_ask(lc, arguments, word):
+    status, said, errors = lc(*arguments, *lc.model)
+    assert (status, said) == (2, "")
+    assert errors.startswith(f"lcalens: {word}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("hijack", "--limit", "many"), ("hijack", "--scoring", "half"), ("measure",), ("ask",), ("hijack", "--nope")],
+    ids=str,
+)
+def test_a_malformed_command_line_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_is_status_130(lc, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lcalens.llm.efficacy.efficacy", interrupted)
+    status, said, errors = lc(*lc.hijack)
+    assert (status, said) == (130, "")
+    assert "stopped" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_closed_pipe_is_no_error(lc, monkeypatch):
+    def closed(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("lcalens.screen.efficacy_screen", closed)
+    assert lc(*lc.hijack, "--limit", 2) == (0, "", "")
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_commands_schemes_and_options(capsys):
+    assert {"hijack", "ask"} <= set(help_of(capsys).split())
+    # Boxes and line ends may come between: hyphens are where a long name is broken.
+    said = "".join(help_of(capsys, "hijack").split()).replace("│", "")
+    for scheme in SCHEMES:
+        assert scheme in said
+    for name in ("--schemes", "--counts", "--scoring", "--chat", "--related", "--seed", "--facts", "--out", "--limit"):
+        assert name in said
+    for name in ("--hijack", "--answers", "--top", "--model", "--out"):
+        assert name in help_of(capsys, "ask")
+
+
+def test_a_whole_process_ends_as_main_says(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "lcalens.cli", "hijack", "--facts", str(tmp_path / "none.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("lcalens: ")
+    assert "Traceback" not in found.stderr
+
+
+def test_scores_are_those_of_the_function(lc, standin, place, tmp_path):
+    lc(*lc.hijack, "--out", tmp_path / "out")
+    result = lcalens.Result.load(tmp_path / "out" / "result")
+    facts = lcalens.load_facts(place)
+    same = lcalens.efficacy(
+        standin("gpt2").model, facts, schemes=("dont-think", "neutral", "unrelated"), counts=(0, 1), progress=False
+    )
+    for name, array in same.values.items():
+        np.testing.assert_allclose(result.values[name], array, atol=1e-4)
