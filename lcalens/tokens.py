@@ -15,6 +15,8 @@ from torch import Tensor
 from lcalens.errors import LcalensError
 from lcalens.provenance import model_info
 
+_SENTINEL = "\ue000"  # for private use: in nobody's template
+
 Span = tuple[int, int]
 """First and one past the last: of characters in a text, or of tokens in its ids."""
 
@@ -66,7 +68,7 @@ def source_tokenizer(model: Any) -> Any:
     try:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         raise LcalensError(
             f"model: this TransformerBridge's source tokenizer cannot be found again (name_or_path={place!r}). "
@@ -100,6 +102,8 @@ def encode(
         LcalensError: A text is not a string or holds characters that UTF-8 cannot write; spans do not match the texts;
             `chat` without a chat template.
     """
+    if isinstance(texts, str):
+        raise LcalensError(f"texts: expected several texts, got one string ({texts!r:.60}); put it into a list.")
     for text in texts:
         check_text("texts", text)
     for name, given in (("spans", spans), ("answers", answers)):
@@ -108,11 +112,7 @@ def encode(
     if not texts:
         return []
     whole = [chat_prompt(tokenizer, text) for text in texts] if chat else list(texts)
-    # Templates strip what they are given, so a text's own leading space is not found in them.
-    starts = [
-        full.rfind(text.strip()) - len(text) + len(text.lstrip()) if chat else 0
-        for full, text in zip(whole, texts, strict=True)
-    ]
+    starts = [_chat_start(tokenizer, *pair) if chat else 0 for pair in zip(whole, texts, strict=True)]
     wanted = [
         {name: [(first + start, last + start) for first, last in places] for name, places in names.items()}
         for names, start in zip(spans or [{}] * len(texts), starts, strict=True)
@@ -240,6 +240,14 @@ def chat_prompt(tokenizer: Any, text: str) -> str:
     )
 
 
+def _chat_start(tokenizer: Any, whole: str, text: str) -> int:
+    """Where a text's characters are counted from within its chat prompt; templates strip what they are given."""
+    start = chat_prompt(tokenizer, _SENTINEL).index(_SENTINEL)
+    if not whole.startswith(text.strip(), start):
+        raise LcalensError(f"chat: the chat template rewrites the text {text!r:.60}, so its spans cannot be followed.")
+    return start - len(text) + len(text.lstrip())
+
+
 def _token_span(offsets: Sequence[tuple[int, ...]], place: Span, name: str) -> Span:
     first_char, last_char = place
     inside = [i for i, (start, end) in enumerate(offsets) if start < last_char and end > first_char and end > start]
@@ -254,10 +262,14 @@ def _offsets_by_prefix(tokenizer: Any, text: str, ids: Sequence[int], options: d
     start = 0
     for end in range(len(text) + 1):
         prefix = tokenizer(text[:end], **options)["input_ids"]
+        known = len(offsets)
         while len(offsets) < len(ids) and len(prefix) > len(offsets) and _agree(prefix, ids, len(offsets) + 1):
-            offsets.append((start, end))
+            offsets.append((start, end))  # several tokens may spell one character
+        if len(offsets) > known:
             start = end
-    return offsets + [(start, len(text))] * (len(ids) - len(offsets))
+    offsets += [(start, len(text))] * (len(ids) - len(offsets))
+    special = set(tokenizer.all_special_ids)
+    return [(0, 0) if token in special else place for token, place in zip(ids, offsets, strict=True)]
 
 
 def _agree(left: Sequence[int], right: Sequence[int], count: int) -> bool:

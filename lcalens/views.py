@@ -153,9 +153,7 @@ def _short(text: str, width: int = 26) -> str:
 
 def _plain(text: str) -> str:
     """Text in which dollar signs are dollar signs: matplotlib would read a formula between two of them."""
-    from matplotlib.cbook import is_math_text
-
-    return text.replace("$", r"\$") if is_math_text(text) else text
+    return text.replace("$", r"\$")
 
 
 def _legend(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lcalens.errors import LcalensError
+from lcalens.llm.faults import check_complete, check_device, check_tokenizer, explain
 from lcalens.llm.weights import Converted, cache_root, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.progress import ProgressCallback
 from lcalens.provenance import ModelInfo, attach_info, quantisation_of
@@ -61,7 +62,16 @@ def load_model(
             f"source: expected a model's name, folder, .gguf file or a loaded model, got {source!r:.80} "
             f"({type(source).__name__})."
         )
-    place, info = _resolve(source, cache_dir, progress)
+    if device is not None:
+        check_device(device)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    try:
+        place, info = _resolve(source, cache_dir, progress)
+    except LcalensError:
+        raise
+    except Exception as error:
+        raise explain(os.fspath(source), error) from error
     on_hub = info is None and not Path(place).is_dir()
     if revision is not None and not on_hub:
         raise LcalensError(f"revision: {revision!r} is for hub ids only; {os.fspath(source)!r} is on this machine.")
@@ -74,13 +84,22 @@ def load_model(
             own = tokenizer
             if own is None:
                 own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                place, dtype=chosen, attn_implementation="eager", trust_remote_code=False, **placement, **reach
+            loaded, notes = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                place,
+                dtype=chosen,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placement,
+                **reach,
             )
+            check_complete(os.fspath(source), notes)
             if device_map is None:
                 loaded = loaded.to(torch.device(device or "cpu"))  # pyright: ignore[reportArgumentType]
+        except LcalensError:
+            raise
         except Exception as error:
-            raise _explain(os.fspath(source), error) from error
+            raise explain(os.fspath(source), error) from error
     return _boot(loaded, own, info or _described(os.fspath(source), loaded))
 
 
@@ -127,6 +146,7 @@ def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, devic
         raise LcalensError(f"{extra[0]}: the model is loaded already; place and cast it before you hand it over.")
     if tokenizer is None:
         raise LcalensError("tokenizer: a model already loaded needs its tokenizer; give tokenizer=.")
+    check_tokenizer(tokenizer)
     if not hasattr(model, "config") or not hasattr(model.config, "model_type"):
         raise LcalensError(f"source: {type(model).__name__} is not a Hugging Face model (it has no config).")
     # Bridging rewires the module it is given: give it one of its own that shares the parameters.
@@ -143,14 +163,23 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
     with quiet_libraries():
         try:
             bridge = TransformerBridge.boot_transformers(
-                info.source, hf_model=model, tokenizer=copy.deepcopy(tokenizer), device=place, dtype=dtype
+                info.source, hf_model=model, tokenizer=_for_bridge(tokenizer), device=place, dtype=dtype
             )
         except Exception as error:
-            raise _explain(info.source, error) from error
+            raise explain(info.source, error) from error
     family = str(getattr(model.config, "model_type", type(model).__name__))
     details = {"family": family, "dtype": str(dtype).removeprefix("torch."), "tokenizer": tokenizer}
     attach_info(bridge, ModelInfo(**(info.to_dict() | details)))
     return bridge
+
+
+def _for_bridge(tokenizer: Any) -> Any:
+    """A copy for the bridge to change: TransformerLens turns its BOS on, and asks where it came from."""
+    own = copy.deepcopy(tokenizer)
+    if hasattr(own, "init_kwargs"):
+        own.init_kwargs.setdefault("name_or_path", "")
+        own.init_kwargs["add_bos_token"] = True
+    return own
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -160,39 +189,3 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.")
     return found
-
-
-def _explain(source: str, error: BaseException) -> LcalensError:
-    """What went wrong while loading, and what a person can do about it."""
-    chain, link = [], error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {kind.__name__ for item in chain for kind in type(item).__mro__}
-    said = " ".join(str(item) for item in chain).lower()
-    if kinds & {"MemoryError", "OutOfMemoryError"} or "allocate memory" in said or "not enough memory" in said:
-        problem, fix = "does not fit into memory", "use dtype='bfloat16', device_map='auto', or a smaller model"
-    elif "GatedRepoError" in kinds or "gated repo" in said:
-        problem = "is gated"
-        fix = "accept its licence on its hub page, then log in (`hf auth login`) or give token="
-    elif kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}:
-        problem = "was not found on the hub"
-        fix = f"check the spelling and revision, give a local folder, or use one of {', '.join(map(repr, _EMBEDDED))}"
-    elif "does not recognize this architecture" in said or "unrecognized model" in said or "unsupported arch" in said:
-        problem = "has an architecture that transformers or TransformerLens does not know"
-        fix = "use a causal language model that both support; upgrading them may help"
-    elif "trust_remote_code" in said or "custom code" in said:
-        problem, fix = "needs code from its repository, which lcalens never runs", "use a model without custom code"
-    elif kinds & {"SafetensorError", "JSONDecodeError", "UnpicklingError", "EOFError"} or "headertoo" in said:
-        problem, fix = "has a damaged file", "download or copy it again"
-    elif kinds & {"ConnectionError", "ConnectError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"} or (
-        "couldn't connect" in said or "offline" in said
-    ):
-        problem = "is not on this machine, and the hub cannot be reached"
-        fix = f"connect, give a local folder, or use one of {', '.join(map(repr, _EMBEDDED))}, which need no network"
-    else:
-        problem, fix = (
-            f"could not be loaded ({type(error).__name__}: {error!s:.200})",
-            "see the error above this one",
-        )
-    return LcalensError(f"source: {source!r} {problem}: {fix}.")

@@ -31,7 +31,7 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One trie. The nodes that are read come last, so that a model may compute the last few logits alone.
+    """One trie, ancestors first. What is read comes last, so that a model may compute the last few logits alone.
 
     Attributes:
         ids: The token at each node.
@@ -103,8 +103,12 @@ class _Growing:
         self.reads.extend(Read(index, token, nodes[token - 1]) for token in range(start, len(path) + 1))
 
     def finish(self) -> Row:
+        # What follows a read node goes to the end with it: a model's own causal mask needs ancestors to come first.
         read = {item.node for item in self.reads}
-        order = sorted(range(len(self.ids)), key=lambda node: node in read)
+        late: list[bool] = []
+        for node, parent in enumerate(self.parents):
+            late.append(node in read or (parent >= 0 and late[parent]))
+        order = sorted(range(len(self.ids)), key=late.__getitem__)
         place = {node: new for new, node in enumerate(order)}
         seen = np.zeros((len(order), len(order)), dtype=bool)
         for node, parent in enumerate(self.parents):  # parents come before their children
@@ -116,7 +120,7 @@ class _Growing:
             depths=np.array(self.depths)[order],
             ancestors=seen[np.ix_(order, order)],
             reads=tuple(Read(item.sequence, item.token, place[item.node]) for item in self.reads),
-            tail=len(read),
+            tail=sum(late),
         )
 
 

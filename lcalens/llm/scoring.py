@@ -181,5 +181,7 @@ def _tries_are_exact(model: Any) -> bool:
 
 def _window(config: Any) -> float:
     """The shortest attention window of any layer: a mask from outside replaces windows, so prompts must fit in it."""
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    return float("inf") if window is None else window
+    settings = config.get_text_config().to_dict()
+    names = ("sliding_window", "window_size", "attention_window", "attention_chunk_size", "local_attention")
+    found = [settings[name] for name in names if isinstance(settings.get(name), int)]
+    return float(min(found, default=float("inf")))

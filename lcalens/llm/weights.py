@@ -16,6 +16,7 @@ from pathlib import Path
 
 import filelock
 import torch
+from safetensors import SafetensorError
 
 from lcalens.errors import LcalensError
 from lcalens.progress import ProgressCallback, progress_callback
@@ -44,6 +45,8 @@ class Converted:
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder lcalens keeps converted weights in: the argument, else LCALENS_CACHE, else the platform's own."""
     if cache_dir is not None:
+        if not isinstance(cache_dir, str | os.PathLike) or not os.fspath(cache_dir):
+            raise LcalensError(f"cache_dir: expected a folder's path, got {cache_dir!r:.60}.")
         return Path(cache_dir).expanduser()
     if os.environ.get("LCALENS_CACHE"):
         return Path(os.environ["LCALENS_CACHE"]).expanduser()
@@ -142,9 +145,9 @@ def _convert(
                         report(0, 1, f"converting {name}, once")
                         manifest = _write_folder(gguf, digest, folder)
                         report(1, 1, f"converting {name}, once")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         raise LcalensError(
-            f"cache_dir: {home} cannot be used ({error.strerror or error}); "
+            f"cache_dir: {home} cannot be used ({getattr(error, 'strerror', None) or error}); "
             "free space, or name another folder with cache_dir= or the variable LCALENS_CACHE."
         ) from error
     return Converted(folder=folder, digest=digest, quantisation=f"{manifest['stored_as']}, dequantised")
@@ -192,7 +195,7 @@ def _save_converted(gguf: Callable[[Path], Path], target: Path) -> str:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise LcalensError(

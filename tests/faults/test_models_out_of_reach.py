@@ -13,6 +13,17 @@ from lcalens.errors import LcalensError
 from lcalens.llm.models import load_model
 
 
+class SomeTokenizer:
+    """Enough of a tokenizer to be taken for one."""
+
+    def __call__(self, text):
+        return [0]
+
+    def decode(self, ids):
+        return ""
+
+
+
 def refusal(*args, **options):
     with pytest.raises(LcalensError) as caught:
         load_model(*args, **options)
@@ -72,6 +83,6 @@ def test_what_the_hub_and_the_machine_may_refuse(monkeypatch, where, error, fix,
         raise wrap(error)
 
     monkeypatch.setattr(getattr(transformers, where), "from_pretrained", refuse)
-    said = refusal("google/gemma-2b", tokenizer=None if where == "AutoTokenizer" else object())
+    said = refusal("google/gemma-2b", tokenizer=None if where == "AutoTokenizer" else SomeTokenizer())
     assert "'google/gemma-2b'" in said
     assert fix in said
