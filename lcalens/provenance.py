@@ -17,7 +17,6 @@ from lcalens.errors import LcalensError
 
 _ATTRIBUTE = "lcalens_info"
 _REPORTED = ("torch", "transformers", "transformer-lens", "tokenizers")
-_SAMPLED_VALUES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +98,14 @@ def active_hooks(model: Any) -> list[str]:
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """A content hash of the weights, from every parameter's name, shape, type and some 4,096 evenly spaced values.
+    """A content hash of the weights: every parameter's name, shape, type and bytes.
 
-    Fine-tuning or editing a matrix changes it; loading the same weights from another place does not.
+    Editing one number changes it; loading the same weights from another place does not.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.original_model.named_parameters(), key=lambda item: item[0]):
-        flat = parameter.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(sampled.numpy().tobytes())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -215,6 +215,8 @@ class Result:
 
 
 def _table_file(name: str) -> str:
+    if not name or Path(name).name != name or "\\" in name:
+        raise LcalensError(f"tables: {name!r:.80} cannot be a file's name; use letters and underscores.")
     return f"{name}.parquet" if f"{name}.parquet" != _EXAMPLES else "examples-table.parquet"
 
 

@@ -41,15 +41,19 @@ class CellStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None):
         self.loaded, self.computed = 0, 0
-        self._cells = None if folder is None else Path(folder) / "cells"
-        if self._cells is not None:
+        self._cells = None
+        if folder is not None:
+            if not isinstance(folder, str | os.PathLike):
+                raise LcalensError(f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}).")
+            self._cells = Path(folder) / "cells"
             try:
                 self._cells.mkdir(parents=True, exist_ok=True)
                 for part in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
                     if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
                         part.unlink(missing_ok=True)
-            except OSError as error:
-                raise LcalensError(f"out: {str(folder)!r} cannot be written ({error.strerror or error}).") from error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise LcalensError(f"out: {str(folder)!r} cannot be written ({reason}).") from error
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""

@@ -1,6 +1,6 @@
 """Figure 1: what a model answers before and after a sentence is put in front of the question."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from lcalens.errors import LcalensError
 from lcalens.llm.hijack import JOIN
-from lcalens.llm.scoring import Continuation, score
+from lcalens.llm.scoring import Continuation, check_finite, score
 from lcalens.provenance import model_info, versions
 from lcalens.results import Result
 from lcalens.tokens import check_text, encode, source_tokenizer, tokenize
@@ -23,7 +23,7 @@ def ask(
     prompt: str,
     *,
     hijack: str | Sequence[str] | None = None,
-    answers: Sequence[str] = (),
+    answers: str | Sequence[str] = (),
     top: int = 5,
     chat: bool = False,
 ) -> Result:
@@ -38,33 +38,34 @@ def ask(
         chat: Ask through the chat template.
 
     Returns:
-        A result over the axes context (clean, hijacked), rank and nothing else: `probability` and `token_id`; its table
+        A result over the axes context (clean, hijacked) and rank: `probability` and `token_id`; its table
         `answers` has the tokens beside each other, and `scored` the whole answers' log-probabilities in nats.
 
     Raises:
         LcalensError: An empty prompt, a `top` below 1 or above the vocabulary, or as `tokenize` and `score`.
     """
     tokenizer = source_tokenizer(model)
+    answers, sentences = _listed("answers", answers), _listed("hijack", () if hijack is None else hijack)
     for name, text in [("prompt", prompt), *(("answers", answer) for answer in answers)]:
         check_text(name, text)
         if not text.strip():
-            raise LcalensError(
-                f"{name}: {text!r} is empty; give a text to be continued, such as 'The Eiffel Tower is in'."
-            )
-    sentences = [] if hijack is None else [hijack] if isinstance(hijack, str) else list(hijack)
+            raise LcalensError(f"{name}: {text!r} is empty; give a text, such as 'The Eiffel Tower is in'.")
     for sentence in sentences:
         check_text("hijack", sentence)
+    sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
     vocabulary = model.original_model.config.get_text_config().vocab_size
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= vocabulary:
         raise LcalensError(f"top: {top!r} is not a whole number from 1 to the vocabulary's {vocabulary}.")
     prompt = prompt.rstrip()
-    clean = [prompt] if not sentences else [prompt, JOIN.join([*(s.strip() for s in sentences), prompt])]
+    clean = [prompt] if not sentences else [prompt, JOIN.join([*sentences, prompt])]
     texts: dict[str, str] = dict(zip(_CONTEXTS, clean, strict=False))
 
     ids, probabilities = [], []
     for text in texts.values():
         batch = tokenize(model, text, chat=chat)
-        found = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float().softmax(-1).topk(top)
+        logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
+        check_finite(logits)
+        found = logits.softmax(-1).topk(top)
         ids.append(found.indices.cpu().numpy())
         probabilities.append(found.values.cpu().double().numpy())
     return Result(
@@ -81,6 +82,13 @@ def ask(
             "versions": versions(),
         },
     )
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    """One text or several, as a list."""
+    if not isinstance(given, Iterable):
+        raise LcalensError(f"{name}: expected a text or several, got {given!r:.60} ({type(given).__name__}).")
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _beside(tokenizer: Any, contexts: list[str], ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:

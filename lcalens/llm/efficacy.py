@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ def efficacy(
         LcalensError: An argument that cannot be used; the message names it and the fix.
     """
     config = _config(schemes, counts, scoring, chat, related, seed)
-    facts = facts if isinstance(facts, Facts) else Facts(list(facts))
+    facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
     tokenizer = source_tokenizer(model)
@@ -103,9 +104,10 @@ def efficacy(
     shape = (len(facts), len(config.schemes), len(config.counts))
     values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
     impossible: Counter[tuple[str, int, str]] = Counter()
-    measure = _cell_function(model, tokenizer, config.chat)
     store = CellStore(None if active_hooks(model) else out)
-    key = [_CELL_FORMAT, fingerprint(model), model_info(model).to_dict(), config.chat]
+    weights = fingerprint(model)
+    info = {name: value for name, value in model_info(model).to_dict().items() if name != "source"}
+    key = [_CELL_FORMAT, weights, info]
     paths: set[str] = set()
     with progress_callback(progress, unit="prompts") as report:
         done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
@@ -117,7 +119,7 @@ def efficacy(
             total -= len(found.impossible)
             report(done, total, what)
             for chunk in _chunks(found.prompts):
-                cell = _cell(store, key, chunk, measure, paths)
+                cell = _cell(store, key, _continuations(tokenizer, chunk, config.chat), model, paths)
                 for i, prompt in enumerate(chunk):
                     if config.scoring == "first" and cell["alike"][i]:
                         continue
@@ -135,7 +137,7 @@ def efficacy(
     )
     axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
     provenance = {
-        "model": model_info(model).to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)},
+        "model": model_info(model).to_dict() | {"fingerprint": weights, "hooks": active_hooks(model)},
         "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
         "config": asdict(config),
         "path": sorted(paths),
@@ -147,6 +149,8 @@ def efficacy(
 
 
 def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+    if not isinstance(schemes, Iterable):
+        raise LcalensError(f"schemes: expected names or sentences, got {schemes!r:.60} ({type(schemes).__name__}).")
     names = [schemes] if isinstance(schemes, str) else list(schemes)
     names = list(SCHEMES) if names == ["all"] else names
     chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
@@ -160,7 +164,7 @@ def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, s
             raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
     if not isinstance(chat, bool):
         raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
     return EfficacyConfig(
         schemes=chosen,
@@ -168,7 +172,7 @@ def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, s
         scoring=scoring,  # pyright: ignore[reportArgumentType]
         chat=chat,
         related=related,  # pyright: ignore[reportArgumentType]
-        seed=seed,
+        seed=int(seed),
     )
 
 
@@ -198,41 +202,46 @@ def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedProm
         yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
 
 
-def _cell_function(
-    model: Any, tokenizer: Any, chat: bool
-) -> Callable[[Sequence[HijackedPrompt]], tuple[dict[str, np.ndarray], str]]:
-    """The function from prompts to their arrays, for both scorings at once, and the path that it took."""
-
-    def measure(prompts: Sequence[HijackedPrompt]) -> tuple[dict[str, np.ndarray], str]:
-        texts = [prompt.text for prompt in prompts for _ in range(2)]
-        answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
-        encoded = encode(tokenizer, texts, answers=answers, chat=chat)
-        scores = score(model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded])
-        first = [item.ids[item.spans["answer"][0][0]] for item in encoded]
-        whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
-        opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
-        alike = np.array(first[::2]) == np.array(first[1::2])
-        arrays = (np.array(values, dtype=np.float64) for values in (*whole, *opening, alike))
-        return dict(zip(_MEASURED, arrays, strict=True)), scores.path
-
-    return measure
+def _continuations(tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool) -> list[Continuation]:
+    """For each prompt the true object's tokens and the false one's, behind it."""
+    texts = [prompt.text for prompt in prompts for _ in range(2)]
+    answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
+    encoded = encode(tokenizer, texts, answers=answers, chat=chat)
+    return [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded]
 
 
 def _cell(
-    store: CellStore, key: list[Any], chunk: Sequence[HijackedPrompt], measure: Callable, paths: set[str]
+    store: CellStore, key: list[Any], continuations: Sequence[Continuation], model: Any, paths: set[str]
 ) -> dict[str, np.ndarray]:
-    texts = [(prompt.text, prompt.fact.target_true, prompt.fact.target_false) for prompt in chunk]
-    name = content_key([key, texts])
+    """One part's arrays, for both scorings at once: a function of the weights and the tokens alone."""
+    name = content_key([key, [(item.ids, item.start, item.stop) for item in continuations]])
     found = store.get(name)
-    if found is None or any(len(found.get(name, ())) != len(chunk) for name in _MEASURED):
-        found, path = measure(chunk)
-        paths.add(path)
-        store.put(name, found)
+    if found is not None and all(len(found.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
+        return found
+    scores = score(model, continuations)
+    first = np.array([item.ids[item.start] for item in continuations])
+    whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
+    opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
+    arrays = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
+    found = dict(zip(_MEASURED, arrays, strict=True))
+    paths.add(scores.path)
+    store.put(name, found)
     return found
+
+
+def _as_facts(facts: Any) -> Facts:
+    if isinstance(facts, Facts):
+        return facts
+    if not isinstance(facts, Iterable):
+        raise LcalensError(
+            f"facts: expected facts from load_facts() or a list of Fact, got {type(facts).__name__} ({facts!r:.60})."
+        )
+    return Facts(facts)
 
 
 def _examples(facts: Facts, *, known: np.ndarray) -> pd.DataFrame:
     frame = facts.to_frame().drop(columns=["prompt"])
-    if frame["case_id"].map(type).nunique() > 1:  # a table's column is of one type
+    # A table's column is of one type, and its whole numbers are of 64 bits.
+    if not all(isinstance(case_id, int) and abs(case_id) < 1 << 63 for case_id in frame["case_id"]):
         frame["case_id"] = frame["case_id"].map(str)
     return frame.assign(known=known)

@@ -1,9 +1,10 @@
 """Facts to prompts: the sentences of a scheme and the prompt, joined by one space, with the spans of what matters."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 
 from lcalens.errors import LcalensError
 from lcalens.llm.facts import Fact, Facts
@@ -12,6 +13,7 @@ from lcalens.llm.schemes import Sentence, Surroundings, find_scheme
 from lcalens.tokens import Span
 
 JOIN = " "
+_MOST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,11 @@ def check_counts(counts: Sequence[int]) -> tuple[int, ...]:
     Raises:
         LcalensError: Empty, or not whole numbers from 0 up.
     """
-    listed = [counts] if isinstance(counts, int) else list(counts)
-    bad = [n for n in listed if isinstance(n, bool) or not isinstance(n, int) or n < 0]
+    if not isinstance(counts, Integral | Iterable):
+        raise LcalensError(f"counts: expected whole numbers from 0 up, got {counts!r:.60}; try (0, 1, 3).")
+    listed = [counts] if isinstance(counts, Integral) else list(counts)
+    bad = [n for n in listed if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= int(n) <= _MOST]
     if bad or not listed:
-        raise LcalensError(f"counts: {bad[0] if bad else listed!r} is not a whole number from 0 up; try (0, 1, 3).")
-    return tuple(sorted(set(listed)))
+        shown = repr(bad[0] if bad else listed)
+        raise LcalensError(f"counts: {shown:.40} is not a whole number from 0 to {_MOST:,}; try (0, 1, 3).")
+    return tuple(sorted({int(n) for n in listed}))

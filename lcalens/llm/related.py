@@ -144,12 +144,14 @@ class EmbeddingNeighbours:
             first, last = encoded.spans["word"][0]
             middle = self._weight[list(encoded.ids[first:last])].mean(0)
             order = (self._candidates @ torch.nn.functional.normalize(middle, dim=0)).argsort(descending=True)
-            self._found[target] = next(
-                word
-                for word in (self._words[i] for i in order.tolist())
-                if not same_stem(word, target) and not share_token(self._tokenizer, word, target)
-            )
+            near = (self._words[i] for i in order.tolist())
+            self._found[target] = next((word for word in near if not self._too_close(word, target)), "")
+        if not self._found[target]:
+            raise Impossible("the vocabulary has no whole word of another stem")
         return self._found[target]
+
+    def _too_close(self, word: str, target: str) -> bool:
+        return same_stem(word, target) or share_token(self._tokenizer, word, target)
 
     def unrelated(self, target: str, avoid: Sequence[str], stratum: str, generator: random.Random) -> str:
         """The nearest neighbour of another object of the same kind."""

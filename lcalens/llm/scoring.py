@@ -107,8 +107,7 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
         found = (right - chosen.logsumexp(-1)).double().cpu().numpy()
         # Equal to the largest logit, not to its index: a tie is the model's answer too.
         best = (right >= chosen.amax(-1)).cpu().numpy()
-        if not np.isfinite(found).all():
-            raise LcalensError("model: its logits are not finite (NaN or infinite weights, or an overflowing dtype).")
+        check_finite(torch.from_numpy(found))
         index = np.array([read.sequence for _, _, read in reads])
         np.add.at(logp, index, found)
         np.logical_and.at(greedy, index, best)
@@ -140,6 +139,16 @@ def _tail_logits(model: Any, batch: Sequence[Row], share: bool) -> Float[Tensor,
         mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in batch], device=device)
     logits = network(input_ids=ids.to(device), attention_mask=mask, **options).logits
     return logits[:, -keep:]
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse what a model with NaN or infinite weights computes.
+
+    Raises:
+        LcalensError: A value is not finite.
+    """
+    if not values.isfinite().all():
+        raise LcalensError("model: its logits are not finite (NaN or infinite weights, or an overflowing dtype).")
 
 
 def can_share(model: Any) -> bool:

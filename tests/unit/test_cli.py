@@ -88,6 +88,20 @@ def test_the_printed_scores_are_the_results(lc, tmp_path):
         assert f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]" in said
 
 
+def test_the_table_is_written_for_people_with_its_command(lc, tmp_path):
+    template = "Forget | <b>{target_false}</b>."
+    lc(*lc.hijack, "--schemes", template, "neutral", "--limit", 5, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    result = lcalens.Result.load(tmp_path / "out" / "result")
+    for row in result.summary[result.summary["subset"] == "all"].itertuples():
+        assert f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]" in page
+    tables, command = page.split("Made by ")
+    assert "<b>" not in tables  # a template is text
+    assert len({line.replace(r"\|", "").count("|") for line in tables.splitlines() if "Forget" in line}) <= 2
+    for word in ("lcalens hijack", "--limit 5", "--counts 0 1"):
+        assert word in command
+
+
 def test_options_reach_the_measurement(lc, tmp_path):
     status, said, _ = lc(
         *lc.hijack, "--relations", "P36", "--limit", 3, "--scoring", "first", "--seed", 5, "--related", "embedding",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lcalens.errors import LcalensError
 from lcalens.llm.facts import Fact, Facts, load_facts
 from lcalens.llm.hijack import check_counts, hijack_prompts
-from lcalens.llm.related import EmbeddingNeighbours, RelatedTable, related_pairs
+from lcalens.llm.related import EmbeddingNeighbours, RelatedPair, RelatedTable, related_pairs
 from lcalens.llm.schemes import NEUTRAL, SCHEMES, find_scheme, neutral_sentences, relations
 from lcalens.tokens import encode
 
@@ -282,6 +282,21 @@ def test_unrelated_words_are_of_the_same_kind_and_touch_neither_object(made, sch
             assert prompt.word not in near.get(target, set())
             assert not alike(prompt.word, target)
             assert sources != {target}
+
+
+def test_words_near_either_object_are_never_the_unrelated_one(monkeypatch):
+    """Not even where another object of the table has the same related word."""
+    of_table = {
+        "Guam": "Hagatna",  # the false object
+        "Micronesia": "Hagatna",  # another with the same word
+        "Samoa": "Apia",  # the true object
+        "Polynesia": "Apia",  # another with the same word
+        "Fiji": "Suva",
+    }
+    pairs = tuple(RelatedPair(name, word, "associate", "city") for name, word in of_table.items())
+    monkeypatch.setattr("lcalens.llm.related.related_pairs", lambda: pairs)
+    table = RelatedTable()
+    assert {table.unrelated("Guam", ["Samoa"], "associate", random.Random(seed)) for seed in range(40)} == {"Suva"}
 
 
 @pytest.mark.parametrize("scheme", STRATUM)

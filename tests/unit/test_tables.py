@@ -78,6 +78,11 @@ def test_an_object_has_one_word_in_a_stratum():
     assert twice == []
 
 
+def test_a_related_word_belongs_to_one_object():
+    """So that related and unrelated words are the same words, dealt out differently."""
+    assert len({pair.related for pair in PAIRS}) == len(PAIRS)
+
+
 def test_words_are_clean():
     for pair in PAIRS:
         for text in (pair.object, pair.related, pair.kind):
