@@ -92,8 +92,10 @@ def quantisation_of(config: Any) -> str:
 
 
 def active_hooks(model: Any) -> list[str]:
-    """Names of the hook points where somebody's function is attached: they change what the model computes."""
-    return sorted(name for name, point in model.hook_dict.items() if point.fwd_hooks)
+    """Names of hook points and modules where somebody's function is attached: it may change what the model computes."""
+    points = {name for name, point in model.hook_dict.items() if point.fwd_hooks}
+    modules = model.original_model.named_modules()
+    return sorted(points | {name for name, module in modules if module._forward_hooks or module._forward_pre_hooks})
 
 
 @torch.no_grad()

@@ -25,6 +25,13 @@ def content_key(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
 class CellStore:
     """Finished cells in a folder; with no folder, nothing is kept.
 
@@ -57,14 +64,17 @@ class CellStore:
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         if self._cells is None:
             return None
         try:
-            arrays = load_file(self._cells / f"{key}.safetensors")
+            with safe_open(self._cells / f"{key}.safetensors", "np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                kept = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError, ValueError):
+            return None
+        if kept != _checksum(arrays):
             return None
         self.loaded += 1
         return arrays
@@ -83,7 +93,7 @@ class CellStore:
         part = self._cells / f"{key}.{uuid4().hex}.part"
         try:
             with part.open("wb") as file:
-                file.write(save(dict(arrays)))
+                file.write(save(dict(arrays), metadata={"sha256": _checksum(arrays)}))
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._cells / f"{key}.safetensors")

@@ -13,6 +13,7 @@ _SUBSETS = {
     "known": "known facts: greedy decoding of the clean prompt gives the true object",
     "prefers-true": "facts where the clean prompt gives the true object the higher probability",
 }
+_SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
 _ALPHA = 0.05
 
 
@@ -20,7 +21,7 @@ def efficacy_screen(result: "Result") -> str:
     """ES by scheme and n with intervals, the controls, and what could not be made."""
     facts, config = result.provenance["facts"], result.provenance["config"]
     lines = [
-        f"{_model(result)}; {facts['count']} facts of {facts['source']!r}; {config['scoring']}-object scoring"
+        f"{_model(result)}; {facts['count']} facts of {facts['source']!r}; {_SCORING[config['scoring']]}"
         + ("; through the chat template" if config["chat"] else ""),
         "ES: share of facts where the false object is the more probable [95% Wilson interval]; retention = 1 - ES.",
         f"*: differs from n=0 (McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
@@ -64,7 +65,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
     facts, config, versions = (result.provenance[name] for name in ("facts", "config", "versions"))
     lines = [
         f"## {_escaped(_model(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
-        f"{config['scoring']}-object scoring" + (", chat template" if config["chat"] else ""),
+        f"{_SCORING[config['scoring']]}" + (", chat template" if config["chat"] else ""),
         "",
         "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0 "
         f"(McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",

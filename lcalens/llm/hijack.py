@@ -141,5 +141,5 @@ def check_counts(counts: Sequence[int]) -> tuple[int, ...]:
     bad = [n for n in listed if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= int(n) <= _MOST]
     if bad or not listed:
         shown = repr(bad[0] if bad else listed)
-        raise LcalensError(f"counts: {shown:.40} is not a whole number from 0 to {_MOST:,}; try (0, 1, 3).")
+        raise LcalensError(f"counts: {shown:.40} is not a whole number from 0 up, {_MOST:,} at most; try (0, 1, 3).")
     return tuple(sorted({int(n) for n in listed}))

@@ -23,7 +23,6 @@ class SomeTokenizer:
         return ""
 
 
-
 def refusal(*args, **options):
     with pytest.raises(LcalensError) as caught:
         load_model(*args, **options)

@@ -596,7 +596,7 @@ def test_counts_come_once_and_in_order():
 
 @pytest.mark.parametrize("counts", [(), (-1,), (0, -3), (1, True), (False,)])
 def test_counts_that_are_none(counts):
-    with pytest.raises(LcalensError, match=r"counts: .* is not a whole number from 0 up"):
+    with pytest.raises(LcalensError, match=r"counts: .*whole numbers? from 0 up"):
         hijack_prompts([make()], "dont-think", counts=counts)
 
 
