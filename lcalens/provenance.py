@@ -94,8 +94,13 @@ def quantisation_of(config: Any) -> str:
 def active_hooks(model: Any) -> list[str]:
     """Names of hook points and modules where somebody's function is attached: it may change what the model computes."""
     points = {name for name, point in model.hook_dict.items() if point.fwd_hooks}
-    modules = model.original_model.named_modules()
-    return sorted(points | {name for name, module in modules if module._forward_hooks or module._forward_pre_hooks})
+    return sorted(points | {name for name, module in model.original_model.named_modules() if _is_hooked(module)})
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    """Whether torch calls somebody's function with the module; the bridge's own, which only look, do not count."""
+    functions = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not str(getattr(function, "__module__", "")).startswith("transformer_lens") for function in functions)
 
 
 @torch.no_grad()
