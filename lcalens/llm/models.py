@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from lcalens.cache import cache_root
 from lcalens.errors import LcalensError
 from lcalens.llm.faults import check_complete, check_device, check_tokenizer, explain
-from lcalens.llm.weights import Converted, cache_root, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
+from lcalens.llm.weights import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.progress import ProgressCallback
 from lcalens.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.quiet import quiet_libraries

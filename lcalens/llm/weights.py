@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -40,19 +39,6 @@ class Converted:
     folder: Path
     digest: str
     quantisation: str
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder lcalens keeps converted weights in: the argument, else LCALENS_CACHE, else the platform's own."""
-    if cache_dir is not None:
-        if not isinstance(cache_dir, str | os.PathLike) or not os.fspath(cache_dir):
-            raise LcalensError(f"cache_dir: expected a folder's path, got {cache_dir!r:.60}.")
-        return Path(cache_dir).expanduser()
-    if os.environ.get("LCALENS_CACHE"):
-        return Path(os.environ["LCALENS_CACHE"]).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lcalens"))
 
 
 def embedded_smollm2(cache: Path, progress: bool | ProgressCallback = False) -> Converted:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from lcalens import efficacy, load_facts, load_model
+from lcalens.cache import cache_root
 from lcalens.llm import scoring
 from lcalens.llm.hijack import hijack_prompts
-from lcalens.llm.weights import cache_root, embedded_smollm2
+from lcalens.llm.weights import embedded_smollm2
 from lcalens.tokens import encode, source_tokenizer
 
 COUNTS = (0, 1, 2, 3, 5, 10)
@@ -156,7 +157,8 @@ import resource, sys, torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from lcalens import Fact, efficacy, load_model
 from lcalens.llm.facts import Facts
-from lcalens.llm.weights import cache_root, embedded_smollm2
+from lcalens.cache import cache_root
+from lcalens.llm.weights import embedded_smollm2
 folder = embedded_smollm2(cache_root()).folder
 config = LlamaConfig(vocab_size=49152, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
                      num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)

@@ -15,10 +15,11 @@ import torch
 import transformers
 from helpers import standins
 
+from lcalens.cache import cache_root
 from lcalens.errors import LcalensError
 from lcalens.llm import weights
 from lcalens.llm.models import load_model
-from lcalens.llm.weights import cache_root, convert_gguf
+from lcalens.llm.weights import convert_gguf
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = "The capital of France is"

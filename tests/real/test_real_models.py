@@ -12,9 +12,10 @@ import pytest
 import torch
 from helpers import standins
 
+from lcalens.cache import cache_root
 from lcalens.llm.models import load_model
 from lcalens.llm.scoring import Continuation, score
-from lcalens.llm.weights import cache_root, embedded_gemma3, embedded_smollm2
+from lcalens.llm.weights import embedded_gemma3, embedded_smollm2
 from lcalens.provenance import model_info
 from lcalens.tokens import encode, source_tokenizer, tokenize
 
