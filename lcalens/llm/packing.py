@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 # What a token costs, in pairs of nodes: measured on models of 135M and 270M parameters, and flat around its best.
-_PAIRS_PER_TOKEN = 200
+_PAIRS_PER_TOKEN = 400
 
 # A batch of so many tokens runs at full speed; it takes no row that is much shorter than its longest.
-_FULL_SPEED = 384
-_SNUG = 0.9
+_FULL_SPEED = 128
+_SNUG = 0.95
 
 
 @dataclass(frozen=True)

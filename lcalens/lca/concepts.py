@@ -1,0 +1,298 @@
+"""Latent concept association: the toy world's data (section 5.1 of the paper), with everything about it exact.
+
+m binary latents make V = 2^m tokens; a token's bits are its latent vector. The concept y is uniform, and
+
+    p(t | y)  =  omega pi(t | y) + (1 - omega) / V,       pi(t | y) proportional to exp(-D_H(t, y) / beta) on N(y).
+
+Tokens 1 to L - 1 of a context come from p, token L from pi. Nothing changes when everything is XORed with one mask, so
+a distribution is a table of V numbers over the *offset* t XOR y.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lcalens.checks import check_int, check_real
+from lcalens.errors import LcalensError
+from lcalens.lca.sampling import Counts, Sampler, halves, seed_words, words
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+Neighborhood = Literal["all", "nearest", "cluster"]
+LATENTS = range(2, 15)
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class LatentConcepts:
+    """The toy world.
+
+    Attributes:
+        m: Latent bits, 2 to 14.
+        omega: Share of a context that speaks of the concept; the rest is uniform noise.
+        beta: Temperature: how far from the concept its tokens lie.
+        neighborhood: N(y): `all` tokens but y; the `nearest`, at Hamming distance 1; or y's `cluster`, the tokens that
+            share its first bits.
+        cluster_bits: How many, for `cluster`.
+
+    Raises:
+        LcalensError: An argument outside its range.
+    """
+
+    m: int
+    omega: float = field(default=0.5, kw_only=True)
+    beta: float = field(default=1.0, kw_only=True)
+    neighborhood: Neighborhood = field(default="all", kw_only=True)
+    cluster_bits: int = field(default=1, kw_only=True)
+
+    def __post_init__(self):
+        check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
+        check_real("omega", self.omega, low=0, high=1, why="it is a share of the context")
+        check_real("beta", self.beta, low=0, why="it is a temperature")
+        if self.beta == 0:
+            raise LcalensError("beta: expected a number above 0, got 0; it is a temperature.")
+        if self.neighborhood not in get_args(Neighborhood):
+            raise LcalensError(
+                f"neighborhood: {self.neighborhood!r:.60} is not one of {', '.join(get_args(Neighborhood))}."
+            )
+        check_int("cluster_bits", self.cluster_bits, low=1, high=self.m - 1, why="a cluster holds more than y itself")
+
+    @property
+    def vocab_size(self) -> int:
+        """V = 2^m."""
+        return 1 << self.m
+
+    @cached_property
+    def offset_distance(self) -> Int[Tensor, " vocab"]:
+        """The Hamming weight of every offset."""
+        return _popcount(torch.arange(self.vocab_size), self.m)
+
+    @cached_property
+    def offset_log_pi(self) -> Float[Tensor, " vocab"]:
+        """log pi of each offset t XOR y, in double precision; -inf outside the neighbourhood."""
+        distance = self.offset_distance.double()
+        inside = distance > 0
+        if self.neighborhood == "nearest":
+            inside = distance == 1
+        elif self.neighborhood == "cluster":
+            inside = inside & (torch.arange(self.vocab_size) < self.vocab_size >> self.cluster_bits)
+        return (-distance / self.beta).masked_fill(~inside, -math.inf).log_softmax(0)
+
+    @cached_property
+    def offset_log_p(self) -> Float[Tensor, " vocab"]:
+        """log p of each offset t XOR y, in double precision; -inf where omega is 1 and pi is 0."""
+        signal = self.offset_log_pi + (math.log(self.omega) if self.omega else -math.inf)
+        noise = math.log((1 - self.omega) / self.vocab_size) if self.omega < 1 else -math.inf
+        return torch.logaddexp(signal, torch.full_like(signal, noise))
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The alias tables behind every sample."""
+        return Sampler(self.offset_log_p.exp(), self.offset_log_pi.exp())
+
+    def p(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """p(t | y) of tokens 1 to L - 1, exactly; the arguments are broadcast."""
+        return self.offset_log_p.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
+
+    def pi(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """pi(t | y) of the last token, exactly; the arguments are broadcast."""
+        return self.offset_log_pi.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
+
+    def bits(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "... m"]:
+        """The latent bits, first bit first."""
+        return (self.tokens(tokens)[..., None] >> torch.arange(self.m - 1, -1, -1, device=tokens.device)) & 1
+
+    def distance(self, a: Int[Tensor, "..."], b: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The Hamming distance D_H; the arguments are broadcast."""
+        return _popcount(self.tokens(a, "a") ^ self.tokens(b, "b"), self.m)
+
+    def neighbors(self, y: int) -> Int[Tensor, " neighbor"]:
+        """N(y): the tokens that pi(. | y) can give, in order."""
+        check_int("y", y, low=0, high=self.vocab_size - 1, why="it is a token")
+        return torch.sort(torch.nonzero(self.offset_log_pi.isfinite()).squeeze(1) ^ y).values
+
+    def sample(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"]]:
+        """Contexts and the concepts they were drawn for.
+
+        Args:
+            batch: How many.
+            length: L, tokens in each.
+            generator: Where the randomness comes from; the sample is made on its device.
+
+        Raises:
+            LcalensError: `batch` or `length` is no integer above 0.
+        """
+        self._check_sizes(batch, length)
+        tokens, targets = self.sampler.tokens(seed_words(generator), batch, length)
+        return tokens[0], targets[0]
+
+    def sample_counts(self, batch: int, length: int, generator: torch.Generator) -> Counts:
+        """The contexts that `sample` draws from the same generator, counted and never written down.
+
+        Args:
+            batch: How many.
+            length: L, tokens in each.
+            generator: Where the randomness comes from.
+
+        Raises:
+            LcalensError: `batch` or `length` is no integer above 0.
+        """
+        self._check_sizes(batch, length)
+        return self.sampler.counts(seed_words(generator), batch, length)
+
+    def sample_mixture(
+        self,
+        concepts: Int[Tensor, "batch concept"],
+        weights: Sequence[float],
+        length: int,
+        generator: torch.Generator,
+    ) -> Int[Tensor, "batch length"]:
+        """Contexts that speak of several concepts: each of positions 1 to L - 1 chooses one by weight.
+
+        Args:
+            concepts: The concepts of each context; the last token comes from pi of the first.
+            weights: One for each concept; they are made to sum to 1.
+            length: L, tokens in each.
+            generator: Where the randomness comes from.
+
+        Raises:
+            LcalensError: A token outside the vocabulary, or weights that do not fit.
+        """
+        self._check_sizes(len(concepts), length)
+        self.tokens(concepts, "concepts")
+        share = torch.tensor(list(weights), dtype=torch.float64)
+        if len(share) != concepts.shape[1] or not share.isfinite().all() or share.lt(0).any() or share.sum() == 0:
+            raise LcalensError(
+                f"weights: expected {concepts.shape[1]} numbers of at least 0, one for each concept, got {weights!r:.80}."
+            )
+        drawn = halves(words(seed_words(generator), len(concepts), length)[0])
+        bounds = ((share / share.sum()).cumsum(0) * 2.0**32).long()[:-1].to(drawn.device)
+        which = torch.bucketize(drawn[:, :-1, 1].contiguous(), bounds, right=True)
+        others = self.sampler.draw(drawn[:, :-1, 0]) ^ concepts.gather(1, which)
+        last = self.sampler.draw(drawn[:, -1, 0], last=True) ^ concepts[:, 0]
+        return torch.cat([others, last[:, None]], 1)
+
+    def hijack(
+        self,
+        tokens: Int[Tensor, "batch length"],
+        y: Int[Tensor, " batch"],
+        other: Int[Tensor, " batch"],
+        *,
+        share: float | None = None,
+        positions: Bool[Tensor, "batch length"] | None = None,
+        generator: torch.Generator,
+    ) -> Int[Tensor, "batch length"]:
+        """The same contexts with some positions redrawn from p(. | other); the last token stays.
+
+        Args:
+            tokens: Contexts.
+            y: Their concepts.
+            other: The concept that hijacks each; where it equals y, a control: fresh tokens of the same concept.
+            share: Probability with which each of positions 1 to L - 1 is redrawn, independently.
+            positions: Or the positions to be redrawn. One generator state gives the same draw at the same position.
+            generator: Where the randomness comes from.
+
+        Returns:
+            The hijacked contexts. One state of the generator redraws the same positions whatever `other` is.
+
+        Raises:
+            LcalensError: A token outside the vocabulary, sizes that differ, a share outside [0, 1], or not exactly one
+                of `share` and `positions`.
+        """
+        for name, values in (("tokens", tokens), ("y", y), ("other", other)):
+            self.tokens(values, name)
+            if len(values) != len(tokens):
+                raise LcalensError(f"{name}: expected {len(tokens)}, one for each context, got {len(values)}.")
+        if (share is None) == (positions is None):
+            raise LcalensError("share: give either a share or positions, and not both.")
+        drawn = halves(words(seed_words(generator), len(tokens), tokens.shape[1])[0]).to(tokens.device)
+        if positions is None:
+            check_real("share", share, low=0, high=1, why="it is the probability that a position is redrawn")
+            positions = drawn[..., 1] < int(share * 2**32)  # pyright: ignore[reportOptionalOperand]
+        elif positions.shape != tokens.shape or positions.dtype != torch.bool:
+            raise LcalensError(
+                f"positions: expected booleans of shape {tuple(tokens.shape)}, got {positions.dtype} of shape "
+                f"{tuple(positions.shape)}."
+            )
+        positions = positions.clone()
+        positions[:, -1] = False
+        return torch.where(positions, self.sampler.draw(drawn[..., 0]) ^ other[:, None], tokens)
+
+    def posterior(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch vocab"]:
+        """p(y | context), exactly, for clean contexts; NaN for a context that no concept can give.
+
+        Raises:
+            LcalensError: A token outside the vocabulary.
+        """
+        from lcalens.lca import bayes
+
+        return bayes.posterior(self, *self.count(tokens))
+
+    def count(self, tokens: Int[Tensor, "batch length"]) -> tuple[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]]:
+        """How often each token occurs in each context, and the last token.
+
+        Raises:
+            LcalensError: A token outside the vocabulary.
+        """
+        self.tokens(tokens)
+        ones = torch.ones(1, 1, device=tokens.device).expand(tokens.shape)
+        counts = torch.zeros(len(tokens), self.vocab_size, device=tokens.device)
+        return counts.scatter_add_(1, tokens, ones), tokens[:, -1]
+
+    def to_dataset(self, length: int, *, seed: int, size: int | None = None) -> "IterableDataset":
+        """A `datasets` stream of `{"input_ids": tokens, "labels": concept}`, the same for the same seed.
+
+        Args:
+            length: L, tokens in each.
+            seed: Of the sample.
+            size: How many; without end by default.
+
+        Raises:
+            LcalensError: `length` or `size` is no integer above 0.
+        """
+        from datasets import IterableDataset
+
+        self._check_sizes(1 if size is None else size, length)
+
+        def rows():
+            generator, given = torch.Generator().manual_seed(seed), 0
+            while size is None or given < size:
+                tokens, targets = self.sample(_CHUNK, length, generator)
+                for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+                    if given == size:
+                        return
+                    yield {"input_ids": row, "labels": target}
+                    given += 1
+
+        return IterableDataset.from_generator(rows)  # pyright: ignore[reportReturnType]
+
+    def tokens(self, values: Any, name: str = "tokens") -> Int[Tensor, "..."]:
+        """`values` itself, seen to be tokens of this vocabulary.
+
+        Raises:
+            LcalensError: It is no integer tensor, or a value lies outside [0, V).
+        """
+        if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
+            raise LcalensError(f"{name}: expected an integer tensor, got {getattr(values, 'dtype', type(values))}.")
+        if values.numel() and not (0 <= int(values.min()) and int(values.max()) < self.vocab_size):
+            raise LcalensError(
+                f"{name}: {int(values.min())} to {int(values.max())} leave the vocabulary, 0 to {self.vocab_size - 1}."
+            )
+        return values
+
+    def _check_sizes(self, batch: int, length: int) -> None:
+        check_int("batch", batch, low=1)
+        check_int("length", length, low=1, why="a context holds at least its last token")
+
+
+def _popcount(values: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
+    return sum(((values >> bit) & 1 for bit in range(bits)), torch.zeros_like(values))
