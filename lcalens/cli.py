@@ -79,7 +79,7 @@ class Ask(Source):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; errors are one line on standard error and exit status 2, an interrupt is 130.
+    """Run a command; an error is told on standard error and is exit status 2, an interrupt is 130.
 
     Args:
         arguments: The command line; the process's own by default.
@@ -112,11 +112,13 @@ def _first_line(command: type) -> str:
 def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write what `--out` asks for."""
     from lcalens import efficacy, load_facts, load_model
+    from lcalens.llm.efficacy import check_config
     from lcalens.screen import efficacy_markdown, efficacy_screen
 
+    config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
+    check_config(**config)  # before anything is loaded
     facts = load_facts(command.facts, relations=command.relations or None, limit=command.limit, strict=command.strict)
     model = load_model(command.model, device=command.device, dtype=command.dtype, progress=sys.stderr.isatty())
-    config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
     result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
     print(efficacy_screen(result))
     if command.out is not None:

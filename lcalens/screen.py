@@ -1,6 +1,7 @@
 """Results as text: for a terminal, and as a Markdown page."""
 
 import html
+import re
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -55,6 +56,12 @@ def efficacy_screen(result: "Result") -> str:
     return "\n".join(lines)
 
 
+def _code(text: str) -> str:
+    """Markdown's code span, whatever backticks the text holds."""
+    runs = re.findall("`+", text)
+    return f"`{text}`" if not runs else f"{(fence := '`' * (1 + max(map(len, runs))))} {text} {fence}"
+
+
 def efficacy_markdown(result: "Result", command: str) -> str:
     """The same tables as a Markdown page, with the command that made them under them.
 
@@ -101,7 +108,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
     made = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines += [
         "",
-        f"Made by `{command}`",
+        f"Made by {_code(command)}",
         f"({made}; facts {facts['digest']}, weights "
         f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
     ]

@@ -32,7 +32,11 @@ def plot(result: "Result", **options: Any) -> "Figure":
     drawn = {"efficacy": plot_efficacy, "answers": plot_answers}
     if result.kind not in drawn:
         raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")
-    return drawn[result.kind](result, **options)
+    from matplotlib import pyplot
+
+    figure = drawn[result.kind](result, **options)
+    pyplot.close(figure)  # a notebook shows what a cell returns; pyplot would keep it, and show it once more
+    return figure
 
 
 def plot_efficacy(

@@ -19,7 +19,8 @@ static inline uint64_t mix(uint64_t x) {
 /* One draw of the alias table: 32 bits, of which the high m choose a cell and the rest decide within it. */
 static inline uint32_t draw(uint32_t bits, int m, const uint32_t *limit, const uint32_t *alias) {
     uint32_t cell = bits >> (32 - m), rest = bits & ((1u << (32 - m)) - 1);
-    return rest < limit[cell] ? cell : alias[cell];
+    const uint32_t other = alias[cell];
+    return other ^ ((cell ^ other) & -(uint32_t)(rest < limit[cell])); /* no branch: it could not be predicted */
 }
 
 /* counts: (blocks * batch, V); weight[c] is written for a count of c where `weight` is given. */

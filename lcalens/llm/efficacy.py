@@ -90,7 +90,7 @@ def efficacy(
     Raises:
         LcalensError: An argument that cannot be used; the message names it and the fix.
     """
-    config = _config(schemes, counts, scoring, chat, related, seed)
+    config = check_config(schemes, counts, scoring, chat, related, seed)
     facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
@@ -148,7 +148,12 @@ def efficacy(
     return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
 
 
-def _config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+def check_config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+    """The arguments of `efficacy` as one object, n = 0 among the counts.
+
+    Raises:
+        LcalensError: One of them cannot be used.
+    """
     if not isinstance(schemes, Iterable):
         raise LcalensError(f"schemes: expected names or sentences, got {schemes!r:.60} ({type(schemes).__name__}).")
     names = [schemes] if isinstance(schemes, str) else list(schemes)

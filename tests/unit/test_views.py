@@ -292,3 +292,9 @@ def test_options_that_there_are_not():
 def test_a_kind_without_a_figure():
     with pytest.raises(LcalensError, match="no figure"):
         views.plot(Result(kind="other", axes={"n": (1,)}, values={"x": np.zeros(1)}))
+
+
+def test_a_figure_is_not_kept_by_pyplot_and_can_still_be_saved(tmp_path):
+    study().plot().savefig(tmp_path / "figure.png")
+    assert pyplot.get_fignums() == []
+    assert (tmp_path / "figure.png").stat().st_size > 1000

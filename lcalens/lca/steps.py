@@ -1,0 +1,181 @@
+"""Training steps of many models at once: counts, gradients written out, AdamW.
+
+A stack holds R models of one shape. Batch b of model r is (counts, last token, target); with E the embeddings, a row
+each, and G the gradient of the mean cross-entropy in the logits:
+
+    A = softmax(E_last W_Q^T (E W_K^T)^T / sqrt(d_a) + log counts)      (batch, vocab)
+    h = A E,   u = h W_V^T,   logits = u E^T                             (batch, d), (batch, d), (batch, vocab)
+
+    dW_V = (G E)^T h,   dA = (G E W_V) E^T,   dS = softmax'(dA) / sqrt(d_a)
+    dE   = G^T u + A^T (G E W_V) + dK W_K + dQ W_Q,   dK = dS^T Q_last,   dQ[last] += dS K
+
+which the tests compare with autograd. Memory is O(B V): no table of V x V.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lcalens.lca.model import LCAConfig, LCAForCausalLM
+
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+NAMES = ("embed", "v", "k", "q")
+softmax_backward = torch.ops.aten._softmax_backward_data.out
+
+
+class Stack:
+    """R models of one shape, their optimiser's state, and one step of training them all.
+
+    Attributes:
+        parameters: `embed` (R, V, d), `v` (R, d, d), `k` and `q` (R, d_a, d).
+        moments: The first and second moments of what is trained, flat: (2, R x trained numbers).
+        steps: Steps taken.
+    """
+
+    def __init__(self, models: Sequence[LCAForCausalLM], lr: Sequence[float], weight_decay: Sequence[float]):
+        config = models[0].config
+        self.scale = 1 / math.sqrt(config.d_head)
+        self.trained = [name for name, trains in zip(NAMES, _trains(config), strict=True) if trains]
+        weights = {name: torch.stack([_weights(model)[name].detach() for model in models]) for name in NAMES}
+        device, trained = weights["embed"].device, [weights[name] for name in self.trained]
+        size = sum(weight.numel() for weight in trained)
+        self._flat, self._gradient, self._update = (torch.zeros(size, device=device) for _ in range(3))
+        self.moments = torch.zeros(2, size, device=device)
+        self.parameters, self.gradients, start = dict(weights), {}, 0
+        for name, weight in zip(self.trained, trained, strict=True):
+            place = slice(start, start := start + weight.numel())
+            self.parameters[name] = self._flat[place].view(weight.shape).copy_(weight)
+            self.gradients[name] = self._gradient[place].view(weight.shape)
+        rates = torch.tensor([lr, [one * decay for one, decay in zip(lr, weight_decay, strict=True)]])
+        self._lr, self._decay = (
+            torch.cat([rates.repeat_interleave(weight[0].numel(), 1) for weight in trained], 1).to(device)
+            if trained
+            else torch.zeros(2, 0)
+        )
+        self.steps = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._buffers_for = 0
+
+    @torch.no_grad()
+    def step(
+        self,
+        log_counts: Float[Tensor, "run batch vocab"],
+        last: Int[Tensor, "run batch"],
+        target: Int[Tensor, "run batch"],
+        rate: float,
+    ) -> Float[Tensor, " run"]:
+        """Train on one batch each.
+
+        Args:
+            log_counts: The logarithm of how often each token occurs in the context.
+            last: The last token.
+            target: The concept.
+            rate: The schedule's factor on each model's learning rate.
+
+        Returns:
+            The batch's mean cross-entropy before the step, in nats; it saturates near 87.
+        """
+        loss = self.backward(log_counts, last, target)
+        self._adamw(rate)
+        return loss
+
+    @torch.no_grad()
+    def backward(
+        self,
+        log_counts: Float[Tensor, "run batch vocab"],
+        last: Int[Tensor, "run batch"],
+        target: Int[Tensor, "run batch"],
+    ) -> Float[Tensor, " run"]:
+        """The loss; its gradients go into `gradients`.
+
+        Args:
+            log_counts: The logarithm of how often each token occurs in the context.
+            last: The last token.
+            target: The concept.
+        """
+        embed, v, k, q = (self.parameters[name] for name in NAMES)
+        (runs, batch, vocab), d = log_counts.shape, embed.shape[2]
+        attends, bmm = "k" in self.trained, torch.bmm
+        work = self._workspace(batch)
+        places = (last + torch.arange(runs, device=last.device)[:, None] * vocab).flatten()
+        ended = torch.index_select(embed.view(-1, d), 0, places, out=work["ended"].view(-1, d)).view(runs, batch, d)
+        keys = bmm(embed, k.mT, out=work["keys"])  # (run, vocab, d_a)
+        queries = bmm(ended, q.mT, out=work["queries"])  # (run, batch, d_a)
+        scores = torch.baddbmm(log_counts, queries, keys.mT, alpha=self.scale, out=work["scores"])
+        pattern = torch.softmax(scores, -1, out=work["pattern"])  # (run, batch, vocab)
+        looked = bmm(pattern, embed, out=work["looked"])  # (run, batch, d)
+        recalled = bmm(looked, v.mT, out=work["recalled"])
+        logits = bmm(recalled, embed.mT, out=work["scores"])
+        wrong = torch.softmax(logits, -1, out=work["wrong"])  # becomes the gradient in the logits
+        right = wrong.gather(2, target[..., None])
+        loss = -right.clamp(min=torch.finfo(right.dtype).tiny).log().mean((1, 2))
+        wrong.scatter_(2, target[..., None], right - 1).mul_(1 / batch)
+        d_recalled = bmm(wrong, embed, out=work["d_recalled"])  # (run, batch, d)
+        if "v" in self.trained:
+            bmm(d_recalled.mT, looked, out=self.gradients["v"])
+        if "embed" not in self.trained and not attends:
+            return loss
+        d_looked = bmm(d_recalled, v, out=work["d_looked"])
+        if "embed" in self.trained:
+            bmm(wrong.mT, recalled, out=self.gradients["embed"]).baddbmm_(pattern.mT, d_looked)
+        if attends:
+            d_pattern = bmm(d_looked, embed.mT, out=work["scores"])
+            softmax_backward(d_pattern, pattern, -1, pattern.dtype, grad_input=work["wrong"])
+            d_scores = work["wrong"].mul_(self.scale)
+            d_keys = bmm(d_scores.mT, queries, out=work["d_keys"])
+            d_queries = bmm(d_scores, keys, out=work["d_queries"])
+            bmm(d_keys.mT, embed, out=self.gradients["k"])
+            bmm(d_queries.mT, ended, out=self.gradients["q"])
+            if "embed" in self.trained:
+                d_embed = self.gradients["embed"].baddbmm_(d_keys, k)
+                d_ended = bmm(d_queries, q, out=work["d_recalled"])
+                d_embed.view(-1, d).index_add_(0, places, d_ended.view(-1, d))
+        return loss
+
+    def _workspace(self, batch: int) -> dict[str, Tensor]:
+        """Buffers for a batch of this size, kept: fresh memory costs more than what is computed in it."""
+        if self._buffers_for != batch:
+            runs, vocab, d = self.parameters["embed"].shape
+            d_head, like = self.parameters["k"].shape[1], self.parameters["embed"]
+            shapes = {
+                **dict.fromkeys(("scores", "pattern", "wrong"), (batch, vocab)),
+                **dict.fromkeys(("ended", "looked", "recalled", "d_recalled", "d_looked"), (batch, d)),
+                **dict.fromkeys(("queries", "d_queries"), (batch, d_head)),
+                **dict.fromkeys(("keys", "d_keys"), (vocab, d_head)),
+            }
+            self._buffers = {name: like.new_empty(runs, *shape) for name, shape in shapes.items()}
+            self._buffers_for = batch
+        return self._buffers
+
+    def _adamw(self, rate: float) -> None:
+        """AdamW (Loshchilov and Hutter 2019), each model with its own learning rate and decay."""
+        self.steps += 1
+        (first, second), gradient, update = self.moments, self._gradient, self._update
+        first.lerp_(gradient, 1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        torch.sqrt(second, out=update).div_(math.sqrt(1 - _BETAS[1] ** self.steps)).add_(_EPS)
+        torch.div(first, update, out=update)
+        self._flat.addcmul_(self._flat, self._decay, value=-rate)
+        self._flat.addcmul_(update, self._lr, value=-rate / (1 - _BETAS[0] ** self.steps))
+
+    @torch.no_grad()
+    def write(self, models: Sequence[LCAForCausalLM]) -> None:
+        """Put the weights into the models, in the stack's order."""
+        for run, model in enumerate(models):
+            for name, weight in _weights(model).items():
+                weight.copy_(self.parameters[name][run])
+
+
+def _trains(config: LCAConfig) -> tuple[bool, bool, bool, bool]:
+    return config.train_embedding, config.train_value, config.train_attention, config.train_attention
+
+
+def _weights(model: LCAForCausalLM) -> dict[str, Tensor]:
+    attention = model.attn
+    return dict(
+        zip(NAMES, (model.embed.weight, attention.v.weight, attention.k.weight, attention.q.weight), strict=True)
+    )
