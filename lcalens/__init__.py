@@ -10,17 +10,27 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Fact": "lcalens.llm.facts",
+    "LCAConfig": "lcalens.lca.model",
+    "LCAForCausalLM": "lcalens.lca.model",
+    "LatentConcepts": "lcalens.lca.concepts",
     "LcalensError": "lcalens.errors",
     "Result": "lcalens.results",
+    "TrainConfig": "lcalens.lca.recipe",
     "ask": "lcalens.llm.ask",
     "efficacy": "lcalens.llm.efficacy",
     "load_facts": "lcalens.llm.facts",
     "load_model": "lcalens.llm.models",
+    "train": "lcalens.lca.training",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from lcalens.errors import LcalensError as LcalensError
+    from lcalens.lca.concepts import LatentConcepts as LatentConcepts
+    from lcalens.lca.model import LCAConfig as LCAConfig
+    from lcalens.lca.model import LCAForCausalLM as LCAForCausalLM
+    from lcalens.lca.recipe import TrainConfig as TrainConfig
+    from lcalens.lca.training import train as train
     from lcalens.llm.ask import ask as ask
     from lcalens.llm.efficacy import efficacy as efficacy
     from lcalens.llm.facts import Fact as Fact

@@ -79,6 +79,11 @@ class CellStore:
         self.loaded += 1
         return arrays
 
+    def forget(self, key: str) -> None:
+        """Remove a cell that nobody needs any more."""
+        if self._cells is not None:
+            (self._cells / f"{key}.safetensors").unlink(missing_ok=True)
+
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished cell.
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.checks import check_int, check_real
-from lcalens.errors import LcalensError
 from lcalens.lca.concepts import LatentConcepts
 
 _TRANSFORM_FROM = 1024
@@ -54,7 +53,7 @@ def xor_correlate(counts: Float[Tensor, "batch vocab"], table: Float[Tensor, " v
 def log_likelihood(
     concepts: LatentConcepts, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch vocab"]:
-    """log p(context | y) for every y, but for a constant that does not depend on y; -inf where it cannot be.
+    """Log p(context | y) for every y, but for a constant that does not depend on y; -inf where it cannot be.
 
     Args:
         concepts: The world.
@@ -186,10 +185,9 @@ def kl_divergence(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
 
 
 def chernoff_information(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
-    """The Chernoff information between p(. | y) and p(. | y') by y XOR y', in nats a token; infinite where they share no
-    token.
+    """The Chernoff information between p(. | y) and p(. | y') by y XOR y', in nats a token.
 
-    XOR with y XOR y' swaps the two distributions, so the exponent is symmetric in lambda and its optimum is 1/2: the
+    It is infinite where they share no token. XOR with y XOR y' swaps the two distributions, so the exponent is symmetric in lambda and its optimum is 1/2: the
     Bhattacharyya distance, exactly.
 
     Args:

@@ -76,7 +76,7 @@ class LatentConcepts:
 
     @cached_property
     def offset_log_pi(self) -> Float[Tensor, " vocab"]:
-        """log pi of each offset t XOR y, in double precision; -inf outside the neighbourhood."""
+        """Log pi of each offset t XOR y, in double precision; -inf outside the neighbourhood."""
         distance = self.offset_distance.double()
         inside = distance > 0
         if self.neighborhood == "nearest":
@@ -87,7 +87,7 @@ class LatentConcepts:
 
     @cached_property
     def offset_log_p(self) -> Float[Tensor, " vocab"]:
-        """log p of each offset t XOR y, in double precision; -inf where omega is 1 and pi is 0."""
+        """Log p of each offset t XOR y, in double precision; -inf where omega is 1 and pi is 0."""
         signal = self.offset_log_pi + (math.log(self.omega) if self.omega else -math.inf)
         noise = math.log((1 - self.omega) / self.vocab_size) if self.omega < 1 else -math.inf
         return torch.logaddexp(signal, torch.full_like(signal, noise))
@@ -98,11 +98,11 @@ class LatentConcepts:
         return Sampler(self.offset_log_p.exp(), self.offset_log_pi.exp())
 
     def p(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """p(t | y) of tokens 1 to L - 1, exactly; the arguments are broadcast."""
+        """The exact probability p(t | y) of tokens 1 to L - 1; the arguments are broadcast."""
         return self.offset_log_p.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
 
     def pi(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """pi(t | y) of the last token, exactly; the arguments are broadcast."""
+        """The exact probability pi(t | y) of the last token; the arguments are broadcast."""
         return self.offset_log_pi.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
 
     def bits(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "... m"]:
@@ -172,7 +172,7 @@ class LatentConcepts:
         share = torch.tensor(list(weights), dtype=torch.float64)
         if len(share) != concepts.shape[1] or not share.isfinite().all() or share.lt(0).any() or share.sum() == 0:
             raise LcalensError(
-                f"weights: expected {concepts.shape[1]} numbers of at least 0, one for each concept, got {weights!r:.80}."
+                f"weights: expected {concepts.shape[1]} numbers of at least 0, one a concept, got {weights!r:.80}."
             )
         drawn = halves(words(seed_words(generator), len(concepts), length)[0])
         bounds = ((share / share.sum()).cumsum(0) * 2.0**32).long()[:-1].to(drawn.device)
@@ -283,7 +283,7 @@ class LatentConcepts:
         """
         if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
             raise LcalensError(f"{name}: expected an integer tensor, got {getattr(values, 'dtype', type(values))}.")
-        if values.numel() and not (0 <= int(values.min()) and int(values.max()) < self.vocab_size):
+        if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < self.vocab_size):
             raise LcalensError(
                 f"{name}: {int(values.min())} to {int(values.max())} leave the vocabulary, 0 to {self.vocab_size - 1}."
             )

@@ -58,11 +58,7 @@ class LCAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
-        check_int("d_model", self.d_model, low=1)
-        check_int("d_head", self.d_head, low=1)
-        for name, kinds in (("embedding", EmbeddingInit), ("value", ValueInit), ("attention", AttentionInit)):
-            if getattr(self, name) not in get_args(kinds):
-                raise LcalensError(f"{name}: {getattr(self, name)!r:.60} is not one of {', '.join(get_args(kinds))}.")
+        check_start(self)
         if self.embedding == "orthonormal" and self.d_model < self.vocab_size:
             raise LcalensError(
                 f"d_model: {self.d_model} dimensions hold no {self.vocab_size} orthonormal embeddings; "
@@ -74,6 +70,25 @@ class LCAConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """V = 2^m."""
         return 1 << self.m
+
+
+def check_start(config: Any) -> None:
+    """Refuse sizes and initialisations that no model has.
+
+    Args:
+        config: An LCAConfig, or a recipe with the same fields.
+
+    Raises:
+        LcalensError: A field outside its range.
+    """
+    check_int("d_model", config.d_model, low=1)
+    check_int("d_head", config.d_head, low=1)
+    for name, kinds in (("embedding", EmbeddingInit), ("value", ValueInit), ("attention", AttentionInit)):
+        if getattr(config, name) not in get_args(kinds):
+            raise LcalensError(f"{name}: {getattr(config, name)!r:.60} is not one of {', '.join(get_args(kinds))}.")
+    for name in ("train_embedding", "train_value", "train_attention"):
+        if not isinstance(getattr(config, name), bool):
+            raise LcalensError(f"{name}: expected True or False, got {getattr(config, name)!r:.60}.")
 
 
 class LCAAttention(nn.Module):

@@ -40,7 +40,7 @@ class Stack:
         config = models[0].config
         self.scale = 1 / math.sqrt(config.d_head)
         self.trained = [name for name, trains in zip(NAMES, _trains(config), strict=True) if trains]
-        weights = {name: torch.stack([_weights(model)[name].detach() for model in models]) for name in NAMES}
+        weights = {name: torch.stack([weights_of(model)[name].detach() for model in models]) for name in NAMES}
         device, trained = weights["embed"].device, [weights[name] for name in self.trained]
         size = sum(weight.numel() for weight in trained)
         self._flat, self._gradient, self._update = (torch.zeros(size, device=device) for _ in range(3))
@@ -84,6 +84,27 @@ class Stack:
         return loss
 
     @torch.no_grad()
+    def forward(
+        self, log_counts: Float[Tensor, "run batch vocab"], last: Int[Tensor, "run batch"]
+    ) -> Float[Tensor, "run batch vocab"]:
+        """The last position's logits; they lie in the workspace until the next call.
+
+        Args:
+            log_counts: The logarithm of how often each token occurs in the context.
+            last: The last token.
+        """
+        embed, v, k, q = (self.parameters[name] for name in NAMES)
+        work, d = self._workspace(log_counts.shape[1]), embed.shape[2]
+        torch.index_select(embed.view(-1, d), 0, self._places(last), out=work["ended"].view(-1, d))
+        keys = torch.bmm(embed, k.mT, out=work["keys"])  # (run, vocab, d_a)
+        queries = torch.bmm(work["ended"], q.mT, out=work["queries"])  # (run, batch, d_a)
+        scores = torch.baddbmm(log_counts, queries, keys.mT, alpha=self.scale, out=work["scores"])
+        pattern = torch.softmax(scores, -1, out=work["pattern"])  # (run, batch, vocab)
+        looked = torch.bmm(pattern, embed, out=work["looked"])  # (run, batch, d)
+        recalled = torch.bmm(looked, v.mT, out=work["recalled"])
+        return torch.bmm(recalled, embed.mT, out=work["scores"])
+
+    @torch.no_grad()
     def backward(
         self,
         log_counts: Float[Tensor, "run batch vocab"],
@@ -97,31 +118,23 @@ class Stack:
             last: The last token.
             target: The concept.
         """
+        logits = self.forward(log_counts, last)
         embed, v, k, q = (self.parameters[name] for name in NAMES)
-        (runs, batch, vocab), d = log_counts.shape, embed.shape[2]
-        attends, bmm = "k" in self.trained, torch.bmm
+        (batch, d), attends, bmm = (last.shape[1], embed.shape[2]), "k" in self.trained, torch.bmm
         work = self._workspace(batch)
-        places = (last + torch.arange(runs, device=last.device)[:, None] * vocab).flatten()
-        ended = torch.index_select(embed.view(-1, d), 0, places, out=work["ended"].view(-1, d)).view(runs, batch, d)
-        keys = bmm(embed, k.mT, out=work["keys"])  # (run, vocab, d_a)
-        queries = bmm(ended, q.mT, out=work["queries"])  # (run, batch, d_a)
-        scores = torch.baddbmm(log_counts, queries, keys.mT, alpha=self.scale, out=work["scores"])
-        pattern = torch.softmax(scores, -1, out=work["pattern"])  # (run, batch, vocab)
-        looked = bmm(pattern, embed, out=work["looked"])  # (run, batch, d)
-        recalled = bmm(looked, v.mT, out=work["recalled"])
-        logits = bmm(recalled, embed.mT, out=work["scores"])
+        keys, queries, pattern = work["keys"], work["queries"], work["pattern"]
         wrong = torch.softmax(logits, -1, out=work["wrong"])  # becomes the gradient in the logits
         right = wrong.gather(2, target[..., None])
         loss = -right.clamp(min=torch.finfo(right.dtype).tiny).log().mean((1, 2))
         wrong.scatter_(2, target[..., None], right - 1).mul_(1 / batch)
         d_recalled = bmm(wrong, embed, out=work["d_recalled"])  # (run, batch, d)
         if "v" in self.trained:
-            bmm(d_recalled.mT, looked, out=self.gradients["v"])
+            bmm(d_recalled.mT, work["looked"], out=self.gradients["v"])
         if "embed" not in self.trained and not attends:
             return loss
         d_looked = bmm(d_recalled, v, out=work["d_looked"])
         if "embed" in self.trained:
-            bmm(wrong.mT, recalled, out=self.gradients["embed"]).baddbmm_(pattern.mT, d_looked)
+            bmm(wrong.mT, work["recalled"], out=self.gradients["embed"]).baddbmm_(pattern.mT, d_looked)
         if attends:
             d_pattern = bmm(d_looked, embed.mT, out=work["scores"])
             softmax_backward(d_pattern, pattern, -1, pattern.dtype, grad_input=work["wrong"])
@@ -129,12 +142,17 @@ class Stack:
             d_keys = bmm(d_scores.mT, queries, out=work["d_keys"])
             d_queries = bmm(d_scores, keys, out=work["d_queries"])
             bmm(d_keys.mT, embed, out=self.gradients["k"])
-            bmm(d_queries.mT, ended, out=self.gradients["q"])
+            bmm(d_queries.mT, work["ended"], out=self.gradients["q"])
             if "embed" in self.trained:
                 d_embed = self.gradients["embed"].baddbmm_(d_keys, k)
                 d_ended = bmm(d_queries, q, out=work["d_recalled"])
-                d_embed.view(-1, d).index_add_(0, places, d_ended.view(-1, d))
+                d_embed.view(-1, d).index_add_(0, self._places(last), d_ended.view(-1, d))
         return loss
+
+    def _places(self, last: Int[Tensor, "run batch"]) -> Int[Tensor, " row"]:
+        """Where the last tokens' embeddings lie when all models' are one table."""
+        runs, vocab, _ = self.parameters["embed"].shape
+        return (last + torch.arange(runs, device=last.device)[:, None] * vocab).flatten()
 
     def _workspace(self, batch: int) -> dict[str, Tensor]:
         """Buffers for a batch of this size, kept: fresh memory costs more than what is computed in it."""
@@ -162,19 +180,40 @@ class Stack:
         self._flat.addcmul_(self._flat, self._decay, value=-rate)
         self._flat.addcmul_(update, self._lr, value=-rate / (1 - _BETAS[0] ** self.steps))
 
+    @property
+    def trained_numbers(self) -> Float[Tensor, " number"]:
+        """What is trained, flat; writing into it changes the models."""
+        return self._flat
+
     @torch.no_grad()
-    def write(self, models: Sequence[LCAForCausalLM]) -> None:
-        """Put the weights into the models, in the stack's order."""
-        for run, model in enumerate(models):
-            for name, weight in _weights(model).items():
-                weight.copy_(self.parameters[name][run])
+    def drop(self, run: int) -> None:
+        """Train one model no more: its weights become 0 and stay so, and the others are not touched."""
+        for name in NAMES:
+            self.parameters[name][run] = 0
+        for numbers in (self._lr, self._decay, *self.moments):
+            start = 0
+            for name in self.trained:
+                shape = self.parameters[name].shape
+                numbers[start : start + shape.numel()].view(shape)[run] = 0
+                start += shape.numel()
+
+    @torch.no_grad()
+    def write(self, model: LCAForCausalLM, run: int) -> None:
+        """Put one run's weights into a model of its shape."""
+        for name, weight in weights_of(model).items():
+            weight.copy_(self.parameters[name][run])
 
 
 def _trains(config: LCAConfig) -> tuple[bool, bool, bool, bool]:
     return config.train_embedding, config.train_value, config.train_attention, config.train_attention
 
 
-def _weights(model: LCAForCausalLM) -> dict[str, Tensor]:
+def weights_of(model: LCAForCausalLM) -> dict[str, Tensor]:
+    """The model's weights by the names of a stack's parameters.
+
+    Args:
+        model: A model.
+    """
     attention = model.attn
     return dict(
         zip(NAMES, (model.embed.weight, attention.v.weight, attention.k.weight, attention.q.weight), strict=True)
