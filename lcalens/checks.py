@@ -14,18 +14,18 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: 
         LcalensError: It is not.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
+    if not whole or int(value) < low or (high is not None and int(value) > high):
         wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
         raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
 
 
-def check_real(name: str, value: Any, *, low: float, high: float = math.inf, why: str = "") -> None:
+def check_real(name: str, value: Any, *, low: float | int, high: float | int = math.inf, why: str = "") -> None:
     """Refuse what is no finite number in [low, high].
 
     Raises:
         LcalensError: It is not.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
+    if not real or not math.isfinite(value) or not low <= float(value) <= high:
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")

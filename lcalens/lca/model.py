@@ -135,6 +135,8 @@ class LCAForCausalLM(PreTrainedModel):
         attn: W_Q, W_K and W_V.
     """
 
+    embed: nn.Embedding
+    attn: LCAAttention
     config_class = LCAConfig
     base_model_prefix = ""
     config: LCAConfig
@@ -169,7 +171,7 @@ class LCAForCausalLM(PreTrainedModel):
         """W_E."""
         return self.embed
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put another W_E in its place."""
         self.embed = value
 

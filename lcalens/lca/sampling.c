@@ -9,6 +9,7 @@
 
 #define GOLDEN 0x9E3779B97F4A7C15ULL
 #define CHUNK 64
+#define MOST_TOKENS (1 << 14)
 
 static inline uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
@@ -28,7 +29,7 @@ void lcalens_counts(const uint64_t *seeds, int64_t blocks, int64_t batch, int64_
                     const uint32_t *limit, const uint32_t *alias, const uint32_t *last_limit,
                     const uint32_t *last_alias, const float *weight, float *counts, int64_t *last, int64_t *target) {
     const int64_t V = (int64_t)1 << m, words = 1 + length / 2;
-    uint32_t bits[2 * CHUNK];
+    uint32_t bits[2 * CHUNK], even[MOST_TOKENS], odd[MOST_TOKENS];
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t row = 0; row < batch; row++) {
             const uint64_t base = seeds[block] + (uint64_t)(row * words + 1) * GOLDEN;
@@ -36,7 +37,8 @@ void lcalens_counts(const uint64_t *seeds, int64_t blocks, int64_t batch, int64_
             const uint32_t y = (uint32_t)(first >> (64 - m));
             const int64_t place = block * batch + row;
             float *count = counts + place * V;
-            memset(count, 0, (size_t)V * sizeof *count);
+            memset(even, 0, (size_t)V * sizeof *even);
+            memset(odd, 0, (size_t)V * sizeof *odd);
             const uint32_t end = draw((uint32_t)first, m, last_limit, last_alias) ^ y;
             last[place] = end;
             target[place] = y;
@@ -48,10 +50,17 @@ void lcalens_counts(const uint64_t *seeds, int64_t blocks, int64_t batch, int64_
                     bits[2 * i + 1] = (uint32_t)(word >> 32);
                 }
                 for (int64_t i = 0; i < size; i++) bits[i] = draw(bits[i], m, limit, alias) ^ y;
-                for (int64_t i = 0; i < size; i++) count[bits[i]] += 1.0f;
+                /* Two histograms: a token that repeats would wait for its own last count. */
+                for (int64_t i = 0; i + 1 < size; i += 2) {
+                    even[bits[i]]++;
+                    odd[bits[i + 1]]++;
+                }
+                if (size % 2) even[bits[size - 1]]++;
             }
-            count[end] += 1.0f;
+            odd[end]++;
             if (weight)
-                for (int64_t t = 0; t < V; t++) count[t] = weight[(int32_t)count[t]];
+                for (int64_t t = 0; t < V; t++) count[t] = weight[even[t] + odd[t]];
+            else
+                for (int64_t t = 0; t < V; t++) count[t] = (float)(even[t] + odd[t]);
         }
 }

@@ -3,11 +3,12 @@
 A stack holds R models of one shape. Batch b of model r is (counts, last token, target); with E the embeddings, a row
 each, and G the gradient of the mean cross-entropy in the logits:
 
-    A = softmax(E_last W_Q^T (E W_K^T)^T / sqrt(d_a) + log counts)      (batch, vocab)
+    Q = E W_Q^T,   K = E W_K^T                                           (vocab, d_a)
+    A = softmax(Q[last] K^T / sqrt(d_a) + log counts)                    (batch, vocab)
     h = A E,   u = h W_V^T,   logits = u E^T                             (batch, d), (batch, d), (batch, vocab)
 
     dW_V = (G E)^T h,   dA = (G E W_V) E^T,   dS = softmax'(dA) / sqrt(d_a)
-    dE   = G^T u + A^T (G E W_V) + dK W_K + dQ W_Q,   dK = dS^T Q_last,   dQ[last] += dS K
+    dE   = G^T u + A^T (G E W_V) + dK W_K + dQ W_Q,   dK = dS^T Q[last],   dQ[last] += dS K
 
 which the tests compare with autograd. Memory is O(B V): no table of V x V.
 """
@@ -94,10 +95,10 @@ class Stack:
             last: The last token.
         """
         embed, v, k, q = (self.parameters[name] for name in NAMES)
-        work, d = self._workspace(log_counts.shape[1]), embed.shape[2]
-        torch.index_select(embed.view(-1, d), 0, self._places(last), out=work["ended"].view(-1, d))
+        work, d_head = self._workspace(log_counts.shape[1]), k.shape[1]
         keys = torch.bmm(embed, k.mT, out=work["keys"])  # (run, vocab, d_a)
-        queries = torch.bmm(work["ended"], q.mT, out=work["queries"])  # (run, batch, d_a)
+        queries, asked = work["queries"], torch.bmm(embed, q.mT, out=work["asked"])  # every token's query
+        torch.index_select(asked.view(-1, d_head), 0, self._places(last), out=queries.view(-1, d_head))
         scores = torch.baddbmm(log_counts, queries, keys.mT, alpha=self.scale, out=work["scores"])
         pattern = torch.softmax(scores, -1, out=work["pattern"])  # (run, batch, vocab)
         looked = torch.bmm(pattern, embed, out=work["looked"])  # (run, batch, d)
@@ -120,33 +121,34 @@ class Stack:
         """
         logits = self.forward(log_counts, last)
         embed, v, k, q = (self.parameters[name] for name in NAMES)
-        (batch, d), attends, bmm = (last.shape[1], embed.shape[2]), "k" in self.trained, torch.bmm
+        batch, attends, bmm = last.shape[1], "k" in self.trained, torch.bmm
         work = self._workspace(batch)
         keys, queries, pattern = work["keys"], work["queries"], work["pattern"]
         wrong = torch.softmax(logits, -1, out=work["wrong"])  # becomes the gradient in the logits
         right = wrong.gather(2, target[..., None])
         loss = -right.clamp(min=torch.finfo(right.dtype).tiny).log().mean((1, 2))
-        wrong.scatter_(2, target[..., None], right - 1).mul_(1 / batch)
-        d_recalled = bmm(wrong, embed, out=work["d_recalled"])  # (run, batch, d)
+        wrong.scatter_(2, target[..., None], right - 1)  # times 1 / batch, which the products below put in
+        d_recalled = _product(wrong, embed, 1 / batch, into=work["d_recalled"])  # (run, batch, d)
         if "v" in self.trained:
             bmm(d_recalled.mT, work["looked"], out=self.gradients["v"])
         if "embed" not in self.trained and not attends:
             return loss
         d_looked = bmm(d_recalled, v, out=work["d_looked"])
         if "embed" in self.trained:
-            bmm(wrong.mT, work["recalled"], out=self.gradients["embed"]).baddbmm_(pattern.mT, d_looked)
+            _product(wrong.mT, work["recalled"], 1 / batch, into=self.gradients["embed"])
+            self.gradients["embed"].baddbmm_(pattern.mT, d_looked)
         if attends:
             d_pattern = bmm(d_looked, embed.mT, out=work["scores"])
             softmax_backward(d_pattern, pattern, -1, pattern.dtype, grad_input=work["wrong"])
-            d_scores = work["wrong"].mul_(self.scale)
-            d_keys = bmm(d_scores.mT, queries, out=work["d_keys"])
-            d_queries = bmm(d_scores, keys, out=work["d_queries"])
+            d_scores, d_head = work["wrong"], keys.shape[2]
+            d_keys = _product(d_scores.mT, queries, self.scale, into=work["d_keys"])
+            d_queries = _product(d_scores, keys, self.scale, into=work["d_queries"])
+            d_asked = work["asked"].zero_()
+            d_asked.view(-1, d_head).index_add_(0, self._places(last), d_queries.view(-1, d_head))
             bmm(d_keys.mT, embed, out=self.gradients["k"])
-            bmm(d_queries.mT, work["ended"], out=self.gradients["q"])
+            bmm(d_asked.mT, embed, out=self.gradients["q"])
             if "embed" in self.trained:
-                d_embed = self.gradients["embed"].baddbmm_(d_keys, k)
-                d_ended = bmm(d_queries, q, out=work["d_recalled"])
-                d_embed.view(-1, d).index_add_(0, self._places(last), d_ended.view(-1, d))
+                self.gradients["embed"].baddbmm_(d_keys, k).baddbmm_(d_asked, q)
         return loss
 
     def _places(self, last: Int[Tensor, "run batch"]) -> Int[Tensor, " row"]:
@@ -161,9 +163,9 @@ class Stack:
             d_head, like = self.parameters["k"].shape[1], self.parameters["embed"]
             shapes = {
                 **dict.fromkeys(("scores", "pattern", "wrong"), (batch, vocab)),
-                **dict.fromkeys(("ended", "looked", "recalled", "d_recalled", "d_looked"), (batch, d)),
+                **dict.fromkeys(("looked", "recalled", "d_recalled", "d_looked"), (batch, d)),
                 **dict.fromkeys(("queries", "d_queries"), (batch, d_head)),
-                **dict.fromkeys(("keys", "d_keys"), (vocab, d_head)),
+                **dict.fromkeys(("keys", "d_keys", "asked"), (vocab, d_head)),
             }
             self._buffers = {name: like.new_empty(runs, *shape) for name, shape in shapes.items()}
             self._buffers_for = batch
@@ -204,6 +206,12 @@ class Stack:
             weight.copy_(self.parameters[name][run])
 
 
+def _product(
+    a: Float[Tensor, "run i j"], b: Float[Tensor, "run j k"], factor: float, *, into: Float[Tensor, "run i k"]
+) -> Float[Tensor, "run i k"]:
+    return torch.baddbmm(into, a, b, beta=0, alpha=factor, out=into)
+
+
 def _trains(config: LCAConfig) -> tuple[bool, bool, bool, bool]:
     return config.train_embedding, config.train_value, config.train_attention, config.train_attention
 
@@ -215,6 +223,9 @@ def weights_of(model: LCAForCausalLM) -> dict[str, Tensor]:
         model: A model.
     """
     attention = model.attn
-    return dict(
-        zip(NAMES, (model.embed.weight, attention.v.weight, attention.k.weight, attention.q.weight), strict=True)
-    )
+    return {
+        "embed": model.embed.weight,
+        "v": attention.v.weight,
+        "k": attention.k.weight,
+        "q": attention.q.weight,
+    }

@@ -48,7 +48,7 @@ class Trainer:
         self.concepts, self.plan, self.store, self.key = concepts, plan, store, key
         self.config, self.seeds = plan[0][0], [seed for _, seed in plan]
         self.device = torch.device(device)
-        models = [start_model(concepts, config, seed).to(self.device) for config, seed in plan]
+        models = [start_model(concepts, config, seed).to(self.device) for config, seed in plan]  # pyright: ignore[reportArgumentType]
         self.stack = Stack(models, [one.lr for one, _ in plan], [one.weight_decay for one, _ in plan])
         # The steps before which the runs are evaluated; the last row is the end.
         count = min(EVALUATIONS, -(-self.config.steps // STEPS_PER_EVALUATION))
@@ -92,7 +92,7 @@ class Trainer:
         losses, found = self.losses.cpu().numpy() / widths, []
         losses[:, 0] = np.nan  # nothing was trained before the first step
         for run, (config, seed) in enumerate(self.plan):
-            model = start_model(self.concepts, config, seed).to(self.device)
+            model = start_model(self.concepts, config, seed).to(self.device)  # pyright: ignore[reportArgumentType]
             self.stack.write(model, run)
             right, ceiling = self._final(model, seed)
             found.append(
@@ -214,5 +214,10 @@ def seed_words(seeds: Iterable[int], purpose: str, index: int = 0) -> Int[Tensor
         purpose: `train`, `evaluate`, ...
         index: The step.
     """
-    words = (hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest() for seed in seeds)
-    return torch.tensor([int.from_bytes(word, "little", signed=True) for word in words])
+    return torch.tensor([_word(seed, purpose, index) for seed in seeds])
+
+
+def _word(seed: int, purpose: str, index: int) -> int:
+    """Unrelated for any two sets of arguments."""
+    digest = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
