@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcalens.lca import native
 
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed word
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _BITS = 32
 
@@ -85,8 +85,12 @@ def seed_words(generator: torch.Generator, count: int = 1) -> Int[Tensor, " coun
     return torch.randint(-(1 << 63), (1 << 63) - 1, (count,), generator=generator, device=generator.device)
 
 
-def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The finaliser of splitmix64, on int64 with wrap-around; shifts are logical."""
+def mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """The finaliser of splitmix64, on int64 with wrap-around; shifts are logical.
+
+    Args:
+        x: Words.
+    """
     x = (x ^ _shift(x, 30)) * _signed(_MULTIPLIERS[0])
     x = (x ^ _shift(x, 27)) * _signed(_MULTIPLIERS[1])
     return x ^ _shift(x, 31)
@@ -108,8 +112,8 @@ def words(seeds: Int[Tensor, " block"], batch: int, per_row: int) -> Int[Tensor,
         batch: Rows in a block.
         per_row: Words that a row reads.
     """
-    places = torch.arange(1, batch * per_row + 1, device=seeds.device) * _signed(_GOLDEN)
-    return _mix(seeds[:, None] + places).view(len(seeds), batch, per_row)
+    places = torch.arange(1, batch * per_row + 1, device=seeds.device) * GOLDEN
+    return mix(seeds[:, None] + places).view(len(seeds), batch, per_row)
 
 
 def halves(word: Int[Tensor, "..."]) -> Int[Tensor, "... 2"]:

@@ -1,5 +1,6 @@
 """One stack of runs, from the first step to the last: contexts, evaluation, divergence, a state that is kept."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from lcalens.lca import bayes
 from lcalens.lca.concepts import LatentConcepts
 from lcalens.lca.model import LCAForCausalLM
 from lcalens.lca.recipe import TrainConfig
-from lcalens.lca.sampling import Counts
+from lcalens.lca.sampling import GOLDEN, Counts, mix
 from lcalens.lca.steps import Stack, weights_of
 from lcalens.runs import CellStore
 
@@ -214,10 +215,11 @@ def seed_words(seeds: Iterable[int], purpose: str, index: int = 0) -> Int[Tensor
         purpose: `train`, `evaluate`, ...
         index: The step.
     """
-    return torch.tensor([_word(seed, purpose, index) for seed in seeds])
+    return mix(_first_words(tuple(seeds), purpose) + torch.tensor(index) * GOLDEN)
 
 
-def _word(seed: int, purpose: str, index: int) -> int:
+@functools.lru_cache(maxsize=1024)
+def _first_words(seeds: tuple[int, ...], purpose: str) -> Int[Tensor, " run"]:
     """Unrelated for any two sets of arguments."""
-    digest = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    digests = (hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest() for seed in seeds)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
