@@ -18,6 +18,7 @@ _HOMES = {
     "TrainConfig": "lcalens.lca.recipe",
     "ask": "lcalens.llm.ask",
     "efficacy": "lcalens.llm.efficacy",
+    "lca_bridge": "lcalens.lca.bridge",
     "load_facts": "lcalens.llm.facts",
     "load_model": "lcalens.llm.models",
     "train": "lcalens.lca.training",
@@ -26,6 +27,7 @@ __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from lcalens.errors import LcalensError as LcalensError
+    from lcalens.lca.bridge import lca_bridge as lca_bridge
     from lcalens.lca.concepts import LatentConcepts as LatentConcepts
     from lcalens.lca.model import LCAConfig as LCAConfig
     from lcalens.lca.model import LCAForCausalLM as LCAForCausalLM

@@ -98,11 +98,11 @@ class LatentConcepts:
         return Sampler(self.offset_log_p.exp(), self.offset_log_pi.exp())
 
     def p(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The exact probability p(t | y) of tokens 1 to L - 1; the arguments are broadcast."""
+        """The exact probability of a token at positions 1 to L - 1, given y; the arguments are broadcast."""
         return self.offset_log_p.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
 
     def pi(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The exact probability pi(t | y) of the last token; the arguments are broadcast."""
+        """The exact probability of the last token, given y; the arguments are broadcast."""
         return self.offset_log_pi.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
 
     def bits(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "... m"]:

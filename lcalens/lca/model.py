@@ -71,6 +71,11 @@ class LCAConfig(PreTrainedConfig):
         """V = 2^m."""
         return 1 << self.m
 
+    # What tools for language models ask of any configuration.
+    num_hidden_layers = property(lambda self: 1)
+    num_attention_heads = property(lambda self: 1)
+    head_dim = property(lambda self: self.d_head)
+
 
 def check_start(config: Any) -> None:
     """Refuse sizes and initialisations that no model has.
@@ -159,13 +164,12 @@ class LCAForCausalLM(PreTrainedModel):
                 nn.init.orthogonal_(module.weight)
             else:
                 nn.init.normal_(module.weight, std=bound)
-        elif isinstance(module, LCAAttention):
-            for weight in (module.q.weight, module.k.weight):
-                nn.init.zeros_(weight) if self.config.attention == "zero" else nn.init.uniform_(weight, -bound, bound)
-            if self.config.value == "identity":
-                nn.init.eye_(module.v.weight)
+        elif isinstance(module, nn.Linear):  # each by itself: transformers initialises a module's parts before it
+            kind = self.config.value if module is self.attn.v else self.config.attention
+            if kind == "uniform":
+                nn.init.uniform_(module.weight, -bound, bound)
             else:
-                nn.init.uniform_(module.v.weight, -bound, bound)
+                nn.init.eye_(module.weight) if kind == "identity" else nn.init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         """W_E."""

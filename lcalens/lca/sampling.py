@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
 from lcalens.lca import native
@@ -44,8 +44,8 @@ class AliasTable:
         alias: Any other draw of the cell takes this outcome.
     """
 
-    limit: Int[np.ndarray, " vocab"]
-    alias: Int[np.ndarray, " vocab"]
+    limit: UInt32[np.ndarray, " vocab"]
+    alias: UInt32[np.ndarray, " vocab"]
 
     @classmethod
     def of(cls, probabilities: Float[Tensor, " vocab"]) -> "AliasTable":

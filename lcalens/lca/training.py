@@ -18,8 +18,10 @@ from lcalens.errors import LcalensError
 from lcalens.lca.concepts import LatentConcepts
 from lcalens.lca.model import LCAForCausalLM
 from lcalens.lca.recipe import TrainConfig
+from lcalens.lca.summaries import training
 from lcalens.lca.trainer import NEVER, Trainer, model_of
 from lcalens.progress import ProgressCallback, progress_callback
+from lcalens.results import Result
 from lcalens.runs import CellStore, content_key
 
 _FORMAT = 1
@@ -74,6 +76,15 @@ class Runs(Sequence[Run]):
                 for run in self
             ]
         )
+
+    @property
+    def result(self) -> Result:
+        """The runs as a result: loss and accuracy over the steps, means with intervals, a figure."""
+        return training(self)
+
+    def plot(self) -> Any:
+        """Draw the accuracy over the steps, with Bayes: a matplotlib figure."""
+        return self.result.plot()
 
     def __repr__(self) -> str:
         return f"Runs({len(self)})"
