@@ -7,8 +7,8 @@ from typing import Any
 from lcalens.errors import LcalensError
 
 
-def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: str = "") -> None:
-    """Refuse what is no integer in [low, high].
+def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: str = "") -> int:
+    """The value as an int, seen to be an integer in [low, high].
 
     Raises:
         LcalensError: It is not.
@@ -17,15 +17,20 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: 
     if not whole or int(value) < low or (high is not None and int(value) > high):
         wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
         raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
+    return int(value)
 
 
-def check_real(name: str, value: Any, *, low: float | int, high: float | int = math.inf, why: str = "") -> None:
-    """Refuse what is no finite number in [low, high].
+def check_real(name: str, value: Any, *, low: float | int, high: float | int = math.inf, why: str = "") -> float:
+    """The value as a float, seen to be a finite number in [low, high].
 
     Raises:
         LcalensError: It is not.
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= float(value) <= high:
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
+    return number

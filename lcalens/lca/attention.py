@@ -10,6 +10,7 @@ from torch import Tensor
 from lcalens.errors import LcalensError
 from lcalens.lca.concepts import LatentConcepts
 from lcalens.lca.model import LCAForCausalLM
+from lcalens.tensors import check_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,8 @@ def attention_mass(
     Raises:
         LcalensError: A token outside the vocabulary, or counts or a model of another vocabulary.
     """
-    for name, values in (("last", last), ("target", target)):
-        concepts.tokens(values, name)
+    last = check_tokens("last", last, concepts.vocab_size, shape=(len(counts),))
+    target = check_tokens("target", target, concepts.vocab_size, shape=(len(counts),))
     for name, found in (("counts", counts.shape[-1]), ("model", model.config.vocab_size)):
         if found != concepts.vocab_size:
             raise LcalensError(f"{name}: it has {found} tokens and the world {concepts.vocab_size}; they must agree.")

@@ -8,10 +8,12 @@ Tokens 1 to L - 1 of a context come from p, token L from pi. Nothing changes whe
 a distribution is a table of V numbers over the *offset* t XOR y.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import xor
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from lcalens.checks import check_int, check_real
 from lcalens.errors import LcalensError
 from lcalens.lca.sampling import Counts, Sampler, halves, seed_words, words
+from lcalens.tensors import check_tokens
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -38,8 +41,7 @@ class LatentConcepts:
         m: Latent bits, 2 to 14.
         omega: Share of a context that speaks of the concept; the rest is uniform noise.
         beta: Temperature: how far from the concept its tokens lie.
-        neighborhood: N(y): `all` tokens but y; the `nearest`, at Hamming distance 1; or y's `cluster`, the tokens that
-            share its first bits.
+        neighborhood: N(y): `all` tokens but y; the `nearest`, at distance 1; or y's `cluster`, which share first bits.
         cluster_bits: How many, for `cluster`.
 
     Raises:
@@ -53,16 +55,18 @@ class LatentConcepts:
     cluster_bits: int = field(default=1, kw_only=True)
 
     def __post_init__(self):
-        check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
-        check_real("omega", self.omega, low=0, high=1, why="it is a share of the context")
-        check_real("beta", self.beta, low=0, why="it is a temperature")
-        if self.beta == 0:
+        m = check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
+        omega = check_real("omega", self.omega, low=0, high=1, why="it is a share of the context")
+        beta = check_real("beta", self.beta, low=0, why="it is a temperature")
+        if beta == 0:
             raise LcalensError("beta: expected a number above 0, got 0; it is a temperature.")
         if self.neighborhood not in get_args(Neighborhood):
             raise LcalensError(
                 f"neighborhood: {self.neighborhood!r:.60} is not one of {', '.join(get_args(Neighborhood))}."
             )
-        check_int("cluster_bits", self.cluster_bits, low=1, high=self.m - 1, why="a cluster holds more than y itself")
+        cluster = check_int("cluster_bits", self.cluster_bits, low=1, high=m - 1, why="a cluster holds more than y")
+        for name, value in (("m", m), ("omega", omega), ("beta", beta), ("cluster_bits", cluster)):
+            object.__setattr__(self, name, value)  # plain numbers, whatever kind was given
 
     @property
     def vocab_size(self) -> int:
@@ -83,7 +87,8 @@ class LatentConcepts:
             inside = distance == 1
         elif self.neighborhood == "cluster":
             inside = inside & (torch.arange(self.vocab_size) < self.vocab_size >> self.cluster_bits)
-        return (-distance / self.beta).masked_fill(~inside, -math.inf).log_softmax(0)
+        # The nearest at 0: any temperature above 0 gives a distribution.
+        return (-(distance - 1) / self.beta).masked_fill(~inside, -math.inf).log_softmax(0)
 
     @cached_property
     def offset_log_p(self) -> Float[Tensor, " vocab"]:
@@ -99,19 +104,22 @@ class LatentConcepts:
 
     def p(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The exact probability of a token at positions 1 to L - 1, given y; the arguments are broadcast."""
-        return self.offset_log_p.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
+        return self.offset_log_p.exp()[self._xor(tokens=tokens, y=y).cpu()]
 
     def pi(self, tokens: Int[Tensor, "..."], y: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The exact probability of the last token, given y; the arguments are broadcast."""
-        return self.offset_log_pi.exp()[(self.tokens(tokens) ^ self.tokens(y, "y")).cpu()]
+        return self.offset_log_pi.exp()[self._xor(tokens=tokens, y=y).cpu()]
 
     def bits(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "... m"]:
         """The latent bits, first bit first."""
-        return (self.tokens(tokens)[..., None] >> torch.arange(self.m - 1, -1, -1, device=tokens.device)) & 1
+        return (
+            check_tokens("tokens", tokens, self.vocab_size)[..., None]
+            >> torch.arange(self.m - 1, -1, -1, device=tokens.device)
+        ) & 1
 
     def distance(self, a: Int[Tensor, "..."], b: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The Hamming distance D_H; the arguments are broadcast."""
-        return _popcount(self.tokens(a, "a") ^ self.tokens(b, "b"), self.m)
+        return _popcount(self._xor(a=a, b=b), self.m)
 
     def neighbors(self, y: int) -> Int[Tensor, " neighbor"]:
         """N(y): the tokens that pi(. | y) can give, in order."""
@@ -132,8 +140,8 @@ class LatentConcepts:
             LcalensError: `batch` or `length` is no integer above 0.
         """
         self._check_sizes(batch, length)
-        tokens, targets = self.sampler.tokens(seed_words(generator), batch, length)
-        return tokens[0], targets[0]
+        (tokens,), (targets,) = self.sampler.tokens(seed_words(generator), batch, length)
+        return tokens, targets
 
     def sample_counts(self, batch: int, length: int, generator: torch.Generator) -> Counts:
         """The contexts that `sample` draws from the same generator, counted and never written down.
@@ -167,15 +175,11 @@ class LatentConcepts:
         Raises:
             LcalensError: A token outside the vocabulary, or weights that do not fit.
         """
+        concepts = check_tokens("concepts", concepts, self.vocab_size, shape=(None, None))
         self._check_sizes(len(concepts), length)
-        self.tokens(concepts, "concepts")
-        share = torch.tensor(list(weights), dtype=torch.float64)
-        if len(share) != concepts.shape[1] or not share.isfinite().all() or share.lt(0).any() or share.sum() == 0:
-            raise LcalensError(
-                f"weights: expected {concepts.shape[1]} numbers of at least 0, one a concept, got {weights!r:.80}."
-            )
+        bounds = torch.tensor(_weights(weights, concepts.shape[1]), dtype=torch.float64).cumsum(0)
         drawn = halves(words(seed_words(generator), len(concepts), length)[0])
-        bounds = ((share / share.sum()).cumsum(0) * 2.0**32).long()[:-1].to(drawn.device)
+        bounds = (bounds * 2.0**32).long()[:-1].to(drawn.device)
         which = torch.bucketize(drawn[:, :-1, 1].contiguous(), bounds, right=True)
         others = self.sampler.draw(drawn[:, :-1, 0]) ^ concepts.gather(1, which)
         last = self.sampler.draw(drawn[:, -1, 0], last=True) ^ concepts[:, 0]
@@ -198,31 +202,27 @@ class LatentConcepts:
             y: Their concepts.
             other: The concept that hijacks each; where it equals y, a control: fresh tokens of the same concept.
             share: Probability with which each of positions 1 to L - 1 is redrawn, independently.
-            positions: Or the positions to be redrawn. One generator state gives the same draw at the same position.
+            positions: Or the positions to be redrawn.
             generator: Where the randomness comes from.
 
         Returns:
-            The hijacked contexts. One state of the generator redraws the same positions whatever `other` is.
+            The hijacked contexts. One state of the generator gives the same draws whatever `other` is.
 
         Raises:
             LcalensError: A token outside the vocabulary, sizes that differ, a share outside [0, 1], or not exactly one
                 of `share` and `positions`.
         """
-        for name, values in (("tokens", tokens), ("y", y), ("other", other)):
-            self.tokens(values, name)
-            if len(values) != len(tokens):
-                raise LcalensError(f"{name}: expected {len(tokens)}, one for each context, got {len(values)}.")
+        tokens = check_tokens("tokens", tokens, self.vocab_size, shape=(None, None))
+        y = check_tokens("y", y, self.vocab_size, shape=(len(tokens),))
+        other = check_tokens("other", other, self.vocab_size, shape=(len(tokens),))
         if (share is None) == (positions is None):
             raise LcalensError("share: give either a share or positions, and not both.")
         drawn = halves(words(seed_words(generator), len(tokens), tokens.shape[1])[0]).to(tokens.device)
         if positions is None:
-            check_real("share", share, low=0, high=1, why="it is the probability that a position is redrawn")
-            positions = drawn[..., 1] < int(share * 2**32)  # pyright: ignore[reportOptionalOperand]
-        elif positions.shape != tokens.shape or positions.dtype != torch.bool:
-            raise LcalensError(
-                f"positions: expected booleans of shape {tuple(tokens.shape)}, got {positions.dtype} of shape "
-                f"{tuple(positions.shape)}."
-            )
+            share = check_real("share", share, low=0, high=1, why="it is the probability that a position is redrawn")
+            positions = drawn[..., 1] < int(share * 2**32)
+        elif not isinstance(positions, Tensor) or positions.shape != tokens.shape or positions.dtype != torch.bool:
+            raise LcalensError(f"positions: expected booleans of shape {tuple(tokens.shape)}, got {positions!r:.80}.")
         positions = positions.clone()
         positions[:, -1] = False
         return torch.where(positions, self.sampler.draw(drawn[..., 0]) ^ other[:, None], tokens)
@@ -243,7 +243,7 @@ class LatentConcepts:
         Raises:
             LcalensError: A token outside the vocabulary.
         """
-        self.tokens(tokens)
+        tokens = check_tokens("tokens", tokens, self.vocab_size, shape=(None, None))
         ones = torch.ones(1, 1, device=tokens.device).expand(tokens.shape)
         counts = torch.zeros(len(tokens), self.vocab_size, device=tokens.device)
         return counts.scatter_add_(1, tokens, ones), tokens[:, -1]
@@ -261,33 +261,22 @@ class LatentConcepts:
         """
         from datasets import IterableDataset
 
-        self._check_sizes(1 if size is None else size, length)
+        self._check_sizes(1, length)
+        check_int("seed", seed, low=0, high=(1 << 63) - 1)
+        if size is not None:
+            check_int("size", size, low=1)
 
         def rows():
-            generator, given = torch.Generator().manual_seed(seed), 0
-            while size is None or given < size:
-                tokens, targets = self.sample(_CHUNK, length, generator)
-                for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
-                    if given == size:
-                        return
-                    yield {"input_ids": row, "labels": target}
-                    given += 1
+            generator = torch.Generator().manual_seed(seed)
+            samples = (self.sample(_CHUNK, length, generator) for _ in itertools.repeat(None))
+            pairs = (pair for tokens, y in samples for pair in zip(tokens.tolist(), y.tolist(), strict=True))
+            for row, target in itertools.islice(pairs, size):
+                yield {"input_ids": row, "labels": target}
 
         return IterableDataset.from_generator(rows)  # pyright: ignore[reportReturnType]
 
-    def tokens(self, values: Any, name: str = "tokens") -> Int[Tensor, "..."]:
-        """`values` itself, seen to be tokens of this vocabulary.
-
-        Raises:
-            LcalensError: It is no integer tensor, or a value lies outside [0, V).
-        """
-        if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
-            raise LcalensError(f"{name}: expected an integer tensor, got {getattr(values, 'dtype', type(values))}.")
-        if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < self.vocab_size):
-            raise LcalensError(
-                f"{name}: {int(values.min())} to {int(values.max())} leave the vocabulary, 0 to {self.vocab_size - 1}."
-            )
-        return values
+    def _xor(self, **pair: Any) -> Int[Tensor, "..."]:
+        return xor(*(check_tokens(name, values, self.vocab_size) for name, values in pair.items()))
 
     def _check_sizes(self, batch: int, length: int) -> None:
         check_int("batch", batch, low=1)
@@ -296,3 +285,15 @@ class LatentConcepts:
 
 def _popcount(values: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
     return sum(((values >> bit) & 1 for bit in range(bits)), torch.zeros_like(values))
+
+
+def _weights(weights: Any, concepts: int) -> list[float]:
+    """Weights that sum to 1."""
+    given = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
+    if len(given) != concepts:
+        raise LcalensError(f"weights: expected {concepts} numbers, one a concept, got {weights!r:.80}.")
+    given = [check_real("weights", weight, low=0) for weight in given]
+    most = max(given)
+    if most == 0:
+        raise LcalensError(f"weights: expected one above 0 at least, got {weights!r:.80}.")
+    return [weight / most / sum(other / most for other in given) for weight in given]

@@ -8,7 +8,7 @@ forwards are equal: every position (`model(ids)`), the last query alone (`model(
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ ValueInit = Literal["uniform", "identity"]
 AttentionInit = Literal["uniform", "zero"]
 
 
+@no_type_check  # run-time checkers of dataclasses know fields alone, and this one takes whatever its file holds
 class LCAConfig(PreTrainedConfig):
     """What it takes to build the model.
 
@@ -57,7 +58,7 @@ class LCAConfig(PreTrainedConfig):
     train_attention: bool = True
 
     def __post_init__(self, **kwargs: Any):
-        check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
+        self.m = check_int("m", self.m, low=LATENTS[0], high=LATENTS[-1], why="a vocabulary has 2^m tokens")
         check_start(self)
         if self.embedding == "orthonormal" and self.d_model < self.vocab_size:
             raise LcalensError(
@@ -86,8 +87,8 @@ def check_start(config: Any) -> None:
     Raises:
         LcalensError: A field outside its range.
     """
-    check_int("d_model", config.d_model, low=1)
-    check_int("d_head", config.d_head, low=1)
+    for name in ("d_model", "d_head"):
+        object.__setattr__(config, name, check_int(name, getattr(config, name), low=1))
     for name, kinds in (("embedding", EmbeddingInit), ("value", ValueInit), ("attention", AttentionInit)):
         if getattr(config, name) not in get_args(kinds):
             raise LcalensError(f"{name}: {getattr(config, name)!r:.60} is not one of {', '.join(get_args(kinds))}.")
@@ -151,10 +152,25 @@ class LCAForCausalLM(PreTrainedModel):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.attn = LCAAttention(config)
         self.post_init()
-        self.embed.requires_grad_(config.train_embedding)
-        self.attn.v.requires_grad_(config.train_value)
-        self.attn.q.requires_grad_(config.train_attention)
-        self.attn.k.requires_grad_(config.train_attention)
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """Load what `save_pretrained` wrote, with the same weights frozen.
+
+        Args:
+            *args: A folder or hub id, as for any Hugging Face model.
+            **options: Any of theirs.
+        """
+        loaded = super().from_pretrained(*args, **options)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+        return loaded
+
+    def _freeze(self) -> None:
+        self.embed.requires_grad_(self.config.train_embedding)
+        self.attn.v.requires_grad_(self.config.train_value)
+        self.attn.q.requires_grad_(self.config.train_attention)
+        self.attn.k.requires_grad_(self.config.train_attention)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -49,9 +49,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("context_length", "batch_size", "steps"):
-            check_int(name, getattr(self, name), low=1)
+            object.__setattr__(self, name, check_int(name, getattr(self, name), low=1))
         for name in ("lr", "weight_decay"):
-            check_real(name, getattr(self, name), low=0)
+            object.__setattr__(self, name, check_real(name, getattr(self, name), low=0))
         check_start(self)
 
     def model_config(self, m: int, **changes: Any) -> LCAConfig:
@@ -73,6 +73,10 @@ class TrainConfig:
         for name in values:
             if name not in known:
                 raise LcalensError(f"grid: {name!r} is not one of {', '.join(sorted(known))}.")
+            if isinstance(values[name], str) or not isinstance(values[name], Iterable):
+                raise LcalensError(
+                    f"grid: {name} expects several values, got {values[name]!r:.60}; write ({name}=[...])."
+                )
         return [
             replace(self, **dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())
         ]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
 from lcalens.lca import native
+from lcalens.tensors import check_generator
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed word
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -81,7 +82,12 @@ class AliasTable:
 
 
 def seed_words(generator: torch.Generator, count: int = 1) -> Int[Tensor, " count"]:
-    """Fresh seeds from a generator, which moves on."""
+    """Fresh seeds from a generator, which moves on.
+
+    Raises:
+        LcalensError: It is no generator.
+    """
+    check_generator(generator)
     return torch.randint(-(1 << 63), (1 << 63) - 1, (count,), generator=generator, device=generator.device)
 
 

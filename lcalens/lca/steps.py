@@ -121,7 +121,7 @@ class Stack:
         """
         logits = self.forward(log_counts, last)
         embed, v, k, q = (self.parameters[name] for name in NAMES)
-        batch, attends, bmm = last.shape[1], "k" in self.trained, torch.bmm
+        batch, bmm = last.shape[1], torch.bmm
         work = self._workspace(batch)
         keys, queries, pattern = work["keys"], work["queries"], work["pattern"]
         wrong = torch.softmax(logits, -1, out=work["wrong"])  # becomes the gradient in the logits
@@ -131,24 +131,25 @@ class Stack:
         d_recalled = _product(wrong, embed, 1 / batch, into=work["d_recalled"])  # (run, batch, d)
         if "v" in self.trained:
             bmm(d_recalled.mT, work["looked"], out=self.gradients["v"])
-        if "embed" not in self.trained and not attends:
+        if "embed" not in self.trained and "k" not in self.trained:
             return loss
         d_looked = bmm(d_recalled, v, out=work["d_looked"])
         if "embed" in self.trained:
             _product(wrong.mT, work["recalled"], 1 / batch, into=self.gradients["embed"])
             self.gradients["embed"].baddbmm_(pattern.mT, d_looked)
-        if attends:
-            d_pattern = bmm(d_looked, embed.mT, out=work["scores"])
-            softmax_backward(d_pattern, pattern, -1, pattern.dtype, grad_input=work["wrong"])
-            d_scores, d_head = work["wrong"], keys.shape[2]
-            d_keys = _product(d_scores.mT, queries, self.scale, into=work["d_keys"])
-            d_queries = _product(d_scores, keys, self.scale, into=work["d_queries"])
-            d_asked = work["asked"].zero_()
-            d_asked.view(-1, d_head).index_add_(0, self._places(last), d_queries.view(-1, d_head))
+        # Embeddings move the attention too, whether or not W_K and W_Q are trained.
+        d_pattern = bmm(d_looked, embed.mT, out=work["scores"])
+        softmax_backward(d_pattern, pattern, -1, pattern.dtype, grad_input=work["wrong"])
+        d_scores, d_head = work["wrong"], keys.shape[2]
+        d_keys = _product(d_scores.mT, queries, self.scale, into=work["d_keys"])
+        d_queries = _product(d_scores, keys, self.scale, into=work["d_queries"])
+        d_asked = work["asked"].zero_()
+        d_asked.view(-1, d_head).index_add_(0, self._places(last), d_queries.view(-1, d_head))
+        if "k" in self.trained:
             bmm(d_keys.mT, embed, out=self.gradients["k"])
             bmm(d_asked.mT, embed, out=self.gradients["q"])
-            if "embed" in self.trained:
-                self.gradients["embed"].baddbmm_(d_keys, k).baddbmm_(d_asked, q)
+        if "embed" in self.trained:
+            self.gradients["embed"].baddbmm_(d_keys, k).baddbmm_(d_asked, q)
         return loss
 
     def _places(self, last: Int[Tensor, "run batch"]) -> Int[Tensor, " row"]:

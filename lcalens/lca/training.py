@@ -23,6 +23,7 @@ from lcalens.lca.trainer import NEVER, Trainer, model_of
 from lcalens.progress import ProgressCallback, progress_callback
 from lcalens.results import Result
 from lcalens.runs import CellStore, content_key
+from lcalens.tensors import check_device
 
 _FORMAT = 1
 # A stack of so many numbers (runs x batch x vocabulary) still lies in the processor's cache.
@@ -122,6 +123,7 @@ def train(
     """
     plan = _plan(concepts, config, seeds)
     check_real("checkpoint_seconds", checkpoint_seconds, low=0)
+    device = check_device(device)
     store = CellStore(out)
     keys = [content_key([_FORMAT, asdict(concepts), asdict(one), seed]) for one, seed in plan]
     found: dict[str, Run] = {}

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lcalens.errors import LcalensError
 
 
@@ -121,21 +119,6 @@ def check_tokenizer(tokenizer: Any) -> None:
             f"tokenizer: expected a Hugging Face tokenizer, got {type(tokenizer).__name__} ({tokenizer!r:.60}); "
             "load it with transformers.AutoTokenizer.from_pretrained."
         )
-
-
-def check_device(device: Any) -> None:
-    """Refuse a device that is not here.
-
-    Raises:
-        LcalensError: Nothing can be put there.
-    """
-    try:
-        if not isinstance(device, str | torch.device):
-            raise TypeError(f"it is a {type(device).__name__}")
-        torch.empty(0, device=device)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LcalensError(f"device: {device!r:.60} cannot be used here ({reason:.120}); try 'cpu'.") from error
 
 
 def check_complete(source: str, notes: Any) -> None:

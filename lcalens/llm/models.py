@@ -9,11 +9,12 @@ import torch
 
 from lcalens.cache import cache_root
 from lcalens.errors import LcalensError
-from lcalens.llm.faults import check_complete, check_device, check_tokenizer, explain
+from lcalens.llm.faults import check_complete, check_tokenizer, explain
 from lcalens.llm.weights import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.progress import ProgressCallback
 from lcalens.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.quiet import quiet_libraries
+from lcalens.tensors import check_device
 
 _EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
