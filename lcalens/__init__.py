@@ -3,8 +3,9 @@
 The public names are loaded on first use, so that importing the package costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lcalens.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -40,12 +41,4 @@ if TYPE_CHECKING:
     from lcalens.llm.models import load_model as load_model
     from lcalens.results import Result as Result
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lcalens' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

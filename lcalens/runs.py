@@ -62,6 +62,10 @@ class CellStore:
                 reason = getattr(error, "strerror", None) or error
                 raise LcalensError(f"out: {str(folder)!r} cannot be written ({reason}).") from error
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the folder has such a cell, damaged or not."""
+        return self._cells is not None and (self._cells / f"{key}.safetensors").exists()
+
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""
         from safetensors import SafetensorError, safe_open

@@ -257,11 +257,14 @@ def plot_attention_pattern(result: "Result") -> "Figure":
     figure, panel = pyplot.subplots(figsize=(3.8, 3.2), layout="constrained")
     pattern, names = result.values["attention"], result.axes["query"]
     image = panel.imshow(pattern, cmap="viridis", vmin=0, interpolation="nearest")
-    figure.colorbar(image, ax=panel, label="attention", shrink=0.85)
+    bar = figure.colorbar(image, ax=panel, shrink=0.85)
+    bar.ax.tick_params(labelsize=6)
+    bar.set_label("attention", fontsize=8)
     at = np.linspace(0, len(names) - 1, min(8, len(names))).round().astype(int)
     panel.set_xticks(at, [names[i] for i in at], fontsize=5, rotation=90)
     panel.set_yticks(at, [names[i] for i in at], fontsize=5)
-    panel.set(xlabel="token looked at", ylabel="last token")
+    panel.set_xlabel("token looked at", fontsize=8)
+    panel.set_ylabel("last token", fontsize=8)
     return figure
 
 

@@ -131,18 +131,23 @@ def train(
         cell = store.get(key)
         if cell is not None:
             found[key] = _run(cell, concepts, one, seed)
-    missing = {key: entry for key, entry in zip(keys, plan, strict=True) if key not in found}
+    wanted = dict(zip(keys, plan, strict=True))
+    # A stack that was begun is ended as it was; of any other, only the runs that are missing are trained.
+    stacks = [
+        stack if content_key(stack) in store else [key for key in stack if key not in found]
+        for stack in _stacks(concepts, wanted)
+        if not found.keys() >= set(stack)
+    ]
+    total, done = sum(wanted[key][0].steps for stack in stacks for key in stack), 0
     with progress_callback(progress, unit="steps") as report:
-        total = sum(one.steps for one, _ in missing.values())
-        done = 0
-        for stack in _stacks(concepts, missing):
-            trainer = Trainer(concepts, [missing[key] for key in stack], store, content_key(stack), device)
+        for stack in stacks:
+            trainer = Trainer(concepts, [wanted[key] for key in stack], store, content_key(stack), device)
             trainer.train(checkpoint_seconds, lambda steps, what, before=done: report(before + steps, total, what))
             for key, cell in zip(stack, trainer.finish(), strict=True):
                 store.put(key, cell)
-                found[key] = _run(cell, concepts, *missing[key])
+                found[key] = _run(cell, concepts, *wanted[key])
             store.forget(content_key(stack))
-            done += len(stack) * missing[stack[0]][0].steps
+            done += len(stack) * wanted[stack[0]][0].steps
     return Runs(found[key] for key in keys)
 
 
@@ -163,14 +168,14 @@ def _plan(concepts: Any, config: Any, seeds: Any) -> list[tuple[TrainConfig, int
     return [(one, int(seed)) for one in dict.fromkeys(configs) for seed in dict.fromkeys(numbers)]
 
 
-def _stacks(concepts: LatentConcepts, missing: dict[str, tuple[TrainConfig, int]]) -> Iterator[list[str]]:
+def _stacks(concepts: LatentConcepts, wanted: dict[str, tuple[TrainConfig, int]]) -> Iterator[list[str]]:
     """Keys of the runs that are computed together: one shape, and no more of them than the cache holds."""
     alike: dict[Any, list[str]] = {}
-    for key, (config, _) in missing.items():
+    for key, (config, _) in wanted.items():
         shape = replace(config, lr=0.0, weight_decay=0.0, embedding="gaussian", value="uniform", attention="uniform")
         alike.setdefault(astuple(shape), []).append(key)
     for group in alike.values():
-        size = max(1, _STACKED // (missing[group[0]][0].batch_size * concepts.vocab_size))
+        size = max(1, _STACKED // (wanted[group[0]][0].batch_size * concepts.vocab_size))
         for first in range(0, len(group), size):
             yield group[first : first + size]
 

@@ -6,8 +6,10 @@ from matplotlib import pyplot
 from lcalens import LatentConcepts, Result, TrainConfig, train
 from lcalens.errors import LcalensError
 from lcalens.lca import bayes
+from lcalens.lca.steps import Stack
 from lcalens.lca.summaries import attention_pattern, gram
 from lcalens.lca.trainer import SAMPLES, Trainer, seed_words, start_model
+from lcalens.runs import CellStore
 
 WORLD = LatentConcepts(4)
 QUICK = TrainConfig(32, 8, 8, batch_size=64, steps=120)
@@ -151,6 +153,24 @@ def test_a_run_stopped_at_any_step_ends_bit_identical(tmp_path, monkeypatch, at)
         assert torch.equal(weights(one), weights(other))
         assert one.history.equals(other.history)
         assert one.accuracy == other.accuracy
+
+
+def test_a_run_stopped_while_it_is_written_down_is_not_trained_again(tmp_path, monkeypatch):
+    whole, put = quick(seeds=range(3)), CellStore.put
+
+    def stop(self, key, arrays):
+        put(self, key, arrays)
+        if "final_accuracy" in arrays:
+            raise _KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CellStore, "put", stop)
+        with pytest.raises(_KilledError):
+            quick(seeds=range(3), out=tmp_path)
+    monkeypatch.setattr(Stack, "step", None)
+    for one, other in zip(whole, quick(seeds=range(3), out=tmp_path), strict=True):
+        assert torch.equal(weights(one), weights(other))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
 def test_other_data_are_other_runs(tmp_path):
