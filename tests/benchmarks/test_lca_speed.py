@@ -26,22 +26,30 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def seconds_of(function, *, least=0.5, most=60.0):
-    """Seconds a call takes, the best of three groups; one call where it takes long."""
-    start = time.perf_counter()
-    function()
-    first = time.perf_counter() - start
-    if first > most / 4:
-        return first
-    function()
-    times = []
-    for _ in range(3):
-        calls, start = 0, time.perf_counter()
-        while time.perf_counter() - start < least:
-            function()
-            calls += 1
-        times.append((time.perf_counter() - start) / calls)
-    return min(times)
+def seconds_of(*functions, least=0.3, rounds=5, most=60.0):
+    """Seconds a call of each takes: the best of several groups, taken in turn, so that a busy moment hits all alike."""
+    first = []
+    for function in functions:
+        function()
+        start = time.perf_counter()
+        function()
+        first.append(time.perf_counter() - start)
+    best = list(first)
+    for _ in range(rounds):
+        for i, function in enumerate(functions):
+            if first[i] > most / rounds:
+                continue
+            calls, start = 0, time.perf_counter()
+            while time.perf_counter() - start < least:
+                function()
+                calls += 1
+            best[i] = min(best[i], (time.perf_counter() - start) / calls)
+    return best
+
+
+def timed(benchmark, *functions):
+    """The same, under pytest-benchmark."""
+    return benchmark.pedantic(lambda: seconds_of(*functions), rounds=1)
 
 
 def by_hand(m, config, *, last_query):
@@ -103,10 +111,9 @@ def show(capsys, benchmark, rows):
 def test_a_step_against_both_peers(benchmark, capsys, length):
     config = TrainConfig(length, 128, 64, batch_size=256)
     step, draw = ours(8, config, 1)
-    seconds = benchmark.pedantic(lambda: seconds_of(step), rounds=1)
-    drawing = seconds_of(draw)
+    peers = [by_hand(8, config, last_query=last) for last in (False, True)]
+    seconds, drawing, full, last = timed(benchmark, step, draw, *peers)
     aim, fair_aim = AIMS[length]
-    full, last = (seconds_of(by_hand(8, config, last_query=last)) for last in (False, True))
     rows = {
         f"m=8 d=128 B=256 L={length}: lcalens, ms a step": 1e3 * seconds,
         "all positions, ms a step": 1e3 * full,
@@ -121,10 +128,8 @@ def test_a_step_against_both_peers(benchmark, capsys, length):
 def test_sixteen_small_runs_at_once(benchmark, capsys):
     runs, config = 16, TrainConfig(64, 32, 16, batch_size=128)
     step, draw = ours(5, config, runs)
-    seconds = benchmark.pedantic(lambda: seconds_of(step), rounds=1)
-    drawing = seconds_of(draw)
-    full, last = (seconds_of(by_hand(5, config, last_query=last)) for last in (False, True))
-    alone = seconds_of(ours(5, config, 1)[0])
+    peers = [by_hand(5, config, last_query=last) for last in (False, True)]
+    seconds, drawing, full, last, alone = timed(benchmark, step, draw, *peers, ours(5, config, 1)[0])
     rows = {
         "m=5 d=32 B=128 L=64, 16 runs: lcalens, ms a step of all": 1e3 * seconds,
         "all positions, ms a step of one": 1e3 * full,
@@ -152,9 +157,8 @@ def test_share_of_the_matrix_product_rate(benchmark, capsys):
     step, _ = ours(8, config, 1)
     a, b = torch.randn(2, 2048, 2048)
     into = torch.empty(2048, 2048)
-    seconds = benchmark.pedantic(lambda: seconds_of(step), rounds=1)
-    peak = 2 * 2048**3 / seconds_of(lambda: torch.mm(a, b, out=into))
-    work = matmul_work(config, 8)
+    seconds, product = timed(benchmark, step, lambda: torch.mm(a, b, out=into))
+    peak, work = 2 * 2048**3 / product, matmul_work(config, 8)
     rows = {
         "m=8 d=128 d_a=64 B=512: lcalens, ms a step": 1e3 * seconds,
         "matrix products in a step, GFLOP": work / 1e9,
@@ -188,16 +192,16 @@ def test_evaluation_during_training(benchmark, capsys, monkeypatch):
 
     spent, evaluate = [], Trainer._evaluate
 
-    def timed(self, row, step):
+    def clocked(self, row, step):
         start = time.perf_counter()
         evaluate(self, row, step)
         spent.append(time.perf_counter() - start)
 
-    monkeypatch.setattr(Trainer, "_evaluate", timed)
+    monkeypatch.setattr(Trainer, "_evaluate", clocked)
     config = TrainConfig(64, 128, 64, batch_size=256, steps=1000)
-    whole = benchmark.pedantic(
-        lambda: seconds_of(lambda: train(LatentConcepts(8), config, seeds=(0,), progress=False), most=0), rounds=1
-    )
+    start = time.perf_counter()
+    benchmark.pedantic(train, (LatentConcepts(8), config), {"seeds": (0,), "progress": False}, rounds=1)
+    whole = time.perf_counter() - start
     show(capsys, benchmark, {"evaluation, share of a training (aim under 0.02)": sum(spent) / whole})
 
 
@@ -216,4 +220,5 @@ def test_a_step_on_one_gpu(benchmark, capsys):
         stack.step(batch.counts[None], batch.last[None], batch.target[None], 1.0)
         torch.cuda.synchronize()
 
-    show(capsys, benchmark, {"m=10 B=4096 on one GPU, ms a step": 1e3 * benchmark.pedantic(seconds_of, (step,))})
+    (seconds,) = timed(benchmark, step)
+    show(capsys, benchmark, {"m=10 B=4096 on one GPU, ms a step": 1e3 * seconds})
