@@ -1,4 +1,4 @@
-"""The command line: `lcalens hijack` and `lcalens ask`, from the dataclasses that the functions use."""
+"""The command line: `lcalens hijack`, `trace` and `ask`, from the dataclasses that the functions use."""
 
 import shlex
 import sys
@@ -78,6 +78,33 @@ class Ask(Source):
     out: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trace(Source):
+    """Which heads carry a hijack, and whether by where they look or by what they recall.
+
+    Attributes:
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        relations: Keep only these relations (`P190`).
+        limit: At most so many facts, drawn at random; heads are ranked on one half and reported on the other.
+        scheme: What hijacks them: a scheme's name or a sentence of your own.
+        n: How many sentences.
+        control: The clean run: a `neutral` sentence of as many tokens, or one that names an `other-object`.
+        seed: Of what is drawn.
+        views: For how many facts the leading heads' attention is written as a page.
+        out: A folder for tables, figures, attention views and finished parts.
+    """
+
+    facts: str = "sample"
+    relations: tuple[str, ...] = ()
+    limit: int = 32
+    scheme: str = "dont-think"
+    n: int = 1
+    control: Literal["neutral", "other-object"] = "neutral"
+    seed: int = 0
+    views: int = 2
+    out: Path | None = None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; an error is told on standard error and is exit status 2, an interrupt is 130.
 
@@ -86,12 +113,15 @@ def main(arguments: list[str] | None = None) -> int:
     """
     Command = (
         Annotated[Hijack, tyro.conf.subcommand("hijack", description=_first_line(Hijack))]
+        | Annotated[Trace, tyro.conf.subcommand("trace", description=_first_line(Trace))]
         | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
     )
     description = "Measure context hijacking of language models."
     command = tyro.cli(Command, args=arguments, prog="lcalens", description=description)
     try:
-        return run_ask(command) if isinstance(command, Ask) else run_hijack(command, arguments)
+        if isinstance(command, Ask):
+            return run_ask(command)
+        return run_trace(command, arguments) if isinstance(command, Trace) else run_hijack(command, arguments)
     except LcalensError as error:
         print(textwrap.fill(f"lcalens: {error}", 110), file=sys.stderr)
         return 2
@@ -122,8 +152,41 @@ def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     result = efficacy(model, facts, **config, out=command.out, progress=sys.stderr.isatty())
     print(efficacy_screen(result))
     if command.out is not None:
-        table = efficacy_markdown(result, shlex.join(["lcalens", *(sys.argv[1:] if arguments is None else arguments)]))
+        table = efficacy_markdown(result, _typed(arguments))
         _write(result, command.out, table, measure=command.measure)
+    return 0
+
+
+def run_trace(command: Trace, arguments: list[str] | None = None) -> int:
+    """Trace, print what was found, and write what `--out` asks for."""
+    from lcalens import attention_view, load_facts, load_model
+    from lcalens.checks import check_int
+    from lcalens.llm.schemes import find_scheme
+    from lcalens.trace import trace_facts, trace_markdown, trace_text
+
+    find_scheme(command.scheme)  # before anything is loaded
+    for name, low in (("n", 1), ("limit", 4), ("seed", 0), ("views", 0)):
+        check_int(name, getattr(command, name), low=low)
+    facts = load_facts(command.facts, relations=command.relations or None, limit=command.limit, seed=command.seed)
+    model = load_model(command.model, device=command.device, dtype=command.dtype, progress=sys.stderr.isatty())
+    options = {name: getattr(command, name) for name in ("scheme", "n", "control", "seed", "out")}
+    found = trace_facts(model, facts, **options, progress=sys.stderr.isatty())
+    print(trace_text(found))
+    if command.out is not None:
+        leading = found.ranked.summary.iloc[0]
+        results = {"heads": found.patched, "ranking": found.ranked, "split": found.parts}
+        try:
+            for name, result in results.items():
+                result.save(command.out / name)
+                result.plot().savefig(command.out / f"{name}.png", dpi=200)
+            for example in range(min(command.views, len(found.contrast))):
+                view = attention_view(model, found.contrast, int(leading["layer"]), example=example)
+                view.save(command.out / f"attention-{example}.html")
+            (command.out / "trace.md").write_text(trace_markdown(found, _typed(arguments)), encoding="utf-8")
+        except OSError as error:
+            raise LcalensError(f"out: {str(command.out)!r} cannot be written ({error.strerror or error}).") from error
+        print(f"\nWritten to {command.out}: trace.md, {', '.join(f'{name}.png' for name in results)}, attention views, "
+              "results (lcalens.Result.load reads them)")  # fmt: skip
     return 0
 
 
@@ -139,6 +202,10 @@ def run_ask(command: Ask) -> int:
     if command.out is not None:
         _write(result, command.out)
     return 0
+
+
+def _typed(arguments: list[str] | None) -> str:
+    return shlex.join(["lcalens", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def _write(result: "Result", out: Path, table: str = "", **options: str) -> None:

@@ -16,6 +16,7 @@ import lcalens
 from lcalens.errors import LcalensError
 
 _ATTRIBUTE = "lcalens_info"
+_LOOK = ("transformer_lens", "transformers")
 _REPORTED = ("torch", "transformers", "transformer-lens", "tokenizers")
 
 
@@ -98,9 +99,9 @@ def active_hooks(model: Any) -> list[str]:
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:
-    """Whether torch calls somebody's function with the module; the bridge's own, which only look, do not count."""
+    """Whether torch calls somebody's function with the module; the libraries' own, which only look, do not count."""
     functions = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(not str(getattr(function, "__module__", "")).startswith("transformer_lens") for function in functions)
+    return any(str(getattr(function, "__module__", "")).split(".")[0] not in _LOOK for function in functions)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Faults are tested as a user meets them, without a type checker in between: LCALENS_UNCHECKED=1 pytest tests/faults."""
+"""Faults are tested as a user meets them, with no type checker in between: LCALENS_UNCHECKED=1 pytest tests/faults."""
 
 import os
 

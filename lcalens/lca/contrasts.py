@@ -1,0 +1,139 @@
+"""Contrasts of the toy world: a context hijacked by another concept against the same context redrawn as a control."""
+
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from lcalens.checks import check_int, check_real
+from lcalens.errors import LcalensError
+from lcalens.lca.concepts import LatentConcepts
+from lcalens.mechanism.contrast import Contrast
+from lcalens.tensors import check_generator
+from lcalens.tokens import Span
+
+_CONTROLS = ("same", "other")
+
+
+def contrast_concepts(
+    concepts: LatentConcepts,
+    *,
+    size: int,
+    length: int,
+    share: float = 0.5,
+    distance: int | None = None,
+    control: Literal["same", "other"] = "same",
+    generator: torch.Generator,
+) -> Contrast:
+    """Contexts of a concept y with positions redrawn for another, y~, against the same positions redrawn otherwise.
+
+    The redrawn positions are the same in both runs, the others and the last token are shared. What the control puts
+    there is an independent draw: clean and hijacked tokens have nothing in common there but the place. An example in
+    which no position is redrawn is left out and counted.
+
+    Args:
+        concepts: The world.
+        size: How many examples to draw.
+        length: L, tokens in each, at least 2.
+        share: Probability with which each of positions 1 to L - 1 is redrawn, independently; above 0.
+        distance: D_H(y, y~); y~ is uniform among the tokens at this distance. By default among all but y, and with
+            `control="other"` but the one at distance m, which has no companion.
+        control: Where the clean run's redrawn tokens come from: `same`, p(. | y), or `other`, p(. | y'), where y' is
+            uniform among the tokens but y~ whose distance from y is D_H(y, y~).
+        generator: Where the randomness comes from. At a given distance one state of it gives the same hijacked contexts
+            for both controls.
+
+    Returns:
+        A contrast with `true` y and `false` y~, the spans `redrawn` (one for each run of positions) and `last`. Its
+        examples have `y`, `other` (y~), `control` (y' or y), `distance` and `share`.
+
+    Raises:
+        LcalensError: An argument that cannot be used; `control="other"` at distance m, where y~ is alone.
+    """
+    if not isinstance(concepts, LatentConcepts):
+        raise LcalensError(
+            f"concepts: expected LatentConcepts, got {type(concepts).__name__}; LatentConcepts(6) is one."
+        )
+    size = check_int("size", size, low=1)
+    length = check_int("length", length, low=2, why="the last token is never redrawn")
+    share = check_real("share", share, low=0, high=1, why="it is the probability that a position is redrawn")
+    if share == 0:
+        raise LcalensError("share: expected a number above 0, got 0; nothing would be redrawn.")
+    m = concepts.m
+    if control not in _CONTROLS:
+        raise LcalensError(f"control: {control!r:.60} is not one of {', '.join(map(repr, _CONTROLS))}.")
+    if distance is not None:
+        distance = check_int("distance", distance, low=1, high=m, why="it is D_H(y, y~)")
+    if control == "other" and distance == m:
+        raise LcalensError(f"distance: at {m} = m there is one token alone, so control='other' has none; give less.")
+    check_generator(generator)
+
+    tokens, y = concepts.sample(size, length, generator)
+    device = tokens.device
+    weights = concepts.offset_distance.to(device)
+    # With the control `other`, y~ needs a companion at its distance: only the complement of y has none.
+    possible = (weights > 0) & (weights < m if control == "other" else True)
+    if distance is not None:
+        possible = weights == distance
+    offsets = torch.nonzero(possible).squeeze(1)
+    offset = offsets[torch.randint(len(offsets), (size,), generator=generator, device=device)]
+    redrawn = torch.rand(size, length, generator=generator, device=device, dtype=torch.float64) < share
+    redrawn[:, -1] = False
+    hijacked = concepts.hijack(tokens, y, y ^ offset, positions=redrawn, generator=generator)
+    from_whom = y if control == "same" else y ^ _another(offset, weights, generator)
+    clean = concepts.hijack(tokens, y, from_whom, positions=redrawn, generator=generator)
+
+    examples = pd.DataFrame(
+        {
+            "y": y.cpu().numpy(),
+            "other": (y ^ offset).cpu().numpy(),
+            "control": from_whom.cpu().numpy(),
+            "distance": weights[offset].cpu().numpy(),
+            "share": share,
+        }
+    )
+    some = redrawn.any(1).cpu()
+    keep = torch.nonzero(some).squeeze(1).tolist()
+    if not keep:
+        raise LcalensError(f"share: {share} redraws nothing in any of {size} contexts of {length} tokens; give more.")
+    untouched = torch.nonzero(~some).squeeze(1).tolist()
+    excluded = examples.iloc[untouched].reset_index(drop=True)
+    excluded.insert(0, "index", untouched)
+    excluded.insert(1, "reason", "no position was redrawn")
+    places = _runs(redrawn)
+    return Contrast(
+        clean.cpu()[keep],
+        hijacked.cpu()[keep],
+        true=y.cpu()[keep],
+        false=(y ^ offset).cpu()[keep],
+        spans={"redrawn": [places[i] for i in keep]},
+        examples=examples.iloc[keep].reset_index(drop=True),
+        excluded=excluded,
+    )
+
+
+def _another(offset: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """For each offset another of the same weight, uniformly."""
+    order = torch.sort(weights, stable=True).indices  # offsets by weight
+    counts = torch.bincount(weights)
+    first = torch.cumsum(counts, 0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    weight = weights[offset]
+    among = counts[weight]
+    # A step of 1 to n - 1 around the circle of the n offsets of this weight never comes back to its start.
+    draws = torch.rand(len(offset), generator=generator, device=offset.device, dtype=torch.float64)
+    step = 1 + (draws * (among - 1)).long()
+    return order[first[weight] + (rank[offset] - first[weight] + step) % among]
+
+
+def _runs(positions: Bool[Tensor, "batch length"]) -> list[tuple[Span, ...]]:
+    """Each row's runs of True, as spans."""
+    edges = torch.nn.functional.pad(positions.cpu().to(torch.int8), (1, 1)).diff(dim=1)
+    starts, stops = torch.nonzero(edges == 1).tolist(), torch.nonzero(edges == -1).tolist()
+    found: list[list[Span]] = [[] for _ in range(len(positions))]
+    for (row, start), (_, stop) in zip(starts, stops, strict=True):
+        found[row].append((start, stop))
+    return [tuple(row) for row in found]

@@ -1,0 +1,298 @@
+"""Facts to contrasts: each fact's hijacked prompt against a control whose tokens align with it.
+
+The controls ask different questions: against a *neutral* sentence, which names no object, both where a head looks and
+what it recalls may change; against one that names *another object* of the relation, what it recalls.
+"""
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from typing import Any, Literal
+
+import pandas as pd
+
+from lcalens.checks import check_int
+from lcalens.errors import LcalensError
+from lcalens.llm.efficacy import SAME_FIRST_TOKEN
+from lcalens.llm.facts import Fact, Facts
+from lcalens.llm.hijack import HijackedPrompt, hijack_prompts, put_before
+from lcalens.llm.related import EmbeddingNeighbours, Impossible, RelatedTable
+from lcalens.llm.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
+from lcalens.mechanism.contrast import Contrast
+from lcalens.tokens import Encoded, check_length, encode, source_tokenizer
+
+Control = Literal["neutral", "other-object", "none"]
+_CONTROLS = ("neutral", "other-object", "none")
+_FIELDS = ("case_id", "relation_id", "subject", "target_true", "target_false")
+_FRAME = "Do not think of"
+_THINGS = (
+    "it", "this", "that", "anything", "anyone", "something else", "anything else", "any of it", "any of this",
+    "any of that", "anything at all", "anything in particular", "anything else at all",
+)  # fmt: skip
+_WHEN = (
+    "", " now", " again", " for a moment", " at the moment", " for the time being", " yet", " today", " anymore",
+    " right now", " just yet", " for now", " at this point", " for a while", " for the next few minutes",
+)  # fmt: skip
+_WHILE = (
+    " as you go on", " while you read", " before you go on", " while you read on", " before you read the rest",
+    " while you are reading the rest of this", " before you have read the rest of this page",
+    " while you are slowly reading the rest of what is written here",
+)  # fmt: skip
+_COMPOUNDS = 1200  # of two plain sentences, and as many of three: enough for every length up to some 60 tokens
+_TRIES = 32
+
+
+def contrast_facts(
+    model: Any,
+    facts: Facts | Sequence[Fact],
+    *,
+    scheme: str = "dont-think",
+    n: int = 1,
+    control: Control = "neutral",
+    related: Literal["table", "embedding"] = "table",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Contrast:
+    """Every fact's prompt behind n sentences of a scheme, against the same prompt behind a control.
+
+    With the controls `neutral` and `other-object` clean and hijacked tokens are equally many, sentence by sentence, and
+    those of the prompt the same. Facts without such a control are left out and counted, as are those the scheme has no
+    n sentences for and those whose objects begin with the same token.
+
+    Args:
+        model: A TransformerBridge; only its source's tokenizer is used, and for `embedding` its embedding.
+        facts: The facts, from `load_facts` or a list of `Fact`.
+        scheme: A scheme's name, or a template such as `"Forget about {target_false}."`.
+        n: How many sentences, at least 1.
+        control: `neutral`: sentences that name no object, drawn for each fact among those of as many tokens.
+            `other-object`: the scheme's sentences with another object of the relation, neither the true nor the false
+            one, drawn among all of as many tokens. `none`: the bare prompt, whose tokens align from the end only.
+        related: Where the schemes `related-word` and `related-form` take their words: the shipped `table`, or the
+            model's own `embedding`.
+        seed: Of everything drawn; a fact's draw does not depend on the others.
+        limit: The most facts to take, chosen at random and kept in order.
+
+    Returns:
+        A contrast with the spans `sentence`, `word` (where the scheme works by one), `subject`, `prompt` and `last`.
+        Its examples have `case_id`, `relation_id`, `subject`, `target_true`, `target_false`, `prompt` (the text),
+        `hijacked_text`, `clean_text`, `word` and `control_word`. `excluded` has `index` (among the facts taken).
+
+    Raises:
+        LcalensError: An argument that cannot be used, or no fact gives a contrast; the message says why.
+    """
+    n, seed = check_int("n", n, low=1), check_int("seed", seed, low=0)
+    for name, value, known in (("control", control, _CONTROLS), ("related", related, ("table", "embedding"))):
+        if value not in known:
+            raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(map(repr, known))}.")
+    tokenizer = source_tokenizer(model)
+    facts = facts if isinstance(facts, Facts) else Facts(facts)
+    facts = facts if limit is None else facts.sample(check_int("limit", limit, low=1), seed)
+    if not len(facts):
+        raise LcalensError("facts: there are none; load some with load_facts().")
+    try:
+        chosen = find_scheme(scheme)
+    except LcalensError as error:
+        raise LcalensError("scheme" + str(error).removeprefix("schemes")) from error
+    words = RelatedTable(tokenizer) if related == "table" else EmbeddingNeighbours(model, _objects(facts).values())
+    hijacks = hijack_prompts(facts, chosen.name, counts=(n,), seed=seed, words=words)
+    left_out = {item.fact.case_id: item.reason for item in hijacks.impossible}
+    pairs = _answered(tokenizer, hijacks.prompts, left_out)
+    if pairs:
+        check_length(model, max(len(pair.encoded.ids) + max(len(pair.true), len(pair.false)) for pair in pairs))
+    if control == "neutral":
+        offers, missing = _neutral(tokenizer, pairs, seed), "no neutral sentences of as many tokens"
+    elif control == "other-object":
+        offers = _others(tokenizer, pairs, chosen, n, Surroundings(facts, words, seed))
+        missing = "no other object of the relation gives sentences of as many tokens"
+    else:
+        offers, missing = [iter([put_before(pair.prompt.fact, "none", [])]) for pair in pairs], ""
+    found = _first_fitting(tokenizer, pairs, offers, aligned=control != "none")
+    left_out |= {pair.prompt.fact.case_id: missing for pair, clean in zip(pairs, found, strict=True) if clean is None}
+    rows = [(pair, *clean) for pair, clean in zip(pairs, found, strict=True) if clean is not None]
+    # A table's column is of one type, and its whole numbers are of 64 bits.
+    kind = int if all(isinstance(fact.case_id, int) and abs(fact.case_id) < 1 << 63 for fact in facts) else str
+    known = {f.case_id: {name: getattr(f, name) for name in _FIELDS} | {"case_id": kind(f.case_id)} for f in facts}
+    excluded = [
+        (i, left_out[fact.case_id], *known[fact.case_id].values())
+        for i, fact in enumerate(facts)
+        if fact.case_id in left_out
+    ]
+    if not rows:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(left_out.values()).most_common())
+        raise LcalensError(f"facts: none of {len(facts)} gives a contrast with control={control!r} ({reasons}).")
+    named = [name for name in ("sentence", "word", "subject", "prompt") if rows[0][0].encoded.spans[name]]
+    return Contrast(
+        [clean.ids for _, _, clean in rows],
+        [pair.encoded.ids for pair, _, _ in rows],
+        true=[pair.true for pair, _, _ in rows],
+        false=[pair.false for pair, _, _ in rows],
+        spans={name: [pair.encoded.spans[name] for pair, _, _ in rows] for name in named},
+        examples=pd.DataFrame(
+            known[pair.prompt.fact.case_id]
+            | {"prompt": pair.prompt.fact.text, "hijacked_text": pair.prompt.text, "clean_text": clean.text}
+            | {"word": pair.prompt.word, "control_word": clean.word}
+            for pair, clean, _ in rows
+        ),
+        excluded=pd.DataFrame(excluded, columns=pd.Index(["index", "reason", *_FIELDS])),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A hijacked prompt with its tokens and both answers' tokens."""
+
+    prompt: HijackedPrompt
+    encoded: Encoded
+    true: tuple[int, ...]
+    false: tuple[int, ...]
+
+
+def _answered(tokenizer: Any, prompts: Sequence[HijackedPrompt], left_out: dict[Any, str]) -> list[_Pair]:
+    """The prompts with the answers' tokens as they are in place; those without such are put into `left_out`."""
+    texts = [prompt.text for prompt in prompts]
+    plain = encode(tokenizer, texts, spans=[prompt.spans for prompt in prompts])
+    true = encode(tokenizer, texts, answers=[prompt.fact.target_true for prompt in prompts])
+    false = encode(tokenizer, texts, answers=[prompt.fact.target_false for prompt in prompts])
+    found = []
+    for prompt, encoded, *followed in zip(prompts, plain, true, false, strict=True):
+        # A token may reach from the prompt into the answer; then no position predicts the answer.
+        answers = [item.ids[len(encoded.ids) :] for item in followed if item.ids[: len(encoded.ids)] == encoded.ids]
+        if len(answers) < 2 or not all(answers):
+            left_out[prompt.fact.case_id] = "the prompt's tokens change when an object follows"
+        elif answers[0][0] == answers[1][0]:
+            left_out[prompt.fact.case_id] = SAME_FIRST_TOKEN
+        else:
+            found.append(_Pair(prompt, encoded, *answers))
+    return found
+
+
+def _aligns(pair: _Pair, clean: Encoded) -> bool:
+    """Whether sentences are as long, one by one, words in the same place, and the prompt's tokens the same."""
+    own, first = pair.encoded, pair.encoded.spans["prompt"][0][0]
+    return (
+        own.ids[first:] == clean.ids[first:]  # and so as many in all
+        and own.ids != clean.ids
+        and own.spans["sentence"] == clean.spans["sentence"]
+        and (not clean.spans["word"] or own.spans["word"] == clean.spans["word"])
+    )
+
+
+def _first_fitting(
+    tokenizer: Any, pairs: Sequence[_Pair], offers: Sequence[Iterator[HijackedPrompt]], *, aligned: bool
+) -> list[tuple[HijackedPrompt, Encoded] | None]:
+    """Each pair's first offer that aligns; all pairs' offers are encoded together, a few of each at a time."""
+    found: list[tuple[HijackedPrompt, Encoded] | None] = [None] * len(pairs)
+    waiting, width = list(range(len(pairs))), 2
+    while waiting:
+        tried = [(i, offer) for i in waiting for offer in islice(offers[i], width)]
+        encoded = encode(tokenizer, [offer.text for _, offer in tried], spans=[offer.spans for _, offer in tried])
+        for (i, offer), clean in zip(tried, encoded, strict=True):
+            if found[i] is None and (not aligned or _aligns(pairs[i], clean)):
+                found[i] = offer, clean
+        waiting = sorted({i for i, _ in tried if found[i] is None})
+        width = min(2 * width, _TRIES)
+    return found
+
+
+@cache
+def framed_sentences() -> tuple[str, ...]:
+    """`Do not think of anything.` and many more in this frame, of five to some twenty words, which name no object."""
+    tails = [*_WHEN, *(brief + clause for brief in _WHEN[:6] for clause in _WHILE)]
+    return tuple(f"{_FRAME} {thing}{tail}." for thing in _THINGS for tail in tails)
+
+
+@cache
+def plain_sentences() -> tuple[str, ...]:
+    """The shipped neutral sentences, and longer ones made by joining two or three of them."""
+    single, generator = neutral_sentences(), random.Random(0)
+    draws = [generator.sample(single, size) for size in (2, 3) for _ in range(_COMPOUNDS)]
+    return (*single, *dict.fromkeys(map(_compound, draws)))
+
+
+def _compound(sentences: Sequence[str]) -> str:
+    *middle, last = (text[0].lower() + text[1:-1] for text in sentences[1:])
+    return f"{', '.join([sentences[0][:-1], *middle])}, and {last}."
+
+
+def _neutral(tokenizer: Any, pairs: Sequence[_Pair], seed: int) -> list[Iterator[HijackedPrompt]]:
+    """Prompts with a neutral sentence of as many tokens for each sentence, one for all copies of it."""
+    framed, plain = defaultdict(set), defaultdict(set)
+    for pool, texts in ((framed, framed_sentences()), (plain, plain_sentences())):
+        for text, length in zip(texts, _lengths(tokenizer, "It rained. ", texts), strict=True):
+            pool[length].add(text)
+
+    def offers(pair: _Pair) -> Iterator[HijackedPrompt]:
+        prompt, generator = pair.prompt, random.Random(f"{seed}|neutral|{pair.prompt.fact.case_id}")
+        sentences = [prompt.text[first:last] for first, last in prompt.spans["sentence"]]
+        tokens = [last - first for first, last in pair.encoded.spans["sentence"]]
+        avoided = {word for word in (prompt.fact.target_true, prompt.fact.target_false, prompt.word) if word}
+        for _ in range(_TRIES):
+            chosen: dict[str, str] = {}
+            for text, length in dict(zip(sentences, tokens, strict=True)).items():
+                likely, other = (framed, plain) if text.startswith(_FRAME) else (plain, framed)
+                free = sorted(likely[length] - {*chosen.values()}) or sorted(other[length] - {*chosen.values()})
+                if not free:
+                    return
+                chosen[text] = generator.choice(free)
+            if not any(_names(one, word) for one in chosen.values() for word in avoided):
+                yield put_before(prompt.fact, "neutral", [Sentence(text=chosen[text]) for text in sentences])
+
+    return [offers(pair) for pair in pairs]
+
+
+def _role(scheme: Scheme) -> str:
+    """Which object the scheme's sentences name, or stand near; an error where it is neither."""
+    fields = re.findall(r"\{(target_\w+)\}", scheme.name)
+    if scheme.role == "control" or (scheme.summary == scheme.name and not fields):
+        raise LcalensError(
+            f"control: 'other-object' needs a scheme whose sentences name an object, and {scheme.name!r:.80} does not; "
+            "use control='neutral'."
+        )
+    return fields[0] if fields else "target_true" if scheme.role == "reverse" else "target_false"
+
+
+def _others(
+    tokenizer: Any, pairs: Sequence[_Pair], scheme: Scheme, n: int, around: Surroundings
+) -> list[Iterator[HijackedPrompt]]:
+    """Prompts with the scheme's sentences for every other object of the relation, at random, the likely ones first."""
+    objects, role = _objects(around.facts), _role(scheme)
+    every = sorted({name for names in objects.values() for name in names})
+    tokens = dict(zip(every, _lengths(tokenizer, f"{_FRAME} ", every), strict=True))
+
+    def offers(fact: Fact) -> Iterator[HijackedPrompt]:
+        avoided = (fact.target_true, fact.target_false)
+        names = [name for name in objects[fact.relation_id] if name not in avoided]
+        around.generator(fact, "other-object").shuffle(names)
+        for name in sorted(names, key=lambda name: tokens[name] != tokens[getattr(fact, role)]):
+            try:
+                sentences = list(islice(scheme.sentences(replace(fact, **{role: name}), around), n))
+            except Impossible:
+                continue
+            # The subject may hold an object's name; nothing else in the control may, nor the other way about.
+            said = " ".join([name, *(one.text.replace(fact.subject, "") for one in sentences)])
+            if len(sentences) == n and not any(_names(said, word) or _names(word, name) for word in avoided):
+                yield put_before(fact, scheme.name, sentences)
+
+    return [offers(pair.prompt.fact) for pair in pairs]
+
+
+def _lengths(tokenizer: Any, before: str, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has behind another and before a space."""
+    spans = [{"text": [(len(before), len(before) + len(text))]} for text in texts]
+    encoded = encode(tokenizer, [f"{before}{text} It" for text in texts], spans=spans)
+    return [last - first for item in encoded for first, last in item.spans["text"]]
+
+
+def _names(sentence: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE) is not None
+
+
+def _objects(facts: Facts) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for fact in facts.pool:
+        found.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return {relation: sorted(names) for relation, names in found.items()}

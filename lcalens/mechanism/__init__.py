@@ -1,0 +1,1 @@
+"""What runs on both worlds: contrasts, and the measurements that take a model and a contrast."""

@@ -1,0 +1,204 @@
+"""Taking a sentence away where it is read: attention from chosen positions to a span is cut in chosen heads.
+
+Patching needs a clean run whose positions align. Where what differs is a sentence that the clean run does not have,
+this is the intervention that is defined: the hijacked run goes on as it was, but some heads no longer see the span.
+"""
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lcalens.errors import LcalensError
+from lcalens.mechanism.contrast import Bucket, Contrast
+from lcalens.mechanism.decoder import Decoder, read_decoder
+from lcalens.mechanism.metrics import Metric, check_contrast, check_metric, of_variants, read
+from lcalens.mechanism.positions import Positions, place
+from lcalens.mechanism.sites import written_by_heads
+from lcalens.mechanism.summary import patching_result, told
+from lcalens.mechanism.tracing import Trace, average, run_on, trace
+from lcalens.progress import ProgressCallback, progress_callback
+from lcalens.provenance import model_info
+from lcalens.results import Result
+
+Heads = str | Iterable[tuple[int, int]]
+_EXAMPLES = 16
+
+
+def knockout(
+    model: Any,
+    contrast: Contrast,
+    *,
+    span: str = "sentence",
+    positions: Positions = "all",
+    heads: Heads = "all",
+    renormalise: bool = True,
+    metric: Metric = "logit-difference",
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """Cut attention from positions to a span of the hijacked run, and measure the metric.
+
+    Args:
+        model: A TransformerBridge of a family that lcalens reads layer by layer.
+        contrast: Clean and hijacked runs, of any lengths: of the clean one only the metric is needed.
+        span: The span that is no longer seen; positions inside it still see themselves and it.
+        positions: The queries that no longer see it: `all`, `last`, a span's name, or indices of the hijacked tokens.
+        heads: `all` heads at once; `each`, one at a time; or pairs (layer, head), at once.
+        renormalise: Whether the attention that is left is made to sum to 1; if not, what was paid to the span is lost.
+        metric: As for `patch`, but for `whole-answer`.
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axis example (and layer and head, for `each`): `value`, and `recovery`, 0 where it is the
+        hijacked run's and 1 where it is the clean run's.
+
+    Raises:
+        LcalensError: An argument that cannot be used, or a model that cannot be read.
+    """
+    model_info(model)
+    check_metric(metric)
+    check_contrast(model, contrast)
+    if metric == "whole-answer":
+        raise LcalensError("metric: knockout measures at the last position; use logit-difference, probability or kl.")
+    if not isinstance(renormalise, bool):
+        raise LcalensError(f"renormalise: expected True or False, got {renormalise!r:.60}.")
+    if not isinstance(span, str) or span not in contrast.spans:
+        raise LcalensError(f"span: {span!r:.60} is not one of {', '.join(contrast.spans)}.")
+    decoder = read_decoder(model)
+    if isinstance(decoder, str):
+        raise LcalensError(f"model: knockout reads the model layer by layer, and cannot here: {decoder}.")
+    chosen = _chosen(decoder, heads)
+    shape = (len(decoder.layers), decoder.layers[0].heads) if isinstance(heads, str) and heads == "each" else ()
+    values, ends = np.full((len(contrast), *shape), np.nan), np.full((len(contrast), 2), np.nan)
+    done = 0
+    with progress_callback(progress, unit="examples") as report:
+        for bucket in contrast.buckets():
+            for some in torch.arange(len(bucket.indices)).split(_EXAMPLES):
+                part = Bucket(*(tensor[some] for tensor in bucket))
+                rows = part.indices.numpy()
+                found = _cut(decoder, contrast, part, span, positions, chosen, renormalise, metric)
+                values[rows], ends[rows] = found[0].reshape(len(rows), *shape), found[1]
+                done += len(rows)
+                report(done, len(contrast), f"no attention to {span}")
+    labels = {"layer": tuple(range(shape[0])), "head": tuple(range(shape[1]))} if shape else {}
+    settings = {
+        "span": span,
+        "positions": told(positions),
+        "heads": heads if isinstance(heads, str) else sorted(chosen or []),
+        "renormalise": renormalise,
+        "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+    }
+    return patching_result(
+        contrast, values, ends, labels, kind="knockout", model=model_info(model).to_dict(), settings=settings
+    )
+
+
+def _chosen(decoder: Decoder, heads: Any) -> set[tuple[int, int]] | None:
+    """The heads that are cut together; None for one at a time."""
+    count, layers = decoder.layers[0].heads, len(decoder.layers)
+    if isinstance(heads, str):
+        if heads not in ("all", "each"):
+            raise LcalensError(f"heads: {heads!r:.60} is not one of all, each; or give pairs (layer, head).")
+        return None if heads == "each" else {(layer, head) for layer in range(layers) for head in range(count)}
+    given = list(heads) if isinstance(heads, Iterable) else []
+    for pair in given:
+        fits = isinstance(pair, tuple | list | np.ndarray) and len(pair) == 2 and all(map(_is_index, pair))
+        if not fits or not (0 <= pair[0] < layers and 0 <= pair[1] < count):
+            raise LcalensError(f"heads: {pair!r:.60} is no (layer, head) of {layers} layers of {count} heads.")
+    if not given:
+        raise LcalensError(f"heads: expected all, each or pairs (layer, head), got {heads!r:.60}.")
+    return {(int(pair[0]), int(pair[1])) for pair in given}
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+@torch.no_grad()
+def _cut(
+    decoder: Decoder,
+    contrast: Contrast,
+    bucket: Bucket,
+    span: str,
+    positions: Positions,
+    chosen: set[tuple[int, int]] | None,
+    renormalise: bool,
+    metric: Metric,
+) -> tuple[np.ndarray, np.ndarray]:
+    device = decoder.unembed.device
+    hidden = _hidden(contrast, bucket, span, positions).to(device)
+    clean = trace(decoder, bucket.clean.to(device), keep=())
+    base = trace(decoder, bucket.hijacked.to(device), keep=("pattern", "head", "attn_raw"))
+    logits = [decoder.logits(run.final[:, -1]) for run in (clean, base)]
+    asked = bucket.true.to(device), bucket.false.to(device), logits[0], bucket.indices.to(device)
+    ends = torch.stack([read(metric, one, *asked) for one in logits], 1)
+
+    def edit(site: str, index: int, value: Tensor) -> Tensor:
+        if site != "pattern":
+            return value
+        own = [head for layer, head in chosen or () if layer == index]
+        value = value.clone()
+        value[:, own] = _without(value[:, own], hidden, renormalise)
+        return value
+
+    if chosen is not None:
+        resid = trace(decoder, bucket.hijacked.to(device), keep=(), edit=edit).final[:, None, -1]
+    else:
+        resid = _one_by_one(decoder, base, hidden, renormalise)[:, :, -1]
+    value = of_variants(metric, decoder, resid, *asked)
+    return value.double().cpu().numpy(), ends.double().cpu().numpy()
+
+
+def _one_by_one(
+    decoder: Decoder, base: Trace, hidden: Bool[Tensor, "batch query key"], renormalise: bool
+) -> Float[Tensor, "batch variant 1 d"]:
+    start = int(hidden.any(0).any(-1).nonzero()[0]) if decoder.causal else 0
+
+    def join(stage: str, index: int) -> Tensor | None:
+        if stage != "mid":
+            return None
+        layer = decoder.layers[index]
+        pattern = _without(base.kept["pattern"][index], hidden, renormalise)[:, :, start:]
+        z = average(layer, pattern[:, None], base.values[index])[:, 0]
+        return written_by_heads(decoder, base, index, z - base.kept["head"][index][:, start:], start)
+
+    return run_on(decoder, base, start, join)
+
+
+def _without(
+    pattern: Float[Tensor, "batch head query key"], hidden: Bool[Tensor, "batch query key"], renormalise: bool
+) -> Float[Tensor, "batch head query key"]:
+    """The pattern with nothing paid to what is hidden; a row that has nothing else left stays 0."""
+    left = pattern.masked_fill(hidden[:, None], 0.0)
+    if not renormalise:
+        return left
+    touched = hidden.any(-1)[:, None, :, None]
+    total = left.sum(-1, keepdim=True)
+    return torch.where(touched & (total > 0), left / total.clamp(min=torch.finfo(left.dtype).tiny), left)
+
+
+def _hidden(contrast: Contrast, bucket: Bucket, span: str, positions: Positions) -> Bool[Tensor, "batch query key"]:
+    """Which keys each query no longer sees."""
+    length = bucket.hijacked.shape[1]
+    hidden = torch.zeros(len(bucket.indices), length, length, dtype=torch.bool)
+    for row, index in enumerate(bucket.indices.tolist()):
+        tokens, spans = contrast.hijacked[index], {name: rows[index] for name, rows in contrast.spans.items()}
+        inside = sorted({at for first, last in spans[span] for at in range(first, last)})
+        if not inside:
+            raise LcalensError(f"span: example {index} has no span {span!r}; choose others, contrast[[...]].")
+        (group,) = place(
+            [*range(-length, 0)] if isinstance(positions, str) and positions == "each" else positions,
+            spans,
+            tokens,
+            tokens,
+            index,
+        )
+        queries = sorted({length + at for at in group} - set(inside))
+        if not queries:
+            raise LcalensError(f"positions: {positions!r:.60} lies within the span {span!r} in example {index}.")
+        hidden[row][np.ix_(queries, inside)] = True
+    return hidden

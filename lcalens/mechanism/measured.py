@@ -1,0 +1,192 @@
+"""What results hold of each site, example by example, and how it is resampled: what rankings are made of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from lcalens.errors import LcalensError
+from lcalens.results import EXAMPLE, Result
+
+DEFAULT = {"patching": "recovery", "attribution": "effect", "split": "total"}
+_SITES = ("layer", "head", "position")
+_ENDS = ("clean", "hijacked")  # the metrics in a result's examples
+_CLOSE = 1e-3
+_NUMBERS = 1 << 22  # held of the resamples at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Effects over the sites in one row, and what they are a share of (1 for effects by themselves)."""
+
+    axes: dict[str, tuple[Any, ...]]
+    part: Float[np.ndarray, "example place"]
+    whole: Float[np.ndarray, " example"]
+
+    def mean(self, weights: Float[np.ndarray, "sample example"], *, absolute: bool = False) -> np.ndarray:
+        """Weighted means, or ratios of them; of magnitudes if asked. NaN where nothing was measured."""
+        there = np.isfinite(self.part)
+        part = np.where(there, np.abs(self.part) if absolute else self.part, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (weights @ part) / (weights @ (there * self.whole[:, None]))
+
+    def rows(self, which: Int[np.ndarray, " row"]) -> "Measured":
+        """Some of the examples."""
+        return Measured(self.axes, self.part[which], self.whole[which])
+
+
+def _checked(name: str, result: Any, quantity: str | None) -> str:
+    if not isinstance(result, Result):
+        raise LcalensError(f"{name}: expected a Result, got {type(result).__name__} ({result!r:.60}).")
+    if EXAMPLE not in result.axes or not set(result.axes) & set(_SITES):
+        raise LcalensError(
+            f"{name}: a result of kind {result.kind!r} over {', '.join(result.axes)} has no effects by example."
+        )
+    chosen = quantity or DEFAULT.get(result.kind, next(iter(result.values)))
+    if chosen not in result.values:
+        raise LcalensError(f"quantity: {chosen!r:.60} is not one of {', '.join(result.values)}.")
+    return chosen
+
+
+def _flat(result: Result, values: np.ndarray) -> tuple[dict[str, tuple[Any, ...]], Float[np.ndarray, "example place"]]:
+    """The sites' axes and the values with the sites in one row, any other axis summed."""
+    others = tuple(i for i, axis in enumerate(result.axes) if axis != EXAMPLE and axis not in _SITES)
+    kept = [axis for axis in result.axes if axis == EXAMPLE or axis in _SITES]
+    if others:
+        nothing = np.isnan(values).all(others)
+        values = np.where(nothing, np.nan, np.nansum(values, others))
+    values = np.moveaxis(values, kept.index(EXAMPLE), 0)
+    axes = {axis: tuple(result.axes[axis]) for axis in kept if axis != EXAMPLE}
+    return axes, values.reshape(len(values), -1).astype(np.float64)
+
+
+def measure(name: str, result: Any, quantity: str | None) -> Measured:
+    """A result's quantity, or its kind's own.
+
+    Args:
+        name: The argument.
+        result: What was given for it.
+        quantity: Which of its values.
+
+    Raises:
+        LcalensError: It has no such quantity, or no examples or sites.
+    """
+    chosen = _checked(name, result, quantity)
+    ones = np.ones(len(result.examples))
+    if chosen == "recovery" and result.kind == "patching":
+        clean, hijacked = (result.examples[end].to_numpy(np.float64) for end in _ENDS)
+        axes, values = _flat(result, result.values["value"])
+        base = clean if _direction(result) == "corrupt" else hijacked
+        return Measured(axes, values - base[:, None], clean - hijacked)
+    return Measured(*_flat(result, result.values[chosen]), ones)
+
+
+def measure_hijack(name: str, result: Any) -> Measured:
+    """Each site's part in the hijack: what goes when it is restored, or comes when it is corrupted.
+
+    Args:
+        name: The argument.
+        result: What was given for it.
+
+    Raises:
+        LcalensError: It has no examples or sites.
+    """
+    measured = measure(name, result, None)
+    restores = result.kind in ("patching", "attribution") and _direction(result) != "corrupt"
+    return Measured(measured.axes, -measured.part if restores else measured.part, np.ones(len(measured.part)))
+
+
+def _direction(result: Result) -> Any:
+    return result.provenance.get("direction", "restore")
+
+
+def check_same_sites(name: str, one: Measured, two: Measured) -> None:
+    """Refuse results over different sites.
+
+    Raises:
+        LcalensError: They are.
+    """
+    if one.axes != two.axes:
+        told = [", ".join(f"{axis} {len(labels)}" for axis, labels in m.axes.items()) for m in (one, two)]
+        raise LcalensError(
+            f"{name}: its sites ({told[1]}) are not those of the other result ({told[0]}), or named apart."
+        )
+
+
+def shared_examples(a: Result, b: Result) -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
+    """Where the examples that both have stand in each: alike in every column but numbers that were measured.
+
+    An index alone does not tell examples apart: where both measured the same metric of the runs, it must be close too.
+
+    Args:
+        a: A result.
+        b: Another.
+    """
+    both = [name for name in a.examples if name in b.examples and name not in _ENDS]
+    both = [name for name in both if not any(pd.api.types.is_float_dtype(r.examples[name]) for r in (a, b))]
+    ends = list(_ENDS) if _metric(a) == _metric(b) and all(set(_ENDS) <= set(r.examples) for r in (a, b)) else []
+    if not both and not ends:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    keys = [[str(row) for row in r.examples[both].itertuples(index=False, name=None)] for r in (a, b)]
+    metrics = [r.examples[ends].to_numpy(np.float64) for r in (a, b)]
+    where: dict[str, list[int]] = {}
+    for row, key in enumerate(keys[1]):
+        where.setdefault(key, []).append(row)
+    found = []
+    for row, key in enumerate(keys[0]):
+        for other in where.get(key, []):
+            if np.allclose(metrics[0][row], metrics[1][other], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+                where[key].remove(other)
+                found.append((row, other))
+                break
+    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
+
+
+def _metric(result: Result) -> Any:
+    before_cap = result.kind == "split" or result.provenance.get("method") == "direct"
+    return "before any soft cap" if before_cap else result.provenance.get("metric")
+
+
+def clusters_of(result: Result, cluster: str | None) -> np.ndarray | None:
+    """Each example's cluster.
+
+    Raises:
+        LcalensError: The examples have no such column.
+    """
+    if cluster is not None and cluster not in result.examples:
+        raise LcalensError(f"cluster: {cluster!r:.60} is not one of {', '.join(map(str, result.examples.columns))}.")
+    return None if cluster is None else result.examples[cluster].to_numpy()
+
+
+def bootstrap_weights(
+    count: int, clusters: np.ndarray | None, resamples: int, seed: int
+) -> Float[np.ndarray, "sample example"]:
+    """How often each example occurs in each resample.
+
+    Args:
+        count: How many examples there are.
+        clusters: Groups that are drawn whole; with fewer than two the examples are drawn.
+        resamples: How often.
+        seed: Of the drawing.
+    """
+    labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    if labels.max(initial=0) == 0:
+        labels = np.arange(count)
+    size = int(labels.max(initial=0)) + 1
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
+    return drawn[:, labels].astype(np.float64)
+
+
+def in_chunks(weights: np.ndarray, sites: int) -> Iterator[np.ndarray]:
+    """The resamples in parts, so that memory is bounded.
+
+    Args:
+        weights: Of every resample.
+        sites: How many numbers each gives.
+    """
+    size = max(1, _NUMBERS // sites)
+    return (weights[first : first + size] for first in range(0, len(weights), size))

@@ -1,0 +1,226 @@
+"""Sites in order of their effect, how sure that order is, and how far two measurements agree on it."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+
+from lcalens.checks import check_int, check_real
+from lcalens.errors import LcalensError
+from lcalens.mechanism.measured import (
+    DEFAULT,
+    Measured,
+    bootstrap_weights,
+    check_same_sites,
+    clusters_of,
+    in_chunks,
+    measure,
+    measure_hijack,
+    shared_examples,
+)
+from lcalens.provenance import versions
+from lcalens.results import EXAMPLE, Result
+from lcalens.statistics import CONFIDENCE, RESAMPLES
+
+By = Literal["mean", "magnitude"]
+
+
+def ranking(
+    result: Result,
+    *,
+    quantity: str | None = None,
+    by: By = "mean",
+    held_out: Result | None = None,
+    cluster: str | None = None,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Result:
+    """Heads (or layers, or heads and positions) in order of their effect.
+
+    The sites that lead are in part those that were lucky in these examples: their effects on the same examples flatter
+    them. Rank on some examples and report the effects on others, `held_out`.
+
+    Args:
+        result: What `patch`, `attribute` or `split` found.
+        quantity: Which of its values. By default of patching `recovery`, as a ratio of means (when hijacked activations
+            are put into the clean run: recovery less 1, what is lost); of attribution `effect`; of a split `total`;
+            else the first. Axes besides layer, head and position are summed.
+        by: `mean`, the mean effect's magnitude; `magnitude`, the mean of the magnitudes, so that effects of either sign
+            do not cancel.
+        held_out: The same measured on other examples; its means and intervals stand beside the ranks.
+        cluster: A column of the examples whose groups are resampled whole.
+        confidence: The intervals' coverage.
+        resamples: Bootstrap samples of the examples.
+        seed: Of the resampling.
+
+    Returns:
+        A result over the result's axes but `example`, with `rank` (1 leads; NaN where nothing was measured), `value`,
+        the mean, bootstrap intervals of both, and `held_out` with its own. `summary` has a row for each site, in order.
+
+    Raises:
+        LcalensError: No such quantity, no examples, or a `held_out` of other sites or of the same examples.
+    """
+    if by not in get_args(By):
+        raise LcalensError(f"by: {by!r:.60} is not one of {', '.join(get_args(By))}.")
+    check_real("confidence", confidence, low=0, high=1)
+    check_int("resamples", resamples, low=1)
+    check_int("seed", seed, low=0)
+    measured = measure("result", result, quantity)
+    tail = (1 - confidence) / 2
+    absolute = by == "magnitude"
+    weights = bootstrap_weights(len(measured.part), clusters_of(result, cluster), resamples, seed)
+    once = np.ones((1, len(measured.part)))
+    value, rank = measured.mean(once)[0], _ranks(measured.mean(once, absolute=absolute))[0]
+    found: dict[str, np.ndarray] = {"rank": rank, "value": value}
+    found |= _interval("", measured, weights, tail)
+    if len(measured.part) > 1:
+        drawn = np.vstack([_ranks(measured.mean(some, absolute=absolute)) for some in in_chunks(weights, len(value))])
+        found["rank_low"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, tail, axis=0, method="lower"))
+        found["rank_high"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, 1 - tail, axis=0, method="higher"))
+    else:
+        found |= {"rank_low": np.full(len(value), np.nan), "rank_high": np.full(len(value), np.nan)}
+    if held_out is not None:
+        other = measure("held_out", held_out, quantity)
+        check_same_sites("held_out", measured, other)
+        shared = len(shared_examples(result, held_out)[0])
+        if shared:
+            raise LcalensError(
+                f"held_out: {shared} of its {len(other.part)} examples are among those ranked; measure it on others, "
+                "such as contrast[100:] where contrast[:100] was ranked."
+            )
+        found["held_out"] = other.mean(np.ones((1, len(other.part))))[0]
+        own = bootstrap_weights(len(other.part), clusters_of(held_out, cluster), resamples, seed)
+        found |= _interval("held_out_", other, own, tail)
+    shape = tuple(len(labels) for labels in measured.axes.values())
+    grid = np.indices(shape).reshape(len(shape), -1)
+    named = {
+        axis: pd.Series(labels).iloc[at].to_numpy()
+        for (axis, labels), at in zip(measured.axes.items(), grid, strict=True)
+    }
+    table = pd.DataFrame({"rank": found["rank"], **named, **{name: found[name] for name in found if name != "rank"}})
+    return Result(
+        kind="ranking",
+        axes=measured.axes,
+        values={name: values.reshape(shape) for name, values in found.items()},
+        tables={"summary": table.sort_values("rank", kind="stable", ignore_index=True)},
+        provenance={
+            "of": {"kind": result.kind, "examples": len(measured.part), "provenance": dict(result.provenance)},
+            "quantity": quantity or DEFAULT.get(result.kind, next(iter(result.values))),
+            "by": by,
+            "held_out": None if held_out is None else len(held_out.axes[EXAMPLE]),
+            "bootstrap": {"confidence": confidence, "resamples": resamples, "seed": seed, "cluster": cluster},
+            "versions": versions(),
+        },
+    )
+
+
+def agreement(
+    a: Result,
+    b: Result,
+    *,
+    k: int = 10,
+    quantity: str | tuple[str, str] | None = None,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far two results over the same sites agree: rank correlations, and the overlap of the leading sites.
+
+    By default both are read as each site's part in the hijack, in units of the metric and positive where it raises it,
+    whatever was put into what: so patching, attribution and split can be held against each other.
+
+    Args:
+        a: A result.
+        b: Another, over the same sites.
+        k: How many sites lead.
+        quantity: A value of both, or one of each, to be compared as it is.
+        confidence: The intervals' coverage.
+        resamples: Bootstrap samples of the examples that both have, the same for both; where they have none in common,
+            each is resampled by itself.
+        seed: Of the resampling.
+
+    Returns:
+        Rows for Spearman's correlation of the mean effects, the same of their magnitudes, and the share of the `k`
+        leading sites (by magnitude) that are in both; with `low` and `high`, what `chance` gives, the number of `sites`
+        and of `shared` examples.
+
+    Raises:
+        LcalensError: No such quantity, other sites, or fewer sites than `k`.
+    """
+    check_real("confidence", confidence, low=0, high=1)
+    check_int("resamples", resamples, low=1)
+    check_int("seed", seed, low=0)
+    names = (quantity, quantity) if quantity is None or isinstance(quantity, str) else tuple(quantity)
+    if len(names) != 2:
+        raise LcalensError(f"quantity: expected a name, or one for each of the two results, got {quantity!r:.60}.")
+    first, second = (
+        measure_hijack(name, result) if own is None else measure(name, result, own)
+        for name, result, own in zip("ab", (a, b), names, strict=True)
+    )
+    check_same_sites("b", first, second)
+    common = shared_examples(a, b)
+    shared = len(common[0])
+    if shared:
+        first, second = first.rows(common[0]), second.rows(common[1])
+    usable = np.isfinite(first.part).any(0) & np.isfinite(second.part).any(0)
+    sites = int(usable.sum())
+    check_int("k", k, low=1, high=sites, why="there are no more sites")
+    one, two = (np.ones((1, len(measured.part))) for measured in (first, second))
+    value = _compare(first.mean(one)[:, usable], second.mean(two)[:, usable], k)[:, 0]
+    weights = [bootstrap_weights(len(first.part), None, resamples, seed)]
+    weights.append(weights[0] if shared else bootstrap_weights(len(second.part), None, resamples, seed + 1))
+    tail = (1 - confidence) / 2
+    low, high = np.full((2, len(value)), np.nan)
+    if min(len(first.part), len(second.part)) > 1:
+        pairs = zip(*(in_chunks(own, first.part.shape[1]) for own in weights), strict=True)
+        drawn = np.hstack([_compare(first.mean(x)[:, usable], second.mean(y)[:, usable], k) for x, y in pairs])
+        low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1) if not np.isnan(value).all() else (low, high)
+    columns = {
+        "measure": ["spearman", "spearman of magnitudes", f"overlap of the top {k}"],
+        "value": value,
+        "low": low,
+        "high": high,
+        "chance": [0.0, 0.0, k / sites],
+        "sites": sites,
+        "shared": shared,
+    }
+    return pd.DataFrame(columns)
+
+
+def _interval(prefix: str, measured: Measured, weights: np.ndarray, tail: float) -> dict[str, np.ndarray]:
+    ends = np.full((2, measured.part.shape[1]), np.nan)
+    if len(measured.part) > 1:
+        there = np.isfinite(measured.part).any(0)
+        drawn = [measured.mean(some)[:, there] for some in in_chunks(weights, measured.part.shape[1])]
+        ends[:, there] = np.nanquantile(np.vstack(drawn), [tail, 1 - tail], axis=0)
+    return {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
+
+
+def _ranks(means: Float[np.ndarray, "sample place"]) -> Float[np.ndarray, "sample place"]:
+    """Ranks by magnitude, 1 the greatest; ties share the best."""
+    absent = np.isnan(means)
+    found = rankdata(np.where(absent, np.inf, -np.abs(means)), method="min", axis=1).astype(np.float64)
+    found[absent] = np.nan if len(means) == 1 else found.shape[1]
+    return found
+
+
+def _compare(
+    one: Float[np.ndarray, "sample place"], two: Float[np.ndarray, "sample place"], k: int
+) -> Float[np.ndarray, "3 sample"]:
+    greatest = [np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k] for x in (one, two)]
+    flags: list[Bool[np.ndarray, "sample place"]] = []
+    for x, leading in zip((one, two), greatest, strict=True):
+        flags.append(np.zeros(x.shape, dtype=bool))
+        np.put_along_axis(flags[-1], leading, True, axis=1)
+    overlap = (flags[0] & flags[1]).sum(1) / k
+    return np.stack([_spearman(one, two), _spearman(np.abs(one), np.abs(two)), overlap])
+
+
+def _spearman(one: Float[np.ndarray, "sample place"], two: Float[np.ndarray, "sample place"]) -> np.ndarray:
+    ranks = [rankdata(x, axis=1) for x in (one, two)]
+    x, y = (r - r.mean(1, keepdims=True) for r in ranks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))

@@ -1,0 +1,288 @@
+"""`split`: whether a hijack works by where heads look or by what they recall there; and its causal twin."""
+
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lcalens.checks import check_int
+from lcalens.errors import LcalensError
+from lcalens.mechanism.contrast import Bucket, Contrast
+from lcalens.mechanism.decoder import Decoder, read_decoder
+from lcalens.mechanism.direct import direct_effects
+from lcalens.mechanism.shapley import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
+from lcalens.mechanism.summary import ratio_of_means
+from lcalens.mechanism.tracing import average, compare, trace, write
+from lcalens.progress import ProgressCallback, progress_callback
+from lcalens.provenance import model_info, versions
+from lcalens.results import EXAMPLE, Result
+from lcalens.runs import content_key
+from lcalens.statistics import clustered_mean_interval
+from lcalens.tokens import check_length
+
+_TOTAL = "total"
+_TWINS = ("pattern", "values", "both")
+_LEADING = 10
+_TOKENS = 4096  # run at once, clean and hijacked together
+Head = tuple[int, int]
+
+
+def split(
+    model: Any,
+    contrast: Contrast,
+    *,
+    groups: Sequence[str] | None = None,
+    twin: int | Sequence[Head] = _LEADING,
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """Divide what each head adds to a hijack into where it looks, what it recalls there, and the norms' scale.
+
+    At the last position a head's direct effect on logit(false) - logit(true), before any soft cap, is the sum over
+    positions of attention x recall x scale: recall is what that position's value writes through W_O along the answer
+    direction, scale that of the final norm (and Gemma 2's and 3's norm after attention), each run's own. What changes
+    from the clean to the hijacked run is divided, position by position, by Shapley values, whose sum is the change.
+    Only runs of the same length are divided. Else what comes from positions that one run alone has is `inserted`
+    (negative where only the clean run has them), and the others' change is `shared`, undivided.
+
+    In the toy model recall hangs on the token alone. So its recall change is identically 0 if positions are grouped by
+    token, whatever the hijack; by position, as here, it is what other tokens in the same places recall.
+
+    Args:
+        model: A TransformerBridge of a family that lcalens reads layer by layer: GPT-2, LLaMA, Gemma 1, 2, 3, the toy.
+        contrast: Clean and hijacked runs.
+        groups: Names of spans. Each position belongs to the first that holds it, or to `rest`. By default spans of your
+            own names in their order, then `word`, `sentence`, `subject`, `last`, `prompt`.
+        twin: How many leading heads the causal twin takes, 0 for none; or these heads, as (layer, head).
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axes example, layer, head and group, in logits: `attention`, `recall` and `scale` (NaN where
+        lengths differ), `inserted` and `shared` (0 where they do not), and `total`. Its tables, with 95% bootstrap
+        intervals over examples: `summary`, each part by group, summed over heads; `heads`, the ten of the largest mean
+        total on these examples (which flatters them: report on others, `contrast[1::2]`); `balance`, both runs' heads,
+        MLPs, embedding and biases, whose sum is the metric, and the largest error by which they miss it; `twin`, of
+        examples of equal length: in the hijacked run the last position's pattern of the leading heads, the values it
+        averages, or both are made the clean run's. There `recovery` is 0 for the hijacked metric, 1 for the clean one;
+        `interaction` is both - pattern - values. With a number of heads and four examples or more, the heads are chosen
+        on every second one and reported on the others.
+
+    Raises:
+        LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
+    """
+    info = model_info(model)
+    if not isinstance(contrast, Contrast):
+        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
+    decoder = read_decoder(model)
+    if isinstance(decoder, str):
+        raise LcalensError(f"model: split needs one that lcalens can read layer by layer, and here {decoder}.")
+    _check_tokens(model, decoder, contrast)
+    names = group_names(contrast, groups)
+    chosen = _check_twin(decoder, twin)
+    labels, lone = group_positions(contrast, names)
+    if any(len(names) in row for row, _ in labels) or any(len(names) in row for _, row in labels):
+        names = (*names, REST)
+    first = decoder.layers[0]
+    shape = (len(contrast), len(decoder.layers), first.heads, len(names))
+    values = {name: np.zeros(shape) for name in (*DIVIDED, *UNDIVIDED, _TOTAL)}
+    balance: list[dict[str, np.ndarray]] = [{}, {}]
+    ranked, reported = _twin_examples(chosen, contrast.aligned.numpy())
+    total = len(contrast) + len(reported)
+    with progress_callback(progress, unit="examples") as report:
+        done = 0
+        for bucket in _batches(contrast, decoder):
+            rows = bucket.indices.tolist()
+            clean, hijacked = (
+                direct_effects(decoder, tokens, bucket.true, bucket.false) for tokens in (bucket.clean, bucket.hijacked)
+            )
+            grouped, alone = (_sides([row[i] for i in rows], bucket) for row in (labels, lone))
+            for name, part in divide(clean, hijacked, grouped, alone, len(names)).items():
+                values[name][rows] = part.cpu().numpy()
+            for kept, run in zip(balance, (clean, hijacked), strict=True):
+                for name, part in (run.balance | {"metric": run.metric, "error": run.error}).items():
+                    kept.setdefault(name, np.zeros(len(contrast)))[rows] = part.cpu().numpy()
+            done += len(rows)
+            report(done, total, "split")
+        tables = {
+            "summary": _summary(values, names, contrast.aligned.numpy()),
+            "heads": _heads(values),
+            "balance": _balance_table(balance[0], balance[1]),
+        }
+        heads: list[Head] = []
+        if len(reported):
+            heads = sorted(_leading(values[_TOTAL][ranked], chosen)) if isinstance(chosen, int) else list(chosen)
+            patched = np.zeros((len(reported), len(_TWINS)))
+            for bucket in _batches(contrast[reported.tolist()], decoder):
+                patched[bucket.indices.cpu().numpy()] = _exchange(decoder, bucket, heads).cpu().numpy()
+                done += len(bucket.indices)
+                report(done, total, "twin")
+            tables["twin"] = _twin_table(balance[0]["metric"][reported], balance[1]["metric"][reported], patched)
+    axes = {EXAMPLE: tuple(range(shape[0])), "layer": tuple(range(shape[1])), "head": tuple(range(shape[2]))}
+    provenance = {
+        "model": info.to_dict(),
+        "contrast": content_key(contrast.content()),
+        "groups": list(names),
+        "twin": [list(head) for head in heads],
+        "twin_examples": reported.tolist(),
+        "excluded": len(contrast.excluded),
+        "versions": versions(),
+    }
+    return Result(
+        kind="split",
+        axes=axes | {"group": names},
+        values=values,
+        examples=contrast.examples.assign(clean=balance[0]["metric"], hijacked=balance[1]["metric"]),
+        tables=tables,
+        provenance=provenance,
+    )
+
+
+def _check_tokens(model: Any, decoder: Decoder, contrast: Contrast) -> None:
+    check_length(model, max(len(row) for row in (*contrast.clean, *contrast.hijacked)))
+    size = len(decoder.unembed)
+    every = (contrast.clean, contrast.hijacked, contrast.true, contrast.false)
+    highest = max(max(row) for rows in every for row in rows)
+    if highest >= size:
+        raise LcalensError(f"contrast: token {highest} is none of the model's {size}; encode with its own tokenizer.")
+
+
+def _check_twin(decoder: Decoder, twin: Any) -> int | tuple[Head, ...]:
+    layers, heads = len(decoder.layers), decoder.layers[0].heads
+    if isinstance(twin, Integral):
+        return min(check_int("twin", twin, low=0, why="it is a number of heads"), layers * heads)
+    fits = isinstance(twin, Sequence) and not isinstance(twin, str)
+    found = [head for head in twin if _is_head(head, layers, heads)] if fits else []
+    if not fits or len(found) < len(twin):
+        raise LcalensError(
+            f"twin: expected a number of heads or pairs (layer, head) below ({layers}, {heads}), got {twin!r:.80}."
+        )
+    return tuple(sorted({(int(layer), int(head)) for layer, head in found}))
+
+
+def _is_head(given: Any, layers: int, heads: int) -> bool:
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+        return False
+    sound = all(isinstance(at, Integral) and not isinstance(at, bool) for at in given)
+    return sound and 0 <= int(given[0]) < layers and 0 <= int(given[1]) < heads
+
+
+def _sides(rows: Sequence[Any], bucket: Bucket) -> tuple[Tensor, Tensor]:
+    """What is known of each clean position and of each hijacked one, as two tensors."""
+    clean, hijacked = (torch.tensor([row[side] for row in rows], device=bucket.clean.device) for side in (0, 1))
+    return clean, hijacked
+
+
+def _batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
+    device = decoder.unembed.device
+    for bucket in contrast.buckets():
+        size = max(1, _TOKENS // (bucket.clean.shape[1] + bucket.hijacked.shape[1]))
+        for first in range(0, len(bucket.indices), size):
+            yield Bucket(*(tensor[first : first + size].to(device) for tensor in bucket))
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    found = values[~np.isnan(values)].astype(float)
+    low, high = clustered_mean_interval(found)
+    return {"mean": float(found.mean()), "low": low, "high": high}
+
+
+def _summary(values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.ndarray) -> pd.DataFrame:
+    """By group, and over all of them: each part's mean over the examples that have it, summed over heads."""
+    there = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
+    rows = []
+    for group, which in [*((name, [i]) for i, name in enumerate(names)), ("all", list(range(len(names))))]:
+        for part, array in values.items():
+            mask = there.get(part, np.ones(len(aligned), dtype=bool))
+            if mask.any():
+                found = array[mask][..., which].sum((1, 2, 3))
+                rows.append({"group": group, "part": part} | _interval(found) | {"n": int(mask.sum())})
+    return pd.DataFrame(rows)
+
+
+def _leading(total: np.ndarray, count: int) -> list[Head]:
+    mean = np.abs(total.sum(-1).mean(0))
+    best = np.argsort(-mean, axis=None, kind="stable")[:count]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(best, mean.shape), strict=True)]
+
+
+def _heads(values: dict[str, np.ndarray]) -> pd.DataFrame:
+    rows = []
+    for layer, head in _leading(values[_TOTAL], _LEADING):
+        found = {name: array[:, layer, head].sum(-1) for name, array in values.items()}
+        told = _interval(found[_TOTAL])
+        parts = {name: float(np.nanmean(part)) if not np.isnan(part).all() else np.nan for name, part in found.items()}
+        rows.append({"layer": layer, "head": head} | parts | {"low": told["low"], "high": told["high"]})
+    return pd.DataFrame(rows)
+
+
+def _balance_table(clean: dict[str, np.ndarray], hijacked: dict[str, np.ndarray]) -> pd.DataFrame:
+    rows = []
+    for name in clean:
+        means = {"clean": float(clean[name].mean()), "hijacked": float(hijacked[name].mean())}
+        if name == "error":
+            worst = max(float(run[name].max()) for run in (clean, hijacked))
+            rows.append({"part": "largest error", "mean": worst, "low": np.nan, "high": np.nan})
+        else:
+            told = {"part": _TOTAL if name == "metric" else name} | means
+            rows.append(told | _interval(hijacked[name] - clean[name]))
+    return pd.DataFrame(rows, columns=["part", "clean", "hijacked", "mean", "low", "high"])
+
+
+def _twin_examples(chosen: int | tuple[Head, ...], aligned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The examples that the twin's heads are chosen on, and those their effects are reported on."""
+    rows = np.flatnonzero(aligned)
+    if not chosen:
+        return rows[:0], rows[:0]
+    return (rows[::2], rows[1::2]) if isinstance(chosen, int) and len(rows) >= 4 else (rows, rows)
+
+
+@torch.no_grad()
+def _exchange(decoder: Decoder, bucket: Bucket, heads: list[Head]) -> Float[Tensor, "batch twin"]:
+    """Both runs, and the hijacked one's last position again from the first of the heads' layers on, for each twin.
+
+    Nothing before the last position changes, so in a causal model that position is all that runs; its keys and values
+    are its own, all others the hijacked run's.
+    """
+    rows: list[Tensor] = []
+
+    def see(site: str, index: int, value: Tensor) -> Tensor:
+        if site == "pattern":
+            rows.append(value[:, :, -1].clone())
+        return value
+
+    source = trace(decoder, bucket.clean, keep=(), edit=see)
+    base = trace(decoder, bucket.hijacked, keep=())
+    start = bucket.hijacked.shape[1] - 1 if decoder.causal else 0
+    lowest = min(layer for layer, _ in heads)
+    alive = base.resid[lowest][:, None, start:].expand(-1, len(_TWINS), -1, -1)
+    for index, layer in enumerate(decoder.layers[lowest:], lowest):
+        normed = layer.norm(alive)
+        queries, own = (decoder.turn(layer, name, layer.split(name, normed), start) for name in "qk")
+        keys, values = (kept[index][:, :, :start] for kept in (base.keys, base.values))
+        pattern = compare(decoder, layer, queries, keys, start, own).softmax(-1)
+        chosen = [head for at, head in heads if at == index]
+        for head in chosen:
+            pattern[:, [0, 2], head, -1] = rows[index][:, None, head]
+        z = average(layer, pattern, values, layer.split("v", normed))
+        for head in chosen:
+            clean = source.values[index][:, head * layer.kv_heads // layer.heads]  # (batch, position, width)
+            z[:, 1:, -1, head] = pattern[:, 1:, head, -1] @ clean
+        added = layer.after_attention(write(layer, z))
+        middle = alive + added if decoder.residual else added
+        alive = middle + layer.mlp(middle)
+    difference = decoder.unembed[bucket.false].double() - decoder.unembed[bucket.true].double()
+    found = torch.einsum("bvd,bd->bv", decoder.final_norm(alive[:, :, -1]).double(), difference)
+    bias = decoder.unembed_bias
+    return found if bias is None else found + (bias[bucket.false] - bias[bucket.true]).double()[:, None]
+
+
+def _twin_table(clean: np.ndarray, hijacked: np.ndarray, patched: np.ndarray) -> pd.DataFrame:
+    moved = hijacked[:, None] - patched
+    moved = np.column_stack([moved, moved[:, 2] - moved[:, 0] - moved[:, 1]])
+    recovery, low, high = ratio_of_means(moved, hijacked - clean)
+    columns = {"patched": [*_TWINS, "interaction"], "recovery": recovery, "low": low, "high": high}
+    return pd.DataFrame(columns | {"n": len(clean)})

@@ -1,0 +1,70 @@
+"""Patching measured on whole answers: log Pr[false answer] - log Pr[true answer], however many tokens they have."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lcalens.mechanism.contrast import Bucket, Contrast
+from lcalens.mechanism.decoder import Decoder
+from lcalens.mechanism.sites import kept_for, roles, variants_of
+from lcalens.mechanism.tracing import trace
+
+
+def whole_answers(
+    decoder: Decoder,
+    contrast: Contrast,
+    bucket: Bucket,
+    groups: tuple[tuple[int, ...], ...],
+    site: str,
+    direction: str,
+    budget: float,
+) -> tuple[Float[Tensor, "batch variant group"], Float[Tensor, "batch 2"]]:
+    """The patched runs' metric, and the clean and hijacked run's.
+
+    The base run goes on into the answer, and what is patched in the context acts on it too.
+
+    Args:
+        decoder: The model.
+        contrast: Whose answers.
+        bucket: Examples of the contrast of the same lengths.
+        groups: Positions in the context, counted from its end.
+        site: What is patched.
+        direction: `restore` or `corrupt`.
+        budget: Bytes that the growing batch may take.
+    """
+    device, keep = decoder.unembed.device, kept_for(site)
+    base_name, source_name = roles(direction)
+    value, ends = None, torch.zeros(len(bucket.indices), 2, device=device, dtype=decoder.unembed.dtype)
+    for sign, answers in ((1.0, contrast.false), (-1.0, contrast.true)):
+        own = [answers[index] for index in bucket.indices.tolist()]
+        for length in sorted({len(ids) for ids in own}):
+            rows = [row for row, ids in enumerate(own) if len(ids) == length]
+            ids = torch.tensor([own[row] for row in rows], device=device)
+            runs = {
+                name: trace(decoder, torch.cat([getattr(bucket, name)[rows].to(device), ids[:, :-1]], 1), keep=keep)
+                for name in ("clean", "hijacked")
+            }
+            source = trace(decoder, getattr(bucket, source_name)[rows].to(device), keep=keep)
+            for column, name in enumerate(("clean", "hijacked")):
+                ends[rows, column] += sign * _log_probability(decoder, runs[name].final[:, None, -length:], ids)[:, 0]
+            found = [
+                _log_probability(decoder, variants, ids)
+                for variants in variants_of(decoder, runs[base_name], source, site, groups, budget, beyond=length - 1)
+            ]
+            part = sign * torch.stack(found, -1)
+            if value is None:
+                value = part.new_zeros(len(own), *part.shape[1:])
+            value[rows] += part
+    assert value is not None
+    return value, ends
+
+
+def _log_probability(
+    decoder: Decoder, resid: Float[Tensor, "batch variant read d"], ids: Tensor
+) -> Float[Tensor, "batch variant"]:
+    """Of the answer's tokens together; variant by variant, for the logits are many."""
+    found = []
+    for variant in resid.unbind(1):
+        logits = decoder.logits(variant).log_softmax(-1)  # (batch, read, vocab)
+        found.append(logits.gather(2, ids[:, :, None]).sum((1, 2)))
+    return torch.stack(found, 1)

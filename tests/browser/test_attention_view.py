@@ -1,0 +1,124 @@
+"""Attention views in headless Chromium: charts are drawn, text is text, and nothing leaves the page."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from lcalens.lca.bridge import lca_bridge
+from lcalens.lca.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism.contrast import Contrast
+from lcalens.views import attention_view
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+SUBJECT = "<script>alert(1)</script>"
+# Runs before the page's own script, and keeps what happens: what was drawn, alerts, requests, refused requests, errors.
+PROBE = """<script>
+const seen = {texts: [], alerts: 0, refused: [], errors: []};
+window.alert = () => seen.alerts++;
+window.addEventListener("error", event => seen.errors.push(String(event.message)));
+document.addEventListener("securitypolicyviolation", event => seen.refused.push(event.blockedURI));
+const draw = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+  if (!seen.texts.includes(text)) seen.texts.push(text);
+  return draw.call(this, text, ...rest);
+};
+setInterval(() => {
+  seen.requests = performance.getEntriesByType("resource").map(entry => entry.name);
+  seen.charts = [...document.querySelectorAll("canvas")].map(canvas => canvas.width * canvas.height);
+  seen.scripts = document.scripts.length;
+  seen.frames = document.querySelectorAll("iframe, img, link, object, embed, [src], [href]").length;
+  document.documentElement.dataset.seen = JSON.stringify(seen);
+}, 100);
+</script>"""
+
+
+def opened(page, folder):
+    """The page's DOM and what the probe saw; whatever asks the network asks a port where nobody listens."""
+    at = page.index("<head>") + len("<head>")
+    probed = folder / "probed.html"
+    probed.write_text(page[:at] + PROBE + page[at:], encoding="utf-8")
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        "--proxy-server=127.0.0.1:9", "--proxy-bypass-list=<-loopback>", "--window-size=1400,1600",
+        "--virtual-time-budget=20000", "--dump-dom", probed.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, timeout=180)
+    dom = done.stdout.decode("utf-8", "replace")
+    found = re.search(r'data-seen="([^"]*)"', dom)
+    assert found, done.stderr.decode("utf-8", "replace")[-2000:]
+    return dom, json.loads(html.unescape(found.group(1)))
+
+
+def saved(view, folder):
+    return view.save(folder / "view.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    torch.manual_seed(0)
+    model = LCAForCausalLM(LCAConfig(m=3, d_model=8, d_head=4))
+    contrast = Contrast([[5, 1, 2, 7]], [[5, 0, 6, 7]], true=1, false=3)
+    return lca_bridge(model), contrast
+
+
+def check_quiet(seen):
+    assert seen["requests"] == []
+    assert seen["refused"] == []
+    assert seen["errors"] == []
+    assert seen["alerts"] == 0
+    assert seen["frames"] == 0
+
+
+def test_a_toy_view_shows_bits(toy, tmp_path):
+    dom, seen = opened(saved(attention_view(*toy, 0), tmp_path), tmp_path)
+    check_quiet(seen)
+    assert len(seen["charts"]) == 2
+    assert min(seen["charts"]) > 100**2
+    assert {"101 (0)", "001 (1)", "000 (1)", "110 (2)", "111 (3)"} <= set(seen["texts"])
+    assert "101 001 010 111" in dom
+    assert "101 000 110 111" in dom
+
+
+def test_a_real_view_shows_every_token_as_text(standin, tmp_path):
+    place = standin("gpt2")
+    clean, hijacked = (f"Do not think of {word}. The capital of {SUBJECT} is" for word in ("Paris", "Rome"))
+    contrast = Contrast(clean, hijacked, true=" Paris", false=" Rome", tokenizer=place.model)
+    view = attention_view(place.model, contrast, 0, [0, 1])
+    dom, seen = opened(saved(view, tmp_path), tmp_path)
+    check_quiet(seen)
+    assert len(seen["charts"]) == 4
+    for side in (view.clean, view.hijacked):
+        shown = {f"{re.sub(r'[ ]', '', token)} ({i})" for i, token in enumerate(side.tokens)}
+        assert shown <= set(seen["texts"])
+    assert html.escape(hijacked) in dom
+    assert seen["scripts"] == 2  # the probe's and the view's own
+
+
+def test_tokens_of_markup_are_text_whole(toy, tmp_path, monkeypatch):
+    """A tokenizer whose tokens are whole subjects, and worse."""
+    bad = [SUBJECT, "</script><script>alert(2)</script>", "<!--<script>", "<img src=x onerror=alert(3)>"]
+    bad += ["\\u003c", "`${1}`", '"});alert(4)//', "]]>&lt;b&gt;"]
+    monkeypatch.setattr("lcalens.views.attention.read_token", lambda tokenizer, token: bad[token])
+    monkeypatch.setattr("lcalens.views.attention.read_text", lambda tokenizer, tokens: " ".join(bad[i] for i in tokens))
+    contrast = Contrast([list(range(8))], [list(range(7, -1, -1))], true=0, false=1)
+    view = attention_view(toy[0], contrast, 0)
+    dom, seen = opened(saved(view, tmp_path), tmp_path)
+    check_quiet(seen)
+    assert {f"{token.replace(' ', '')} ({i})" for i, token in enumerate(bad)} <= set(seen["texts"])
+    assert html.escape(" ".join(bad), quote=False) in dom
+    assert "<img" not in dom[dom.index("<body") :].partition("<script crossorigin")[0]
+
+
+def test_two_views_in_one_notebook_page(toy, tmp_path):
+    first, second = (attention_view(*toy, 0)._repr_html_() for _ in range(2))
+    _, seen = opened(f"<html><head></head><body>{first}{second}</body></html>", tmp_path)
+    check_quiet(seen)
+    assert len(seen["charts"]) == 4
+    assert min(seen["charts"]) > 100**2

@@ -1,0 +1,297 @@
+"""Rankings and agreement on results whose order, overlap and intervals are known beforehand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from lcalens.errors import LcalensError
+from lcalens.mechanism.ranking import agreement, ranking
+from lcalens.results import Result
+
+SHAPE = (3, 4)
+OFFSET = np.array([[0.0, 3.0, -5.0, 0.5], [1.0, -1.5, 2.0, 0.0], [0.25, -0.75, 4.0, -2.5]])
+
+
+def made(effect, *, kind="attribution", examples=None, direction="restore", **extra):
+    count = len(effect)
+    names = ("layer", "head", "position", "group")[: effect.ndim - 1]
+    if kind == "split":
+        names = ("layer", "head", "group")
+    axes = {"example": tuple(range(count))}
+    axes |= {name: tuple(range(size)) for name, size in zip(names, effect.shape[1:], strict=True)}
+    if examples is None:
+        examples = pd.DataFrame({"index": range(count), "clean": -9.0 - np.arange(count) / 10, "hijacked": 5.0})
+    values = {"total" if kind == "split" else "effect": effect} | extra
+    provenance = {"direction": direction, "metric": "logit-difference"}
+    return Result(kind=kind, axes=axes, values=values, examples=examples, provenance=provenance)
+
+
+def patched(effect, direction="restore"):
+    """A patching result whose sites change the metric by `effect`."""
+    examples = made(effect).examples
+    shape = (-1, *(1 for _ in effect.shape[1:]))
+    clean, hijacked = (examples[name].to_numpy(float).reshape(shape) for name in ("clean", "hijacked"))
+    value = effect + (hijacked if direction == "restore" else clean)
+    recovery = (value - hijacked) / (clean - hijacked)
+    whole = made(effect, kind="patching", direction=direction, value=value, recovery=recovery)
+    return Result(
+        kind="patching",
+        axes=whole.axes,
+        values={"value": value, "recovery": recovery},
+        examples=examples,
+        provenance=whole.provenance,
+    )
+
+
+def noisy(count=40, noise=0.5, seed=0, offset=OFFSET):
+    draw = np.random.default_rng(seed)
+    return offset + noise * draw.standard_normal((count, *offset.shape))
+
+
+def test_order_means_and_intervals():
+    result = made(noisy())
+    found = ranking(result)
+    means = result.values["effect"].mean(0)
+    np.testing.assert_allclose(found.values["value"], means)
+    expected = np.empty(means.size)
+    expected[np.argsort(-np.abs(means).ravel())] = np.arange(1, means.size + 1)
+    np.testing.assert_array_equal(found.values["rank"].ravel(), expected)
+    table = found.summary
+    assert list(table["rank"]) == list(range(1, 13))
+    assert tuple(table[["layer", "head"]].iloc[0]) == (0, 2)
+    assert table["value"].iloc[0] == pytest.approx(means[0, 2])
+    assert list(table.columns) == ["rank", "layer", "head", "value", "low", "high", "rank_low", "rank_high"]
+    np.testing.assert_allclose(found.values["low"].ravel(), result.mean("effect")["low"])
+    np.testing.assert_allclose(found.values["high"].ravel(), result.mean("effect")["high"])
+    assert found.axes == {"layer": (0, 1, 2), "head": (0, 1, 2, 3)}
+
+
+def test_rank_intervals_say_how_sure_the_order_is():
+    sure = ranking(made(noisy(noise=1e-6)))
+    distinct = sure.values["rank"] < 11  # two sites have an effect of 0
+    np.testing.assert_array_equal(sure.values["rank_low"][distinct], sure.values["rank"][distinct])
+    np.testing.assert_array_equal(sure.values["rank_high"][distinct], sure.values["rank"][distinct])
+    unsure = ranking(made(noisy(noise=4.0)))
+    spread = unsure.values["rank_high"] - unsure.values["rank_low"]
+    assert spread.max() > 3
+    assert (unsure.values["rank_low"] <= unsure.values["rank"]).all()
+    assert (unsure.values["rank"] <= unsure.values["rank_high"]).all()
+    assert ((unsure.values["rank_low"] >= 1) & (unsure.values["rank_high"] <= 12)).all()
+
+
+def test_rank_intervals_are_those_of_a_plain_loop():
+    effect = noisy(count=9, noise=3.0)
+    found = ranking(made(effect), resamples=200, seed=3, confidence=0.8)
+    counts = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), size=200)
+    drawn = []
+    for row in counts:
+        mean = np.abs(np.repeat(effect, row, axis=0).mean(0)).ravel()
+        drawn.append([1 + (mean > own).sum() for own in mean])
+    low = np.quantile(drawn, 0.1, axis=0, method="lower")
+    high = np.quantile(drawn, 0.9, axis=0, method="higher")
+    np.testing.assert_array_equal(found.values["rank_low"].ravel(), low)
+    np.testing.assert_array_equal(found.values["rank_high"].ravel(), high)
+
+
+def test_ties_share_the_better_rank():
+    effect = np.tile([[1.0, -2.0, 2.0, 0.5]], (3, 1, 1))
+    assert ranking(made(effect)).values["rank"].tolist() == [[3, 1, 1, 4]]
+
+
+def test_magnitudes_do_not_cancel():
+    effect = np.zeros((4, 1, 2))
+    effect[:, 0, 0] = [3, -3, 3, -3]
+    effect[:, 0, 1] = 1
+    assert ranking(made(effect)).values["rank"].tolist() == [[2, 1]]
+    assert ranking(made(effect), by="magnitude").values["rank"].tolist() == [[1, 2]]
+    assert ranking(made(effect), by="magnitude").values["value"].tolist() == [[0, 1]]
+
+
+def test_held_out_effects_are_not_flattered():
+    """Pure noise: the leaders look strong where they were chosen, and are nothing elsewhere."""
+    draw = np.random.default_rng(0)
+    one, two = (draw.standard_normal((30, 20, 10)) for _ in range(2))
+    others = pd.DataFrame({"index": range(30, 60), "clean": 0.0, "hijacked": 1.0})
+    found = ranking(made(one), held_out=made(two, examples=others)).summary
+    assert found["value"].abs().iloc[:10].min() > 0.3
+    assert found["held_out"].iloc[:10].abs().mean() < 0.25
+    inside = (found["held_out_low"] <= 0) & (found["held_out_high"] >= 0)
+    assert inside.mean() > 0.85
+    expected = two.mean(0)
+    np.testing.assert_allclose(
+        found["held_out"], [expected[layer, head] for layer, head in zip(found["layer"], found["head"], strict=True)]
+    )
+
+
+def test_the_same_examples_are_not_held_out():
+    result = made(noisy())
+    with pytest.raises(LcalensError, match="40 of its 40 examples"):
+        ranking(result, held_out=result)
+    # The same index, but another example: its metrics differ.
+    others = result.examples.assign(clean=-100.0)
+    ranking(result, held_out=made(noisy(seed=1), examples=others))
+    named = [
+        pd.DataFrame({"fact": [f"{name}{i}" for i in range(40)], "clean": 0.0, "hijacked": 1.0}) for name in ("a", "b")
+    ]
+    ranking(made(noisy(), examples=named[0]), held_out=made(noisy(seed=1), examples=named[1]))
+    with pytest.raises(LcalensError, match="examples are among those ranked"):
+        ranking(made(noisy(), examples=named[0]), held_out=made(noisy(seed=1), examples=named[0].iloc[::-1]))
+
+
+def test_recovery_is_a_ratio_of_means():
+    effect = -np.abs(noisy()) - 0.1
+    found = ranking(patched(effect))
+    examples = patched(effect).examples
+    gap = (examples["clean"] - examples["hijacked"]).mean()
+    np.testing.assert_allclose(found.values["value"], effect.mean(0) / gap)
+    assert found.provenance["quantity"] == "recovery"
+    corrupted = ranking(patched(effect, "corrupt"))
+    # A site that does nothing has recovery 1 there, and must not lead for it.
+    np.testing.assert_array_equal(corrupted.values["rank"], found.values["rank"])
+    np.testing.assert_allclose(corrupted.values["value"], effect.mean(0) / gap)
+    raw = ranking(patched(effect), quantity="value")
+    np.testing.assert_allclose(raw.values["value"], effect.mean(0) + 5)
+
+
+def test_an_example_that_nothing_moves_does_not_explode():
+    effect = noisy()
+    result = patched(effect)
+    result.examples["clean"] = [5.0 + 1e-12, *result.examples["clean"].iloc[1:]]
+    assert np.abs(ranking(result).values["value"]).max() < 5
+
+
+def test_groups_of_a_split_are_summed():
+    parts = np.random.default_rng(0).standard_normal((20, 3, 4, 2))
+    parts[:, 0, 0] = np.nan
+    found = ranking(made(parts, kind="split"))
+    summed = parts.sum(-1).mean(0)
+    np.testing.assert_allclose(found.values["value"], summed)
+    assert np.isnan(found.values["rank"][0, 0])
+    assert np.isnan(found.values["low"][0, 0])
+    assert np.isnan(found.values["rank_low"][0, 0])
+    assert np.nanmax(found.values["rank"]) == 11
+    assert found.summary["rank"].isna().tolist() == [False] * 11 + [True]
+
+
+def test_positions_are_sites_and_some_examples_lack_them():
+    effect = np.random.default_rng(0).standard_normal((20, 2, 2, 3)) + np.arange(3)
+    effect[5:, :, :, 0] = np.nan
+    found = ranking(made(effect))
+    np.testing.assert_allclose(found.values["value"], np.nanmean(effect, 0))
+    assert np.isfinite(found.values["low"]).all()
+    assert len(found.summary) == 12
+
+
+def test_clusters_are_resampled_whole():
+    relation = np.repeat(np.arange(4), 10)
+    effect = noisy(noise=0.1) + relation[:, None, None]
+    examples = made(effect).examples.assign(relation=relation)
+    result = made(effect, examples=examples)
+    wide, narrow = ranking(result, cluster="relation"), ranking(result)
+    expected = result.mean("effect", cluster="relation")
+    np.testing.assert_allclose(wide.values["low"].ravel(), expected["low"])
+    assert ((wide.values["high"] - wide.values["low"]) > 1.5 * (narrow.values["high"] - narrow.values["low"])).all()
+
+
+def test_one_example_has_no_intervals():
+    found = ranking(made(noisy(count=1)))
+    assert np.isfinite(found.values["rank"]).all()
+    assert np.isnan(found.values["low"]).all()
+    assert np.isnan(found.values["rank_high"]).all()
+
+
+def test_rankings_are_kept(tmp_path):
+    found = ranking(made(noisy()), cluster=None)
+    again = Result.load(found.save(tmp_path / "kept"))
+    pd.testing.assert_frame_equal(again.summary, found.summary)
+    assert again.provenance["of"]["kind"] == "attribution"
+
+
+def agreed(*args, **options):
+    return agreement(*args, **options).set_index("measure")
+
+
+def test_a_result_agrees_with_itself():
+    result = made(noisy())
+    found = agreed(result, result, k=3)
+    assert found["value"].tolist() == pytest.approx([1, 1, 1])
+    assert found["low"].tolist() == pytest.approx([1, 1, 1])
+    assert found["shared"].tolist() == [40] * 3
+    assert found["sites"].tolist() == [12] * 3
+    assert found["chance"].tolist() == pytest.approx([0, 0, 0.25])
+
+
+def test_correlation_and_overlap_by_hand():
+    one, two = made(noisy(noise=1.0)), made(noisy(noise=3.0, seed=5))
+    found = agreed(one, two, k=4)
+    x, y = (result.values["effect"].mean(0).ravel() for result in (one, two))
+    assert found.loc["spearman", "value"] == pytest.approx(spearmanr(x, y).statistic)
+    assert found.loc["spearman of magnitudes", "value"] == pytest.approx(spearmanr(abs(x), abs(y)).statistic)
+    leading = [set(np.argsort(-abs(z))[:4]) for z in (x, y)]
+    assert found.loc["overlap of the top 4", "value"] == len(leading[0] & leading[1]) / 4
+    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+    assert (found["low"] < found["high"]).all()
+
+
+def test_kinds_are_compared_as_parts_in_the_hijack():
+    """Restored or corrupted, as effect or recovery, a head that carries the hijack is the same head."""
+    effect = noisy()
+    carried = made(-effect[..., None] * np.array([0.25, 0.75]), kind="split")
+    results = [made(effect), made(-effect, direction="corrupt"), patched(effect), patched(-effect, "corrupt"), carried]
+    for other in results[1:]:
+        found = agreed(results[0], other, k=5)
+        assert found["value"].tolist() == pytest.approx([1, 1, 1])
+    raw = agreed(made(effect), patched(effect), k=5, quantity=("effect", "recovery"))
+    assert raw.loc["spearman", "value"] == pytest.approx(-1, abs=0.1)  # more recovered, less of the metric
+
+
+def test_only_shared_examples_are_compared():
+    effect = noisy(noise=2.0)
+    whole = made(effect)
+    some = np.array([7, 3, 30, 12])
+    part = made(effect[some], examples=whole.examples.iloc[some].reset_index(drop=True))
+    found = agreed(whole, part, k=3)
+    assert found["shared"].tolist() == [4] * 3
+    assert found["value"].tolist() == pytest.approx([1, 1, 1])
+    # With none in common each is resampled by itself, however many it has.
+    apart = made(noisy(count=7, seed=8), examples=whole.examples.iloc[:7].assign(clean=-50.0))
+    found = agreed(whole, apart, k=3)
+    assert found["shared"].tolist() == [0] * 3
+    assert (found["low"] <= found["high"]).all()
+
+
+def test_noise_agrees_as_often_as_chance():
+    draw = np.random.default_rng(1)
+    overlaps = []
+    for _ in range(60):
+        one, two = (made(draw.standard_normal((5, 5, 8))) for _ in range(2))
+        found = agreed(one, two, k=10, resamples=2)
+        overlaps.append(found["value"].iloc[2])
+    assert np.mean(overlaps) == pytest.approx(found["chance"].iloc[2], abs=0.04)
+
+
+def test_arguments_that_cannot_be_used():
+    result = made(noisy())
+    plain = getattr(ranking, "__wrapped__", ranking), getattr(agreement, "__wrapped__", agreement)
+    curve = Result(
+        kind="curve", axes={"example": (0,)}, values={"loss": np.zeros(1)}, examples=pd.DataFrame({"a": [1]})
+    )
+    other = made(noisy(offset=OFFSET[:2]))
+    for call, named in (
+        (lambda: plain[0](result, quantity="recovery"), "quantity: 'recovery' is not one of effect"),
+        (lambda: plain[0](result, by="size"), "by: 'size'"),
+        (lambda: plain[0](result, cluster="relation"), "cluster: 'relation'"),
+        (lambda: plain[0](result, held_out=other), "held_out: its sites"),
+        (lambda: plain[0](result, resamples=0), "resamples"),
+        (lambda: plain[0](result, confidence=2.0), "confidence"),
+        (lambda: plain[0](curve), "result: a result of kind 'curve'"),
+        (lambda: plain[0](result.summary), "result: expected a Result"),
+        (lambda: plain[0](ranking(result)), "result: a result of kind 'ranking'"),
+        (lambda: plain[1](result, other), "b: its sites"),
+        (lambda: plain[1](result, result, k=13), "k: "),
+        (lambda: plain[1](result, result, quantity=("effect",)), "quantity"),
+        (lambda: plain[1](result, 3), "b: expected a Result"),
+    ):
+        with pytest.raises(LcalensError, match=named):
+            call()
