@@ -18,7 +18,6 @@ from torch import Tensor
 from lcalens.provenance import active_hooks
 
 FAMILIES = frozenset({"gpt2", "llama", "gemma", "gemma2", "gemma3_text", "lca"})
-_LOOK = ("transformer_lens", "transformers.utils.output_capturing")
 _TRIED = 6  # tokens of the trial
 _CLOSE = 1e-4
 Function = Callable[[Tensor], Tensor]
@@ -149,31 +148,13 @@ class Decoder:
         return heads * cos[:, None] + turned * sin[:, None]
 
 
-def changing_hooks(model: Any) -> list[str]:
-    """Where functions are attached that may change what the model computes.
-
-    Transformers leaves its own behind, which only look, once somebody asked for attentions (`run_with_cache` does).
-
-    Args:
-        model: A TransformerBridge.
-    """
-    modules = dict(model.original_model.named_modules())
-
-    def looks(name: str) -> bool:
-        module = modules.get(name)
-        functions = [] if module is None else [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        return bool(functions) and all(str(getattr(f, "__module__", "")).startswith(_LOOK) for f in functions)
-
-    return [name for name in active_hooks(model) if not looks(name)]
-
-
 def read_decoder(model: Any) -> Decoder | str:
     """The model as a `Decoder`, or why it cannot be one.
 
     Args:
         model: A TransformerBridge.
     """
-    hooked = changing_hooks(model)
+    hooked = active_hooks(model)
     if hooked:
         return f"hooks are attached ({', '.join(hooked[:3])})"
     weights = list(model.original_model.parameters())

@@ -16,7 +16,7 @@ import torch
 from lcalens.checks import check_real
 from lcalens.errors import LcalensError
 from lcalens.mechanism.contrast import Bucket, Contrast
-from lcalens.mechanism.decoder import Decoder, changing_hooks, read_decoder
+from lcalens.mechanism.decoder import Decoder, read_decoder
 from lcalens.mechanism.hooked import patch_hooked
 from lcalens.mechanism.metrics import Metric, check_contrast, check_metric, of_variants, read
 from lcalens.mechanism.positions import Positions
@@ -36,7 +36,7 @@ from lcalens.mechanism.summary import patching_result, told
 from lcalens.mechanism.tracing import trace
 from lcalens.mechanism.whole import whole_answers
 from lcalens.progress import ProgressCallback, progress_callback
-from lcalens.provenance import fingerprint, model_info
+from lcalens.provenance import active_hooks, fingerprint, model_info
 from lcalens.results import Result
 from lcalens.runs import CellStore, content_key
 
@@ -105,7 +105,7 @@ def patch(
     labels = _labels(model, decoder, site)
     groups = max(len(row) for row in places)
     # A hook changes what is computed, and no key can tell how.
-    store = CellStore(None if changing_hooks(model) else out)
+    store = CellStore(None if active_hooks(model) else out)
     whose = [] if out is None else [_FORMAT, fingerprint(model), site, direction, _named(metric, out)]
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
