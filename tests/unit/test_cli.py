@@ -274,7 +274,7 @@ def help_of(capsys, *arguments):
 
 
 def test_help_lists_commands_schemes_and_options(capsys):
-    assert {"hijack", "ask"} <= set(help_of(capsys).split())
+    assert {"hijack", "trace", "ask"} <= set(help_of(capsys).split())
     # Boxes and line ends may come between: hyphens are where a long name is broken.
     said = "".join(help_of(capsys, "hijack").split()).replace("│", "")
     for scheme in SCHEMES:
@@ -307,3 +307,50 @@ def test_scores_are_those_of_the_function(lc, standin, place, tmp_path):
     )
     for name, array in same.values.items():
         np.testing.assert_allclose(result.values[name], array, atol=1e-4)
+
+
+@pytest.fixture
+def trace(lc, place):
+    return lambda *arguments: lc("trace", *lc.model, "--facts", str(place), *arguments)
+
+
+def test_trace_prints_and_writes_and_goes_on(trace, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--limit", "12", "--control", "other-object", "--views", "1", "--out", out)
+    status, said, errors = trace(*arguments)
+    assert (status, errors) == (0, "")
+    ranked = lcalens.Result.load(out / "ranking").summary
+    shown = re.findall(r"^  L(\d+)H(\d+) +(\S+) +(\S+)  \[", said, flags=re.MULTILINE)
+    assert len(shown) == min(10, len(ranked))
+    best = ranked.iloc[0]
+    assert (int(shown[0][0]), int(shown[0][1])) == (best["layer"], best["head"])
+    assert float(shown[0][2]) == pytest.approx(best["value"], abs=0.005)
+    assert float(shown[0][3]) == pytest.approx(best["held_out"], abs=0.005)
+    balance = lcalens.Result.load(out / "split").tables["balance"].set_index("part")
+    parts = balance.loc[["heads", "mlps", "embedding", "biases"]]
+    assert parts["mean"].sum() == pytest.approx(balance["mean"]["total"], rel=1e-4)
+    written = {path.name for path in out.iterdir()}
+    assert {"trace.md", "heads.png", "ranking.png", "split.png", "attention-0.html"} <= written
+    page = (out / "trace.md").read_text()
+    assert said.split("\n\nWritten to")[0] in page
+    cells = {path: path.stat().st_mtime_ns for path in (out / "patching" / "cells").iterdir()}
+    assert cells
+    assert trace(*arguments)[1] == said
+    assert {path: path.stat().st_mtime_ns for path in (out / "patching" / "cells").iterdir()} == cells
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--scheme", "no such"), "control:"),
+        (("--scheme", "Forget {nothing}."), "schemes"),
+        (("--n", "0"), "n:"),
+        (("--limit", "3"), "limit:"),
+        (("--views", "-1"), "views:"),
+        (("--scheme", "unrelated"), "control:"),
+    ],
+)
+def test_what_cannot_be_traced(trace, arguments, named):
+    status, said, errors = trace("--control", "other-object", *arguments)
+    assert (status, said) == (2, "")
+    assert errors.startswith(f"lcalens: {named}")
