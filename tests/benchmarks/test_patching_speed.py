@@ -12,10 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import transformer_lens.patching as theirs
+from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
 from lcalens.llm.models import load_model
+from lcalens.mechanism.attribution import attribute
 from lcalens.mechanism.contrast import Contrast
 from lcalens.mechanism.patching import patch
+from lcalens.mechanism.split import split
 
 pytestmark = [
     pytest.mark.skipif(
@@ -202,4 +205,47 @@ def test_last_position_against_nnsight(benchmark, capsys, model):
     )
     np.testing.assert_allclose(found[0].values["value"][0], found[1], rtol=0, atol=1e-4)
     rows = {"last position: lcalens, s": fast, "nnsight, s": slow, "ratio (aim 30)": slow / fast}
+    show(capsys, benchmark, rows)
+
+
+def test_attribution_against_transformer_lens(benchmark, capsys, model):
+    contrast = contrast_of(model, 96)
+    lengths = [len(row) for row in contrast.hijacked]
+    alike = [i for i, length in enumerate(lengths) if length == max(set(lengths), key=lengths.count)]
+    contrast = contrast[alike[:16]]
+    pairs = range(2)
+
+    def peer():
+        for i in pairs:
+            clean, hijacked = (torch.tensor([getattr(contrast, side)[i]]) for side in ("clean", "hijacked"))
+            attribution_patch(model, clean, hijacked, difference(contrast.true[i][0], contrast.false[i][0]))
+
+    def ours():
+        return attribute(model, contrast, positions="all", progress=False)
+
+    seconds, other, _ = benchmark.pedantic(in_turn, (ours, peer), rounds=1)
+    own, other = seconds / len(contrast), other / len(pairs)
+    rows = {
+        f"attribution, all heads and positions, {len(contrast)} pairs: lcalens, s a pair": own,
+        "TransformerLens's attribution_patch, s a pair (two pairs timed)": other,
+        "ratio (aim 2)": other / own,
+    }
+    show(capsys, benchmark, rows)
+
+
+def test_what_a_split_costs_over_plain_forwards(benchmark, capsys, model):
+    contrast = contrast_of(model, 8)
+    runs = [torch.tensor([row]) for side in (contrast.clean, contrast.hijacked) for row in side]
+
+    @torch.no_grad()
+    def forwards():
+        for tokens in runs:
+            model.original_model(tokens, use_cache=False)
+
+    rows = {}
+    for twin in (0, 10):
+        own, plain, _ = in_turn(lambda twin=twin: split(model, contrast, twin=twin, progress=False), forwards)
+        rows[f"split, twin={twin}: seconds over those of the forwards alone"] = own / plain
+        rows[f"overhead in forwards a run, twin={twin} (aim 1.5)"] = own / plain - 1
+    benchmark.pedantic(forwards, rounds=1)
     show(capsys, benchmark, rows)
