@@ -6,12 +6,17 @@ Five trained models for each world; half of every hijacked context is redrawn fr
 import numpy as np
 import torch
 
-from lcalens import LatentConcepts, TrainConfig, contrast_concepts, lca_bridge, patch, split, train
+from lcalens import LatentConcepts, TrainConfig, attribute, contrast_concepts, lca_bridge, patch, split, train
 from lcalens.lca import Runs
+from lcalens.lca.contrasts import Control
+from lcalens.mechanism.attribution import Method
 from lcalens.mechanism.sites import Site
 
 SIZE, LENGTH, SHARE, DISTANCE = 200, 64, 0.5, 3
 SITES: tuple[tuple[str, Site], ...] = (("pattern", "pattern"), ("values", "v"))
+METHODS: tuple[Method, ...] = ("patching", "direct")
+CONTROLS: tuple[Control, ...] = ("same", "other")
+COLUMNS = ("pattern", "values", "attention", "recall", "change", *METHODS)
 WORLDS = {
     "m = 6, N = all": LatentConcepts(6),
     "m = 6, N = cluster of 1 bit": LatentConcepts(6, neighborhood="cluster"),
@@ -20,9 +25,9 @@ WORLDS = {
 }
 
 
-def measured(runs: Runs, concepts: LatentConcepts, control: str) -> dict[str, list[float]]:
+def measured(runs: Runs, concepts: LatentConcepts, control: Control) -> dict[str, list[float]]:
     """What pattern and values carry, and the split of the metric's change, model by model."""
-    found: dict[str, list[float]] = {name: [] for name in ("pattern", "values", "attention", "recall", "change")}
+    found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     generator = torch.Generator().manual_seed(0)
     sizes = {"size": SIZE, "length": LENGTH, "share": SHARE, "distance": DISTANCE}
     contrast = contrast_concepts(concepts, **sizes, control=control, generator=generator)
@@ -31,6 +36,10 @@ def measured(runs: Runs, concepts: LatentConcepts, control: str) -> dict[str, li
         for name, site in SITES:
             result = patch(model, contrast, site=site, positions="all", progress=False)
             found[name].append(result.summary["recovery"].item())
+        exact = patch(model, contrast, site="head", progress=False).summary["recovery"].item()
+        for method in METHODS:
+            estimate = attribute(model, contrast, method=method, site="head", progress=False).summary["recovery"].item()
+            found[method].append(estimate - exact)
         parts = split(model, contrast, twin=0, progress=False).summary
         whole = parts[parts["group"] == "all"].set_index("part")["mean"]
         for name, part in (("attention", "attention"), ("recall", "recall"), ("change", "total")):
@@ -41,15 +50,15 @@ def measured(runs: Runs, concepts: LatentConcepts, control: str) -> dict[str, li
 print("## Attention against recall in the toy world\n")
 print(f"Mean ± standard deviation over five trained models, {SIZE} contexts of {LENGTH} tokens; each of positions 1 to")
 print(f"L - 1 redrawn with probability {SHARE} from y~ at distance {DISTANCE}. Recovery: the hijacked run with all")
-print(
-    "patterns, or all values, of the clean run. Attention and recall: their parts in the metric's change, in logits.\n"
-)
-print("| world | control | patterns recover | values recover | attention | recall | change |")
-print("| --- | --- | --- | --- | --- | --- | --- |")
+print("patterns, or all values, of the clean run. Attention and recall: their parts in the metric's change, in logits.")
+print("Last two columns: by how much the head's recovery at the last position, of attribution patching and of direct")
+print("effects, misses that of exact patching, which is 1: the head is the only way to the logits.\n")
+print("| world | control | patterns recover | values recover | attention | recall | change | attribution | direct |")
+print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 for name, concepts in WORLDS.items():
     config = TrainConfig(LENGTH, concepts.vocab_size // 2, min(concepts.vocab_size // 2, 32))
     runs = train(concepts, config, seeds=range(5), out="out/toy_link")
-    for control in ("same", "other"):
+    for control in CONTROLS:
         columns = [
             f"{np.mean(part):.2f} ± {np.std(part, ddof=1):.2f}" for part in measured(runs, concepts, control).values()
         ]
