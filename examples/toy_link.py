@@ -3,16 +3,18 @@
 Five trained models for each world; half of every hijacked context is redrawn from another concept at distance 3.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 
 from lcalens import LatentConcepts, TrainConfig, attribute, contrast_concepts, lca_bridge, patch, split, train
 from lcalens.lca import Runs
-from lcalens.lca.contrasts import Control
 from lcalens.mechanism.attribution import Method
 from lcalens.mechanism.sites import Site
 
 SIZE, LENGTH, SHARE, DISTANCE = 200, 64, 0.5, 3
+Control = Literal["same", "other"]
 SITES: tuple[tuple[str, Site], ...] = (("pattern", "pattern"), ("values", "v"))
 METHODS: tuple[Method, ...] = ("patching", "direct")
 CONTROLS: tuple[Control, ...] = ("same", "other")
