@@ -96,7 +96,7 @@ def trace_text(found: Trace) -> str:
     lines = [
         f"{model['source']} ({model['dtype']}); {found.contrast!r}",
         "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
-        f"facts. Heads are ranked on {ranked} facts and reported on {held_out} others.",
+        f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
         "",
         "The leading heads, patched exactly (z at the last position):",
         f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",

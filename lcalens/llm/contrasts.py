@@ -79,7 +79,8 @@ def contrast_facts(
     Returns:
         A contrast with the spans `sentence`, `word` (where the scheme works by one), `subject`, `prompt` and `last`.
         Its examples have `case_id`, `relation_id`, `subject`, `target_true`, `target_false`, `prompt` (the text),
-        `hijacked_text`, `clean_text`, `word` and `control_word`. `excluded` has `index` (among the facts taken).
+        `hijacked_text`, `clean_text`, `word`, `control_word`, and `cluster`, the relation, which intervals resample
+        whole. `excluded` has `index` (among the facts taken).
 
     Raises:
         LcalensError: An argument that cannot be used, or no fact gives a contrast; the message says why.
@@ -134,7 +135,7 @@ def contrast_facts(
         examples=pd.DataFrame(
             known[pair.prompt.fact.case_id]
             | {"prompt": pair.prompt.fact.text, "hijacked_text": pair.prompt.text, "clean_text": clean.text}
-            | {"word": pair.prompt.word, "control_word": clean.word}
+            | {"word": pair.prompt.word, "control_word": clean.word, "cluster": pair.prompt.fact.relation_id}
             for pair, clean, _ in rows
         ),
         excluded=pd.DataFrame(excluded, columns=pd.Index(["index", "reason", *_FIELDS])),

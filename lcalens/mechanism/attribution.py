@@ -14,9 +14,10 @@ from lcalens.mechanism.contrast import Contrast
 from lcalens.mechanism.decoder import Decoder, read_decoder
 from lcalens.mechanism.direct import direct_effects
 from lcalens.mechanism.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
+from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.positions import Group, Positions
 from lcalens.mechanism.sites import HEADS, SHARED, Site, check_aligned, check_site, head_labels
-from lcalens.mechanism.summary import ratio_of_means
+from lcalens.mechanism.summary import ratio_of_means, site_table
 from lcalens.progress import ProgressCallback, progress_callback
 from lcalens.provenance import model_info, versions
 from lcalens.results import EXAMPLE, Result
@@ -124,7 +125,7 @@ def attribute(
     else:
         effect, exact = effect[..., 0], exact[..., 0]
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
-    tables = {"summary": _summary(effect, clean, hijacked, base, labels)}
+    tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples))}
     if integrates:
         tables["completeness"] = _completeness(effect, exact, labels)
     if method == "direct":
@@ -236,15 +237,16 @@ def _summary(
     hijacked: Float[np.ndarray, " example"],
     base: Float[np.ndarray, " example"],
     labels: Mapping[str, tuple[Any, ...]],
+    clusters: np.ndarray | None,
 ) -> pd.DataFrame:
     columns: dict[str, np.ndarray] = {}
-    columns |= dict(zip(("effect", "low", "high"), ratio_of_means(effect, np.ones(len(effect))), strict=True))
+    columns |= dict(zip(("effect", "low", "high"), ratio_of_means(effect, np.ones(len(effect)), clusters), strict=True))
     predicted = effect + (base - hijacked).reshape(-1, *(1 for _ in labels))
     apart = clean - hijacked
     nothing = np.full(effect.shape[1:], np.nan)
-    recovery = ratio_of_means(predicted, apart) if apart.any() else (nothing,) * 3
+    recovery = ratio_of_means(predicted, apart, clusters) if apart.any() else (nothing,) * 3
     columns |= dict(zip(("recovery", "recovery_low", "recovery_high"), recovery, strict=True))
-    return _table(labels, columns)
+    return site_table(labels, columns)
 
 
 def _completeness(
@@ -256,10 +258,4 @@ def _completeness(
     gap, size = np.nanmean(np.abs(summed - exact), 0), np.nanmean(np.abs(exact), 0)
     relative = np.divide(gap, size, out=np.full(gap.shape, np.nan), where=size > _NOUGHT * size.max())
     columns = {"effect": np.nanmean(summed, 0), "exact": np.nanmean(exact, 0), "gap": gap, "relative_gap": relative}
-    return _table({name: axis for name, axis in labels.items() if name != "head"}, columns)
-
-
-def _table(labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    grid = np.indices(tuple(len(axis) for axis in labels.values()))
-    named = {name: np.array(axis, dtype=object)[grid[i]].ravel() for i, (name, axis) in enumerate(labels.items())}
-    return pd.DataFrame(named | {name: values.ravel() for name, values in columns.items()}).infer_objects()
+    return site_table({name: axis for name, axis in labels.items() if name != "head"}, columns)

@@ -58,7 +58,8 @@ class Contrast:
         hijacked_mask: The same for `hijacked`.
         spans: Names with token spans in `hijacked` as given (padding counts): a pair (first, one past the last) for all
             examples, or for each a pair or several. Of texts also words, whose every occurrence is meant.
-        examples: One row for each example: what is known of it.
+        examples: One row for each example: what is known of it. Where there is a column `cluster`, every interval over
+            examples resamples its groups whole.
         excluded: What was left out before, with columns `index` and `reason`.
 
     Attributes:

@@ -15,6 +15,8 @@ DEFAULT = {"patching": "recovery", "attribution": "effect", "split": "total"}
 _SITES = ("layer", "head", "position")
 _ENDS = ("clean", "hijacked")  # the metrics in a result's examples
 _CLOSE = 1e-3
+_SMALL = 1e-9
+CLUSTER = "cluster"
 _NUMBERS = 1 << 22  # held of the resamples at a time
 
 
@@ -28,10 +30,11 @@ class Measured:
 
     def mean(self, weights: Float[np.ndarray, "sample example"], *, absolute: bool = False) -> np.ndarray:
         """Weighted means, or ratios of them; of magnitudes if asked. NaN where nothing was measured."""
-        there = np.isfinite(self.part)
-        part = np.where(there, np.abs(self.part) if absolute else self.part, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (weights @ part) / (weights @ (there * self.whole[:, None]))
+        measured = np.isfinite(self.part)
+        part = weights @ np.where(measured, np.abs(self.part) if absolute else self.part, 0.0)
+        whole = weights @ (measured * self.whole[:, None])
+        there = np.abs(whole) > _SMALL  # of nothing, rounding alone would make any share
+        return np.where(there, part / np.where(there, whole, 1.0), np.nan)
 
     def rows(self, which: Int[np.ndarray, " row"]) -> "Measured":
         """Some of the examples."""
@@ -151,15 +154,21 @@ def _metric(result: Result) -> Any:
     return "before any soft cap" if before_cap else result.provenance.get("metric")
 
 
-def clusters_of(result: Result, cluster: str | None) -> np.ndarray | None:
-    """Each example's cluster.
+def clusters_of(examples: pd.DataFrame, cluster: str | None = None) -> np.ndarray | None:
+    """Each example's cluster: the given column, or the column `cluster` where there is one.
+
+    Args:
+        examples: A contrast's or a result's.
+        cluster: A column.
 
     Raises:
         LcalensError: The examples have no such column.
     """
-    if cluster is not None and cluster not in result.examples:
-        raise LcalensError(f"cluster: {cluster!r:.60} is not one of {', '.join(map(str, result.examples.columns))}.")
-    return None if cluster is None else result.examples[cluster].to_numpy()
+    if cluster is not None and cluster not in examples:
+        raise LcalensError(f"cluster: {cluster!r:.60} is not one of {', '.join(map(str, examples.columns))}.")
+    if cluster is None and CLUSTER not in examples:
+        return None
+    return examples[cluster or CLUSTER].to_numpy()
 
 
 def bootstrap_weights(

@@ -51,7 +51,7 @@ def ranking(
         by: `mean`, the mean effect's magnitude; `magnitude`, the mean of the magnitudes, so that effects of either sign
             do not cancel.
         held_out: The same measured on other examples; its means and intervals stand beside the ranks.
-        cluster: A column of the examples whose groups are resampled whole.
+        cluster: A column of the examples whose groups are resampled whole; `cluster` by default, where there is one.
         confidence: The intervals' coverage.
         resamples: Bootstrap samples of the examples.
         seed: Of the resampling.
@@ -71,7 +71,7 @@ def ranking(
     measured = measure("result", result, quantity)
     tail = (1 - confidence) / 2
     absolute = by == "magnitude"
-    weights = bootstrap_weights(len(measured.part), clusters_of(result, cluster), resamples, seed)
+    weights = bootstrap_weights(len(measured.part), clusters_of(result.examples, cluster), resamples, seed)
     once = np.ones((1, len(measured.part)))
     value, rank = measured.mean(once)[0], _ranks(measured.mean(once, absolute=absolute))[0]
     found: dict[str, np.ndarray] = {"rank": rank, "value": value}
@@ -92,7 +92,7 @@ def ranking(
                 "such as contrast[100:] where contrast[:100] was ranked."
             )
         found["held_out"] = other.mean(np.ones((1, len(other.part))))[0]
-        own = bootstrap_weights(len(other.part), clusters_of(held_out, cluster), resamples, seed)
+        own = bootstrap_weights(len(other.part), clusters_of(held_out.examples, cluster), resamples, seed)
         found |= _interval("held_out_", other, own, tail)
     shape = tuple(len(labels) for labels in measured.axes.values())
     grid = np.indices(shape).reshape(len(shape), -1)
@@ -138,8 +138,8 @@ def agreement(
         k: How many sites lead.
         quantity: A value of both, or one of each, to be compared as it is.
         confidence: The intervals' coverage.
-        resamples: Bootstrap samples of the examples that both have, the same for both; where they have none in common,
-            each is resampled by itself.
+        resamples: Bootstrap samples of the examples that both have (of clusters, where the examples have that column),
+            the same for both; where they have none in common, each is resampled by itself.
         seed: Of the resampling.
 
     Returns:
@@ -170,8 +170,11 @@ def agreement(
     check_int("k", k, low=1, high=sites, why="there are no more sites")
     one, two = (np.ones((1, len(measured.part))) for measured in (first, second))
     value = _compare(first.mean(one)[:, usable], second.mean(two)[:, usable], k)[:, 0]
-    weights = [bootstrap_weights(len(first.part), None, resamples, seed)]
-    weights.append(weights[0] if shared else bootstrap_weights(len(second.part), None, resamples, seed + 1))
+    groups = [clusters_of(a.examples), clusters_of(b.examples)]
+    if shared and groups[0] is not None:
+        groups[0] = groups[0][common[0]]
+    weights = [bootstrap_weights(len(first.part), groups[0], resamples, seed)]
+    weights.append(weights[0] if shared else bootstrap_weights(len(second.part), groups[1], resamples, seed + 1))
     tail = (1 - confidence) / 2
     low, high = np.full((2, len(value)), np.nan)
     if min(len(first.part), len(second.part)) > 1:

@@ -15,6 +15,7 @@ from lcalens.errors import LcalensError
 from lcalens.mechanism.contrast import Bucket, Contrast
 from lcalens.mechanism.decoder import Decoder, read_decoder
 from lcalens.mechanism.direct import direct_effects
+from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.shapley import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.summary import ratio_of_means
 from lcalens.mechanism.tracing import average, compare, trace, write
@@ -107,11 +108,9 @@ def split(
                     kept.setdefault(name, np.zeros(len(contrast)))[rows] = part.cpu().numpy()
             done += len(rows)
             report(done, total, "split")
-        tables = {
-            "summary": _summary(values, names, contrast.aligned.numpy()),
-            "heads": _heads(values),
-            "balance": _balance_table(balance[0], balance[1]),
-        }
+        clusters = clusters_of(contrast.examples)
+        tables = {"summary": _summary(values, names, contrast.aligned.numpy(), clusters)}
+        tables |= {"heads": _heads(values, clusters), "balance": _balance_table(balance[0], balance[1], clusters)}
         heads: list[Head] = []
         if len(reported):
             heads = sorted(_leading(values[_TOTAL][ranked], chosen)) if isinstance(chosen, int) else list(chosen)
@@ -120,7 +119,9 @@ def split(
                 patched[bucket.indices.cpu().numpy()] = _exchange(decoder, bucket, heads).cpu().numpy()
                 done += len(bucket.indices)
                 report(done, total, "twin")
-            tables["twin"] = _twin_table(balance[0]["metric"][reported], balance[1]["metric"][reported], patched)
+            own = None if clusters is None else clusters[reported]
+            clean_metric, hijacked_metric = (run["metric"][reported] for run in balance)
+            tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, own)
     axes = {EXAMPLE: tuple(range(shape[0])), "layer": tuple(range(shape[1])), "head": tuple(range(shape[2]))}
     provenance = {
         "model": info.to_dict(),
@@ -184,13 +185,16 @@ def _batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
             yield Bucket(*(tensor[first : first + size].to(device) for tensor in bucket))
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    found = values[~np.isnan(values)].astype(float)
-    low, high = clustered_mean_interval(found)
+def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict[str, float]:
+    there = ~np.isnan(values)
+    found = values[there].astype(float)
+    low, high = clustered_mean_interval(found, None if clusters is None else clusters[there])
     return {"mean": float(found.mean()), "low": low, "high": high}
 
 
-def _summary(values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.ndarray) -> pd.DataFrame:
+def _summary(
+    values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.ndarray, clusters: np.ndarray | None
+) -> pd.DataFrame:
     """By group, and over all of them: each part's mean over the examples that have it, summed over heads."""
     there = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
     rows = []
@@ -198,8 +202,8 @@ def _summary(values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.
         for part, array in values.items():
             mask = there.get(part, np.ones(len(aligned), dtype=bool))
             if mask.any():
-                found = array[mask][..., which].sum((1, 2, 3))
-                rows.append({"group": group, "part": part} | _interval(found) | {"n": int(mask.sum())})
+                found = np.where(mask, array[..., which].sum((1, 2, 3)), np.nan)
+                rows.append({"group": group, "part": part} | _interval(found, clusters) | {"n": int(mask.sum())})
     return pd.DataFrame(rows)
 
 
@@ -209,17 +213,19 @@ def _leading(total: np.ndarray, count: int) -> list[Head]:
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(best, mean.shape), strict=True)]
 
 
-def _heads(values: dict[str, np.ndarray]) -> pd.DataFrame:
+def _heads(values: dict[str, np.ndarray], clusters: np.ndarray | None) -> pd.DataFrame:
     rows = []
     for layer, head in _leading(values[_TOTAL], _LEADING):
         found = {name: array[:, layer, head].sum(-1) for name, array in values.items()}
-        told = _interval(found[_TOTAL])
+        told = _interval(found[_TOTAL], clusters)
         parts = {name: float(np.nanmean(part)) if not np.isnan(part).all() else np.nan for name, part in found.items()}
         rows.append({"layer": layer, "head": head} | parts | {"low": told["low"], "high": told["high"]})
     return pd.DataFrame(rows)
 
 
-def _balance_table(clean: dict[str, np.ndarray], hijacked: dict[str, np.ndarray]) -> pd.DataFrame:
+def _balance_table(
+    clean: dict[str, np.ndarray], hijacked: dict[str, np.ndarray], clusters: np.ndarray | None
+) -> pd.DataFrame:
     rows = []
     for name in clean:
         means = {"clean": float(clean[name].mean()), "hijacked": float(hijacked[name].mean())}
@@ -228,7 +234,7 @@ def _balance_table(clean: dict[str, np.ndarray], hijacked: dict[str, np.ndarray]
             rows.append({"part": "largest error", "mean": worst, "low": np.nan, "high": np.nan})
         else:
             told = {"part": _TOTAL if name == "metric" else name} | means
-            rows.append(told | _interval(hijacked[name] - clean[name]))
+            rows.append(told | _interval(hijacked[name] - clean[name], clusters))
     return pd.DataFrame(rows, columns=["part", "clean", "hijacked", "mean", "low", "high"])
 
 
@@ -280,9 +286,11 @@ def _exchange(decoder: Decoder, bucket: Bucket, heads: list[Head]) -> Float[Tens
     return found if bias is None else found + (bias[bucket.false] - bias[bucket.true]).double()[:, None]
 
 
-def _twin_table(clean: np.ndarray, hijacked: np.ndarray, patched: np.ndarray) -> pd.DataFrame:
+def _twin_table(
+    clean: np.ndarray, hijacked: np.ndarray, patched: np.ndarray, clusters: np.ndarray | None
+) -> pd.DataFrame:
     moved = hijacked[:, None] - patched
     moved = np.column_stack([moved, moved[:, 2] - moved[:, 0] - moved[:, 1]])
-    recovery, low, high = ratio_of_means(moved, hijacked - clean)
+    recovery, low, high = ratio_of_means(moved, hijacked - clean, clusters)
     columns = {"patched": [*_TWINS, "interaction"], "recovery": recovery, "low": low, "high": high}
     return pd.DataFrame(columns | {"n": len(clean)})

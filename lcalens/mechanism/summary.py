@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lcalens.mechanism.contrast import Contrast
+from lcalens.mechanism.measured import Measured, bootstrap_weights, clusters_of, in_chunks
 from lcalens.provenance import versions
 from lcalens.results import EXAMPLE, Result
 from lcalens.statistics import CONFIDENCE, RESAMPLES
@@ -17,7 +18,11 @@ _SMALL = 1e-9
 
 
 def ratio_of_means(
-    part: Float[np.ndarray, "example ..."], whole: Float[np.ndarray, " example"], *, seed: int = 0
+    part: Float[np.ndarray, "example ..."],
+    whole: Float[np.ndarray, " example"],
+    clusters: np.ndarray | None = None,
+    *,
+    seed: int = 0,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """The mean of `part` over the mean of `whole`, with the ends of a percentile bootstrap interval over examples.
 
@@ -27,28 +32,32 @@ def ratio_of_means(
     Args:
         part: What is explained.
         whole: What there is to explain.
+        clusters: Of the examples; they are resampled whole.
         seed: Of the resampling.
     """
-    flat = part.reshape(len(part), -1)
-    measured = np.isfinite(flat)
-    filled = np.where(measured, flat, 0.0)
-    count = len(flat)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    middle = _ratio(filled.sum(0), (measured * whole[:, None]).sum(0))
-    drawn = _ratio(weights @ filled, weights @ (measured * whole[:, None]))
+    shares = Measured({}, part.reshape(len(part), -1), whole)
+    middle = shares.mean(np.ones((1, len(part))))[0]
     low, high = np.full((2, len(middle)), np.nan)
-    known = np.isfinite(drawn).any(0) & np.isfinite(middle)
-    if count > 1 and known.any():
-        tail = (1 - CONFIDENCE) / 2
-        low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
+    if len(part) > 1:
+        weights = bootstrap_weights(len(part), clusters, RESAMPLES, seed)
+        drawn = np.vstack([shares.mean(some) for some in in_chunks(weights, len(middle))])
+        known, tail = np.isfinite(drawn).any(0) & np.isfinite(middle), (1 - CONFIDENCE) / 2
+        if known.any():
+            low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
     shape = part.shape[1:]
     return middle.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN where there is nothing to have a share of: rounding alone would make it any number."""
-    there = np.abs(whole) > _SMALL
-    return np.where(there, part / np.where(there, whole, 1.0), np.nan)
+def site_table(labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, Float[np.ndarray, "..."]]) -> pd.DataFrame:
+    """A row a site: its labels, then its numbers.
+
+    Args:
+        labels: The axes.
+        columns: Numbers over the axes.
+    """
+    grid = np.indices(tuple(len(axis) for axis in labels.values()))
+    named = {name: np.array(axis, dtype=object)[grid[i]].ravel() for i, (name, axis) in enumerate(labels.items())}
+    return pd.DataFrame(named | {name: values.ravel() for name, values in columns.items()}).infer_objects()
 
 
 def told(positions: Any) -> str | int | list[int]:
@@ -88,16 +97,14 @@ def patching_result(
     gap = clean - hijacked
     with np.errstate(divide="ignore", invalid="ignore"):
         recovery = np.where(np.abs(gap) > _SMALL, (values - hijacked) / gap, np.nan)
-    middle, low, high = ratio_of_means(values - hijacked, (ends[:, 0] - ends[:, 1]))
-    grid = np.indices(middle.shape)
-    columns = {name: np.array(axis, dtype=object)[grid[i]].ravel() for i, (name, axis) in enumerate(labels.items())}
-    columns |= {"value": np.nanmean(values, 0).ravel(), "recovery": middle.ravel()}
-    summary = pd.DataFrame(columns | {"low": low.ravel(), "high": high.ravel()})
+    clusters = clusters_of(contrast.examples)
+    middle, low, high = ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters)
+    columns = {"value": np.asarray(np.nanmean(values, 0)), "recovery": middle, "low": low, "high": high}
     return Result(
         kind=kind,
         axes={EXAMPLE: tuple(range(len(contrast))), **labels},
         values={"value": values, "recovery": recovery},
         examples=contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
-        tables={"summary": summary.infer_objects()},
+        tables={"summary": site_table(labels, columns)},
         provenance={"model": dict(model), **settings, "excluded": len(contrast.excluded), "versions": versions()},
     )

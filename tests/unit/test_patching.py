@@ -251,3 +251,13 @@ def test_nothing_is_kept_of_a_model_with_hooks(standin, tmp_path):
     assert np.abs(hooked.values["value"] - plain.values["value"]).max() > 0.1
     again = patch(model, contrast, out=tmp_path, progress=False)
     np.testing.assert_array_equal(plain.values["value"], again.values["value"])
+
+
+def test_intervals_resample_whole_clusters():
+    """Ten copies of two examples are as sure as the two: by hand, from every resample of two clusters."""
+    part, whole = np.repeat([[1.0], [3.0]], 10, 0), np.repeat([2.0, 4.0], 10)
+    clusters = np.repeat(["a", "b"], 10)
+    middle, low, high = ratio_of_means(part, whole, clusters)
+    assert (middle[0], low[0], high[0]) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
+    _, *alone = ratio_of_means(part, whole)
+    assert 1 / 2 < alone[0][0] < alone[1][0] < 3 / 4
