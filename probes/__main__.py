@@ -1,0 +1,68 @@
+"""All probes: `python -m probes standard`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from probes.harness.run import publish, run_all, told_plainly
+from probes.harness.study import Preset
+
+Name = Literal[
+    "theorems",
+    "value_matrix",
+    "value_swap",
+    "value_subspace",
+    "embedding_training",
+    "embedding_geometry",
+    "embedding_spectrum",
+    "attention_selection",
+    "toy_hijack",
+    "context_length",
+    "latent_bits",
+    "hijack_examples",
+    "hijack_curves",
+    "link",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Run the probes of the paper's claims, one after the other; what is finished is not done again.
+
+    Attributes:
+        preset: `quick` (minutes, no verdicts), `standard` (what is published) or `full`.
+        only: Of these probes alone.
+        out: Where pages, figures and finished cells go.
+        device: Where models run.
+        publish: Run nothing: copy the standard preset's pages to docs/claims and their verdicts to the README.
+    """
+
+    preset: tyro.conf.Positional[Preset] = "standard"
+    only: tuple[Name, ...] = ()
+    out: Path = Path("out/paper")
+    device: str = "cpu"
+    publish: bool = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        arguments: The command line; the process's own by default.
+    """
+    wanted = tyro.cli(All, args=arguments, prog="python -m probes")
+
+    def run() -> None:
+        if wanted.publish:
+            publish(wanted.out, Path("docs/claims"), Path("README.md"))
+        else:
+            run_all(wanted.only or Name.__args__, wanted.preset, wanted.out, wanted.device)
+
+    return told_plainly(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Figures that several probes draw: curves with bands, dots with intervals, heat maps; a panel a setting."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, PURPLE, legend, plain, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#E69F00", "#56B4E9", "#222222")
+_DASHES = ("-", "--", "-.", ":")
+_WIDTH, _HEIGHT, _ACROSS = 2.6, 2.2, 4
+
+
+def panels(count: int, *, across: int = _ACROSS, height: float = _HEIGHT, **options: Any) -> tuple["Figure", list[Any]]:
+    """A figure of panels, the ones left over taken away.
+
+    Args:
+        count: How many panels.
+        across: At most so many in a row.
+        height: Inches of a panel.
+        options: For matplotlib's `subplots`, such as `sharey`.
+    """
+    from matplotlib import pyplot
+
+    columns = min(count, across)
+    rows = -(-count // columns)
+    size = (max(columns * _WIDTH + 0.4, 3.4), rows * height + 0.3)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    for panel in grid.flat[count:]:
+        panel.remove()
+    return figure, list(grid.flat[:count])
+
+
+def curves(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    panel: str | None = None,
+    series: str | None = None,
+    log2: bool = False,
+    ylim: tuple[float, float] | None = None,
+) -> "Figure":
+    """Lines with their 95% bands over `x`, a line a series and a panel a setting.
+
+    Args:
+        frame: Columns `x`, `y`, `low`, `high`, and those of series and panel; NaN ends draw no band.
+        x: The column of the horizontal axis.
+        y: The column of the means.
+        xlabel: The horizontal axis in words.
+        ylabel: The vertical axis in words.
+        panel: A column: a panel for each of its values.
+        series: A column: a line for each of its values.
+        log2: Whether the horizontal axis is logarithmic.
+        ylim: The vertical axis's ends.
+    """
+    parts = [(None, frame)] if panel is None else list(frame.groupby(panel, sort=False))
+    names = [None] if series is None else list(dict.fromkeys(frame[series]))
+    figure, axes = panels(len(parts), sharey=True)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for index, name in enumerate(names):
+            line = (part if name is None else part[part[series] == name]).sort_values(x)
+            if not len(line):
+                continue
+            colour, dashes = COLOURS[index % len(COLOURS)], _DASHES[index // len(COLOURS) % len(_DASHES)]
+            at = line[x].to_numpy(dtype=float)
+            label = None if name is None else legend(str(name))
+            axis.plot(at, line[y], dashes, color=colour, lw=1.2, marker="o", ms=2.5, label=label)
+            low, high = line["low"].to_numpy(dtype=float), line["high"].to_numpy(dtype=float)
+            axis.fill_between(at, low, high, color=colour, alpha=BAND, lw=0)
+        if log2:
+            axis.set_xscale("log", base=2)
+            ticks = sorted(set(part[x]))
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+        axis.set_xlabel(xlabel)
+        if ylim is not None:
+            axis.set_ylim(*ylim)
+        if title is not None:
+            axis.set_title(plain(str(title)), fontsize=8)
+        tidy(axis)
+    axes[0].set_ylabel(ylabel)
+    if series is not None:
+        _below(figure, axes)
+    return figure
+
+
+def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = None) -> "Figure":
+    """Means with their 95% intervals, a row a setting and a colour a series.
+
+    Args:
+        frame: Columns `setting`, `mean`, `low`, `high`, and those of series and panel.
+        xlabel: The horizontal axis in words.
+        series: A column: a colour for each of its values.
+        panel: A column: a panel for each of its values.
+    """
+    parts = [(None, frame)] if panel is None else list(frame.groupby(panel, sort=False))
+    settings, names = list(dict.fromkeys(frame["setting"])), list(dict.fromkeys(frame[series]))
+    figure, axes = panels(len(parts), across=2, height=0.6 + 0.28 * len(settings), sharey=True)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for index, name in enumerate(names):
+            rows = part[part[series] == name]
+            y = np.array([settings.index(one) for one in rows["setting"]]) + (index - (len(names) - 1) / 2) * 0.7 / len(
+                names
+            )
+            reach = np.nan_to_num(np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]], dtype=float))
+            colour = COLOURS[index % len(COLOURS)]
+            axis.errorbar(rows["mean"], y, xerr=reach.clip(min=0), fmt="o", ms=3, lw=1, color=colour,
+                          label=legend(str(name)))  # fmt: skip
+        axis.set_yticks(range(len(settings)), [plain(str(one)) for one in settings])
+        axis.set_ylim(len(settings) - 0.5, -0.5)
+        axis.set_xlabel(xlabel)
+        if title is not None:
+            axis.set_title(plain(str(title)), fontsize=8)
+        tidy(axis)
+        axis.grid(axis="x", lw=0.4, alpha=0.5)
+    _below(figure, axes)
+    return figure
+
+
+def heat_maps(
+    maps: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str, label: str, ticks: Sequence[str] | None = None
+) -> "Figure":
+    """Matrices as colours, a panel each, one scale for all, from 0.
+
+    Args:
+        maps: Titles with matrices.
+        xlabel: The columns in words.
+        ylabel: The rows in words.
+        label: The colour in words.
+        ticks: Labels of rows and columns, where there are few.
+    """
+    figure, axes = panels(len(maps), height=2.4)
+    most = max(float(np.nanmax(one)) for one in maps.values())
+    for axis, (title, one) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(one, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
+        axis.set_title(plain(title), fontsize=8)
+        axis.set_xlabel(xlabel, fontsize=8)
+        axis.tick_params(labelsize=6)
+        if ticks is not None:
+            axis.set_xticks(range(len(ticks)), ticks, rotation=90)
+            axis.set_yticks(range(len(ticks)), ticks)
+    axes[0].set_ylabel(ylabel, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8).set_label(label, fontsize=8)
+    return figure
+
+
+def _below(figure: "Figure", axes: Sequence[Any]) -> None:
+    """One legend for all panels, under them."""
+    known: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if known:
+        columns = min(len(known), 4 if len(axes) > 1 else 2)
+        figure.legend(
+            known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+        )

@@ -1,0 +1,199 @@
+"""The command line of a probe and of all of them; what they write."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import tyro
+
+from lcalens.errors import LcalensError
+from lcalens.runs import CellStore, content_key
+from probes.harness.naive import runs_of, seconds_a_step
+from probes.harness.page import duration, page, verdict_table
+from probes.harness.study import Outcome, Settings, name_of, run_probe
+
+BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
+_PRESETS = {
+    "quick": "seconds: shows that it works, gives no verdict",
+    "standard": "the verdicts that are published",
+    "full": "longer training, more facts and models",
+}
+
+
+def main(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one probe from the command line.
+
+    Args:
+        name: The module's name; where it is run as a script, Python calls it `__main__`.
+        arguments: The command line; the process's own by default.
+    """
+    probe = sys.modules[name]
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    preset = (
+        arguments if (arguments and not arguments[0].startswith("-")) or set(arguments) & {"-h", "--help"} else None
+    )
+    told = ["standard", *arguments] if preset is None else arguments
+    title = (probe.__doc__ or "").strip().partition("\n")[0]
+    choices = {preset: (_PRESETS[preset], settings) for preset, settings in probe.PRESETS.items()}
+    prog = f"python -m probes.{name_of(probe)}"
+
+    def run() -> None:
+        settings = tyro.extras.overridable_config_cli(choices, prog=prog, description=title, args=told)
+        outcome = run_probe(probe, settings)
+        text = _write(probe, outcome, _command(prog, told))
+        print(text)
+        print(f"{outcome.loaded} cells were there, {outcome.computed} measured now; written to {_folder(settings)}")
+
+    return told_plainly(run)
+
+
+def told_plainly(run: object) -> int:
+    """Call it; an error is told on standard error and is exit status 2, an interrupt 130.
+
+    Args:
+        run: A function of nothing.
+    """
+    try:
+        run()  # pyright: ignore[reportCallIssue]
+    except LcalensError as error:
+        print(f"probes: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nprobes: stopped; finished cells are kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu") -> list[Outcome]:
+    """Run probes one after the other, and write their pages and the table of all verdicts.
+
+    Args:
+        names: Of the probes.
+        preset: `quick`, `standard` or `full`.
+        out: Where pages, figures and finished cells go.
+        device: Where models run.
+    """
+    from dataclasses import replace
+
+    outcomes, start = [], time.perf_counter()
+    for name in names:
+        probe = import_module(f"probes.{name}")
+        before = time.perf_counter()
+        outcome = run_probe(probe, replace(probe.PRESETS[preset], out=out, device=device))
+        _write(probe, outcome, _command(f"python -m probes.{name}", [preset]))
+        outcomes.append(outcome)
+        words = ", ".join(verdict.word for verdict in outcome.verdicts) or "not judged"
+        took = duration(time.perf_counter() - before)
+        print(f"{name:20} {took:>12}  {outcome.loaded} cells there, {outcome.computed} measured: {words}", flush=True)
+    took = time.perf_counter() - start
+    _write_index(outcomes, out / preset, took, sum(outcome.computed for outcome in outcomes))
+    return outcomes
+
+
+def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: int) -> None:
+    """The table of verdicts, and what all of it took."""
+    naive = _naive(outcomes)
+    cells = sum(outcome.seconds for outcome in outcomes)
+    cost = (
+        f"The cells of all probes took {duration(cells)} when they were measured. A plain script, one training run "
+        f"at a time, would need about {duration(naive)} for the same toy models alone: the time of a step of every "
+        "shape, measured on a few steps, times the steps that the grid needs."
+    )
+    if computed:
+        cost += f" This run, in which {computed} cells were measured, took {duration(took)} in all."
+    lines = [
+        "# The paper's claims, one by one",
+        "",
+        "Each row is a rule that was written down before the run: a minimum effect, and a margin over a control. The",
+        "number is of the setting that comes closest to failing, with its 95% interval.",
+        "",
+        *verdict_table(outcomes, ""),
+        "",
+        cost,
+    ]
+    _save(folder / "index.md", "\n".join(lines) + "\n")
+
+
+def publish(out: Path, docs: Path, readme: Path) -> None:
+    """Copy the pages of the standard preset into the documentation, and the verdicts into the README.
+
+    Args:
+        out: Where `run_all` wrote.
+        docs: The folder of the claims' pages.
+        readme: A page with the two marks between which the table stands.
+
+    Raises:
+        LcalensError: Nothing was run yet, or the page lacks the marks.
+    """
+    import shutil
+
+    source = out / "standard"
+    if not (source / "index.md").exists():
+        raise LcalensError(f"out: no finished pages in {str(source)!r}; run `make paper` first.")
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise LcalensError(f"{readme.name}: expected {BEGIN} and {END}, each once.")
+    for folder, pattern in ((docs, "*.md"), (docs / "figures", "*.png")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(pattern):
+            old.unlink()
+        for new in sorted((source / folder.relative_to(docs)).glob(pattern)):
+            shutil.copyfile(new, folder / new.name)
+    index = (source / "index.md").read_text(encoding="utf-8").splitlines()
+    rows = "\n".join(line.replace("](", f"]({docs.as_posix()}/") for line in index if line.startswith("|"))
+    head, _, rest = text.partition(BEGIN)
+    _save(readme, f"{head}{BEGIN}\n{rows}\n{END}{rest.partition(END)[2]}")
+
+
+def _command(prog: str, arguments: Sequence[str]) -> str:
+    return shlex.join([*prog.split(), *arguments])
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.out / settings.preset
+
+
+def _naive(outcomes: Sequence[Outcome]) -> float:
+    """Seconds of the plain script for all that was trained; a shape's time is measured once and kept."""
+    steps = runs_of(cell for outcome in outcomes for cell in outcome.trained)
+    store = CellStore(outcomes[0].settings.out)
+    total = 0.0
+    for shape, count in steps.items():
+        key = content_key(["naive step", *shape])
+        found = store.get(key)
+        if found is None:
+            found = {"seconds": np.array(seconds_a_step(shape))}
+            store.put(key, found)
+        total += float(found["seconds"]) * count
+    return total
+
+
+def _write(probe: ModuleType, outcome: Outcome, command: str) -> str:
+    from matplotlib import pyplot
+
+    folder = _folder(outcome.settings)
+    text = page(probe, outcome, command, _naive([outcome]))
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for number, figure in enumerate(outcome.report.figures.values(), 1):
+            figure.savefig(folder / "figures" / f"{outcome.name}-{number}.png", dpi=150)
+            pyplot.close(figure)
+        words = [[verdict.rule.claim, verdict.word] for verdict in outcome.verdicts]
+        _save(folder / f"{outcome.name}.json", json.dumps({"verdicts": words}, indent=1) + "\n")
+        _save(folder / f"{outcome.name}.md", text)
+    except OSError as error:
+        raise LcalensError(f"out: {str(folder)!r} cannot be written ({error.strerror or error}).") from error
+    return text
+
+
+def _save(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

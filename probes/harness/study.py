@@ -1,0 +1,175 @@
+"""A probe's run: its cells, each kept as it is finished; then its verdicts, tables, figures and page."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import tyro
+
+import lcalens
+from lcalens.errors import LcalensError
+from lcalens.progress import progress_callback
+from lcalens.runs import CellStore, content_key
+from probes.harness.rules import Evidence, Rule, Verdict
+from probes.harness.work import Work
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Preset = Literal["quick", "standard", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every probe's settings have.
+
+    Attributes:
+        preset: Which set of settings this began as.
+        seeds: Runs of every toy setting.
+        out: Where pages, figures and finished cells go.
+        device: Where models run.
+    """
+
+    preset: tyro.conf.Fixed[Preset] = "standard"
+    seeds: int = 5
+    out: Path = Path("out/paper")
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and not value:
+                raise LcalensError(f"{name}: none given; write one at least.")
+        if self.seeds < 1:
+            raise LcalensError(f"seeds: expected 1 or more, got {self.seeds}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a probe makes of its rows.
+
+    Attributes:
+        evidence: For every rule what each setting says.
+        figures: Captions with figures, in the page's order.
+        tables: Titles with tables.
+        notes: Sentences whose numbers were put in by the probe.
+    """
+
+    evidence: tuple[tuple[Rule, list[Evidence]], ...]
+    figures: Mapping[str, "Figure"] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A probe that has run.
+
+    Attributes:
+        name: The probe's.
+        settings: Its settings.
+        report: What it made of its rows.
+        verdicts: One a rule; none at `quick`, which measures too little.
+        loaded: Cells that were found finished.
+        computed: Cells that were measured now.
+        seconds: What all its cells took when they were measured.
+        trained: What each cell trained.
+    """
+
+    name: str
+    settings: Settings
+    report: Report
+    verdicts: tuple[Verdict, ...]
+    loaded: int
+    computed: int
+    seconds: float
+    trained: list[list[dict[str, Any]]]
+
+
+def name_of(probe: ModuleType) -> str:
+    """The file's name, though it was run as a script.
+
+    Args:
+        probe: The module.
+    """
+    return Path(str(probe.__file__)).stem
+
+
+def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -> Outcome:
+    """Measure the cells that are missing, and report on all.
+
+    Args:
+        probe: The module: `grid`, `measure`, `report`, `RULES`.
+        settings: One of its settings.
+        progress: Whether to show a bar.
+
+    Raises:
+        LcalensError: Settings that cannot be used; or a report that leaves out a rule.
+    """
+    name = name_of(probe)
+    code = sha256(Path(str(probe.__file__)).read_bytes()).hexdigest()
+    store = CellStore(settings.out)
+    work = Work(settings.out, settings.device)
+    rows: list[dict[str, Any]] = []
+    trained: list[list[dict[str, Any]]] = []
+    seconds = 0.0
+    cells = [_plain(cell) for cell in probe.grid(settings)]
+    with progress_callback(progress, unit="cells") as told:
+        for done, cell in enumerate(cells):
+            told(done, len(cells), name)
+            key = content_key([name, code, lcalens.__version__, settings.device, cell])
+            found = _read(store.get(key))
+            if found is None:
+                with _timed() as took:
+                    work.forget()
+                    measured = [_plain(row) for row in probe.measure(cell, work)]
+                found = {"rows": measured, "seconds": took[0], "trained": _plain(work.trained)}
+                store.put(key, {"json": np.frombuffer(json.dumps(found).encode(), dtype=np.uint8)})
+            rows += found["rows"]
+            seconds += found["seconds"]
+            trained.append(found["trained"])
+        told(len(cells), len(cells), name)
+    report = probe.report(settings, pd.DataFrame(rows))
+    if [rule for rule, _ in report.evidence] != list(probe.RULES):
+        raise LcalensError(f"{name}: its report has evidence of other rules than RULES, which were said beforehand.")
+    judged = settings.preset != "quick"
+    return Outcome(
+        name=name,
+        settings=settings,
+        report=report,
+        verdicts=tuple(rule.judge(evidence) for rule, evidence in report.evidence) if judged else (),
+        loaded=store.loaded,
+        computed=store.computed,
+        seconds=seconds,
+        trained=trained,
+    )
+
+
+@contextmanager
+def _timed() -> Iterator[list[float]]:
+    took, start = [0.0], time.perf_counter()
+    yield took
+    took[0] = time.perf_counter() - start
+
+
+def _read(arrays: dict[str, np.ndarray] | None) -> dict[str, Any] | None:
+    return None if arrays is None else json.loads(arrays["json"].tobytes().decode())
+
+
+def _plain(content: Any) -> Any:
+    """The same as numbers, strings, lists and dictionaries: what is measured now is what a later run reads."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        raise TypeError(f"a cell's rows hold numbers, strings and lists, not {type(value).__name__}")
+
+    return json.loads(json.dumps(content, default=number))
