@@ -1,13 +1,12 @@
 """`split`: whether a hijack works by where heads look or by what they recall there; and its causal twin."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lcalens.checks import check_int
@@ -15,10 +14,10 @@ from lcalens.errors import LcalensError
 from lcalens.mechanism.contrast import Bucket, Contrast
 from lcalens.mechanism.decoder import Decoder, read_decoder
 from lcalens.mechanism.direct import direct_effects
+from lcalens.mechanism.exchange import TWINS, Head, batches, check_heads, exchange_bucket
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.shapley import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.summary import ratio_of_means
-from lcalens.mechanism.tracing import average, compare, trace, write
 from lcalens.progress import ProgressCallback, progress_callback
 from lcalens.provenance import model_info, versions
 from lcalens.results import EXAMPLE, Result
@@ -27,10 +26,7 @@ from lcalens.statistics import clustered_mean_interval
 from lcalens.tokens import check_length
 
 _TOTAL = "total"
-_TWINS = ("pattern", "values", "both")
 _LEADING = 10
-_TOKENS = 4096  # run at once, clean and hijacked together
-Head = tuple[int, int]
 
 
 def split(
@@ -95,7 +91,7 @@ def split(
     total = len(contrast) + len(reported)
     with progress_callback(progress, unit="examples") as report:
         done = 0
-        for bucket in _batches(contrast, decoder):
+        for bucket in batches(contrast, decoder):
             rows = bucket.indices.tolist()
             clean, hijacked = (
                 direct_effects(decoder, tokens, bucket.true, bucket.false) for tokens in (bucket.clean, bucket.hijacked)
@@ -114,9 +110,11 @@ def split(
         heads: list[Head] = []
         if len(reported):
             heads = sorted(_leading(values[_TOTAL][ranked], chosen)) if isinstance(chosen, int) else list(chosen)
-            patched = np.zeros((len(reported), len(_TWINS)))
-            for bucket in _batches(contrast[reported.tolist()], decoder):
-                patched[bucket.indices.cpu().numpy()] = _exchange(decoder, bucket, heads).cpu().numpy()
+            patched = np.zeros((len(reported), len(TWINS)))
+            for bucket in batches(contrast[reported.tolist()], decoder):
+                patched[bucket.indices.cpu().numpy()] = (
+                    exchange_bucket(decoder, bucket, [tuple(heads)])[2][:, 0].cpu().numpy()
+                )
                 done += len(bucket.indices)
                 report(done, total, "twin")
             own = None if clusters is None else clusters[reported]
@@ -152,37 +150,16 @@ def _check_tokens(model: Any, decoder: Decoder, contrast: Contrast) -> None:
 
 
 def _check_twin(decoder: Decoder, twin: Any) -> int | tuple[Head, ...]:
-    layers, heads = len(decoder.layers), decoder.layers[0].heads
     if isinstance(twin, Integral):
-        return min(check_int("twin", twin, low=0, why="it is a number of heads"), layers * heads)
-    fits = isinstance(twin, Sequence) and not isinstance(twin, str)
-    found = [head for head in twin if _is_head(head, layers, heads)] if fits else []
-    if not fits or len(found) < len(twin):
-        raise LcalensError(
-            f"twin: expected a number of heads or pairs (layer, head) below ({layers}, {heads}), got {twin!r:.80}."
-        )
-    return tuple(sorted({(int(layer), int(head)) for layer, head in found}))
-
-
-def _is_head(given: Any, layers: int, heads: int) -> bool:
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
-        return False
-    sound = all(isinstance(at, Integral) and not isinstance(at, bool) for at in given)
-    return sound and 0 <= int(given[0]) < layers and 0 <= int(given[1]) < heads
+        most = len(decoder.layers) * decoder.layers[0].heads
+        return min(check_int("twin", twin, low=0, why="it is a number of heads"), most)
+    return check_heads("twin", twin, decoder)
 
 
 def _sides(rows: Sequence[Any], bucket: Bucket) -> tuple[Tensor, Tensor]:
     """What is known of each clean position and of each hijacked one, as two tensors."""
     clean, hijacked = (torch.tensor([row[side] for row in rows], device=bucket.clean.device) for side in (0, 1))
     return clean, hijacked
-
-
-def _batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
-    device = decoder.unembed.device
-    for bucket in contrast.buckets():
-        size = max(1, _TOKENS // (bucket.clean.shape[1] + bucket.hijacked.shape[1]))
-        for first in range(0, len(bucket.indices), size):
-            yield Bucket(*(tensor[first : first + size].to(device) for tensor in bucket))
 
 
 def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict[str, float]:
@@ -246,51 +223,11 @@ def _twin_examples(chosen: int | tuple[Head, ...], aligned: np.ndarray) -> tuple
     return (rows[::2], rows[1::2]) if isinstance(chosen, int) and len(rows) >= 4 else (rows, rows)
 
 
-@torch.no_grad()
-def _exchange(decoder: Decoder, bucket: Bucket, heads: list[Head]) -> Float[Tensor, "batch twin"]:
-    """Both runs, and the hijacked one's last position again from the first of the heads' layers on, for each twin.
-
-    Nothing before the last position changes, so in a causal model that position is all that runs; its keys and values
-    are its own, all others the hijacked run's.
-    """
-    rows: list[Tensor] = []
-
-    def see(site: str, index: int, value: Tensor) -> Tensor:
-        if site == "pattern":
-            rows.append(value[:, :, -1].clone())
-        return value
-
-    source = trace(decoder, bucket.clean, keep=(), edit=see)
-    base = trace(decoder, bucket.hijacked, keep=())
-    start = bucket.hijacked.shape[1] - 1 if decoder.causal else 0
-    lowest = min(layer for layer, _ in heads)
-    alive = base.resid[lowest][:, None, start:].expand(-1, len(_TWINS), -1, -1)
-    for index, layer in enumerate(decoder.layers[lowest:], lowest):
-        normed = layer.norm(alive)
-        queries, own = (decoder.turn(layer, name, layer.split(name, normed), start) for name in "qk")
-        keys, values = (kept[index][:, :, :start] for kept in (base.keys, base.values))
-        pattern = compare(decoder, layer, queries, keys, start, own).softmax(-1)
-        chosen = [head for at, head in heads if at == index]
-        for head in chosen:
-            pattern[:, [0, 2], head, -1] = rows[index][:, None, head]
-        z = average(layer, pattern, values, layer.split("v", normed))
-        for head in chosen:
-            clean = source.values[index][:, head * layer.kv_heads // layer.heads]  # (batch, position, width)
-            z[:, 1:, -1, head] = pattern[:, 1:, head, -1] @ clean
-        added = layer.after_attention(write(layer, z))
-        middle = alive + added if decoder.residual else added
-        alive = middle + layer.mlp(middle)
-    difference = decoder.unembed[bucket.false].double() - decoder.unembed[bucket.true].double()
-    found = torch.einsum("bvd,bd->bv", decoder.final_norm(alive[:, :, -1]).double(), difference)
-    bias = decoder.unembed_bias
-    return found if bias is None else found + (bias[bucket.false] - bias[bucket.true]).double()[:, None]
-
-
 def _twin_table(
     clean: np.ndarray, hijacked: np.ndarray, patched: np.ndarray, clusters: np.ndarray | None
 ) -> pd.DataFrame:
     moved = hijacked[:, None] - patched
     moved = np.column_stack([moved, moved[:, 2] - moved[:, 0] - moved[:, 1]])
     recovery, low, high = ratio_of_means(moved, hijacked - clean, clusters)
-    columns = {"patched": [*_TWINS, "interaction"], "recovery": recovery, "low": low, "high": high}
+    columns = {"patched": [*TWINS, "interaction"], "recovery": recovery, "low": low, "high": high}
     return pd.DataFrame(columns | {"n": len(clean)})

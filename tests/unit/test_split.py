@@ -14,6 +14,7 @@ from lcalens.llm.models import load_model
 from lcalens.mechanism.contrast import Contrast
 from lcalens.mechanism.decoder import read_decoder
 from lcalens.mechanism.direct import direct_effects
+from lcalens.mechanism.exchange import exchange
 from lcalens.mechanism.shapley import group_names, group_positions, lone_positions, shapley
 from lcalens.mechanism.split import _check_twin, split
 from lcalens.results import Result
@@ -443,3 +444,29 @@ def test_a_model_that_cannot_be_read_is_refused_with_the_reason(standin):
     hooked.blocks[0].attn.hook_z.add_hook(lambda value, hook: value * 2)
     with pytest.raises(LcalensError, match="hooks are attached"):
         split(hooked, Contrast(ids, ids + 1, true=1, false=2), progress=False)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama"])
+def test_sets_of_heads_are_exchanged_each_by_itself(standin, family):
+    model, hooked = standin(family).model, load_model(standin(family).folder)
+    contrast = pairs(model, [(12, 12), (9, 9), (9, 9)])
+    sets = [[(0, 1), (1, 3), (0, 2)], [(2, 0)], [(1, 1), (2, 2)]]
+    found = exchange(model, contrast, sets, progress=False)
+    for index in range(3):
+        assert found.clean[index] != pytest.approx(found.hijacked[index])
+        for number, heads in enumerate(sets):
+            for twin, kind in enumerate(("pattern", "values", "both")):
+                expected = by_hooks(hooked, contrast, index, heads, kind)
+                assert found.patched[index, number, twin] == pytest.approx(expected, rel=1e-3, abs=2e-3)
+    ends = split(model, contrast, progress=False, twin=0).examples
+    np.testing.assert_allclose(found.clean, ends["clean"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.hijacked, ends["hijacked"], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_exchanged_is_refused(standin):
+    model = standin("llama").model
+    with pytest.raises(LcalensError, match="equal length"):
+        exchange(model, pairs(model, [(7, 9)]), [[(0, 0)]], progress=False)
+    for sets in ([], [[]], [[(0, 99)]]):
+        with pytest.raises(LcalensError, match="sets: expected"):
+            exchange(model, pairs(model, [(9, 9)]), sets, progress=False)
