@@ -1,10 +1,11 @@
 # Every target builds what it needs in .venv; a second run starts at once.
 PYTHON ?= python3
 OUT ?= out
+PRESET ?= standard
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint bench docs paper clean
+.PHONY: demo test lint bench paper publish docs clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -39,8 +40,16 @@ lint: .venv/ready-dev
 bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
 
-docs paper:
-	@echo "make $@: not built yet. See CHANGELOG.md for what is there."
+# Every claim of the paper, with a verdict: half an hour at the standard preset; PRESET=quick shows that it works.
+paper: .venv/ready
+	$(BIN)/python -m probes $(PRESET) --out $(OUT)/paper
+
+# The pages of a finished `make paper` into docs/claims, and their verdicts into the README.
+publish: .venv/ready
+	$(BIN)/python -m probes --publish --out $(OUT)/paper
+
+docs:
+	@echo "make docs: a site is not built yet. Read docs/index.md."
 
 clean:
 	rm -rf .venv $(OUT) build dist

@@ -25,6 +25,7 @@ Name = Literal[
     "hijack_examples",
     "hijack_curves",
     "link",
+    "related_words",
 ]
 
 

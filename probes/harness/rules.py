@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from lcalens.errors import LcalensError
+from lcalens.mechanism.summary import ratio_of_means
+from lcalens.statistics import wilson
 
 Word = Literal["holds", "holds in part", "does not hold"]
 _COVERAGE = 0.95
@@ -63,6 +65,34 @@ def over_seeds(values: ArrayLike) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
+    """The mean of shares, with Wilson's 95% interval over all their contexts: for a model that is the same every time.
+
+    Over seeds the interval of a share that is always 1 would have no width, as if it were exact.
+
+    Args:
+        shares: One for each sample of contexts.
+        contexts: How many contexts each is of.
+    """
+    found = np.asarray(shares, dtype=float)
+    mean = float(found.mean())
+    if math.isnan(mean):
+        return Estimate(mean, math.nan, math.nan)
+    return Estimate(mean, *wilson(round(mean * contexts * found.size), contexts * found.size))
+
+
+def share(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
+    """The mean of `part` over the mean of `whole`, with a 95% bootstrap interval that resamples whole clusters.
+
+    Args:
+        part: One number a fact: what is explained.
+        whole: What there is to explain.
+        clusters: The facts' relations.
+    """
+    arrays = (np.asarray(part, dtype=float), np.asarray(whole, dtype=float), np.asarray(clusters))
+    return Estimate(*(float(end) for end in ratio_of_means(*arrays)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What one setting says of a claim.
@@ -95,6 +125,20 @@ def paired(setting: str, effect: ArrayLike, control: ArrayLike) -> Evidence:
     if one.shape != other.shape:
         raise LcalensError(f"control: {other.shape} numbers beside {one.shape} of the effect; give one a seed.")
     return Evidence(setting=setting, effect=over_seeds(one), control=over_seeds(other), excess=over_seeds(one - other))
+
+
+def unpaired(setting: str, effect: Estimate, control: Estimate) -> Evidence:
+    """Evidence from two intervals of independent samples; that of the difference is Newcombe's (1998, method 10).
+
+    Args:
+        setting: Which world, sizes or model.
+        effect: The effect.
+        control: The control.
+    """
+    apart = effect.mean - control.mean
+    low = apart - math.hypot(effect.mean - effect.low, control.high - control.mean)
+    high = apart + math.hypot(effect.high - effect.mean, control.mean - control.low)
+    return Evidence(setting=setting, effect=effect, control=control, excess=Estimate(apart, low, high))
 
 
 @dataclass(frozen=True, kw_only=True)

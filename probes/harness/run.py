@@ -91,9 +91,20 @@ def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu") -
         words = ", ".join(verdict.word for verdict in outcome.verdicts) or "not judged"
         took = duration(time.perf_counter() - before)
         print(f"{name:20} {took:>12}  {outcome.loaded} cells there, {outcome.computed} measured: {words}", flush=True)
+    print(_told(outcomes))
     took = time.perf_counter() - start
     _write_index(outcomes, out / preset, took, sum(outcome.computed for outcome in outcomes))
     return outcomes
+
+
+def _told(outcomes: Sequence[Outcome]) -> str:
+    """All verdicts for a terminal."""
+    lines = []
+    for verdict in (verdict for outcome in outcomes for verdict in outcome.verdicts):
+        met = f"{sum(verdict.met)}/{len(verdict.met)} settings"
+        lines += ["", f"{verdict.word.upper()} ({met}): {verdict.rule.claim} [{verdict.rule.source}]"]
+        lines.append(f"    at worst {verdict.worst.effect}, control {verdict.worst.control} ({verdict.worst.setting})")
+    return "\n".join(lines)
 
 
 def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: int) -> None:

@@ -1,0 +1,181 @@
+"""What was measured fact by fact: differences of shares on the same facts, complete cases, clustered intervals."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+
+from lcalens.errors import LcalensError
+from lcalens.statistics import clustered_mean_interval, holm, mcnemar, wilson
+from probes.harness.rules import Estimate, Evidence
+
+
+def matched(before: ArrayLike, after: ArrayLike) -> Estimate:
+    """The share after less the share before, with Agresti and Min's 95% interval for matched pairs.
+
+    Half a fact is added to each of the four ways in which a fact can go: where all of a few facts go the same way, a
+    bootstrap would claim certainty, this does not.
+
+    Args:
+        before: Whether each fact succeeds, 0 or 1.
+        after: The same facts, in the same order.
+
+    Raises:
+        LcalensError: They are not of the same facts.
+    """
+    one, other = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if one.shape != other.shape or one.ndim != 1:
+        raise LcalensError(f"after: {other.shape} facts beside {one.shape} before; give one number a fact.")
+    if not len(one):
+        return Estimate(math.nan, math.nan, math.nan)
+    gained, lost = (other > one).sum() + 0.5, (other < one).sum() + 0.5
+    total = len(one) + 2
+    middle = (gained - lost) / total
+    half = float(norm.ppf(0.975)) * math.sqrt(((gained + lost) / total - middle**2) / total)
+    return Estimate(float((other - one).mean()), float(max(middle - half, -1)), float(min(middle + half, 1)))
+
+
+def share(successes: ArrayLike) -> Estimate:
+    """A share with Wilson's interval.
+
+    Args:
+        successes: Whether each fact succeeds, 0 or 1.
+    """
+    found = np.asarray(successes, dtype=float)
+    if not len(found):
+        return Estimate(math.nan, math.nan, math.nan)
+    return Estimate(float(found.mean()), *wilson(int(found.sum()), len(found)))
+
+
+class FactCurves:
+    """Facts by number of sentences n, for several schemes on the same facts.
+
+    Args:
+        frames: For each scheme 0, 1, or NaN where the fact has none: a row a fact, a column an n, from 0.
+        relation: Each fact's relation.
+        known: Whether the model knows the fact.
+
+    Attributes:
+        frames: As given.
+        relation: As given.
+        known: As given.
+    """
+
+    def __init__(self, frames: Mapping[str, pd.DataFrame], relation: ArrayLike, known: ArrayLike):
+        self.frames = dict(frames)
+        self.relation, self.known = np.asarray(relation), np.asarray(known, dtype=bool)
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> "FactCurves":
+        """From a probe's rows, one a scheme: `scheme`, `counts`, `false`, `relation`, `known`.
+
+        Args:
+            rows: Of one model and one set of facts.
+        """
+        found: list[dict[Any, Any]] = rows.to_dict("records")
+        frames = {row["scheme"]: pd.DataFrame(row["false"], columns=row["counts"], dtype=float) for row in found}
+        return cls(frames, found[0]["relation"], found[0]["known"])
+
+    def together(self, *schemes: str) -> tuple[list[pd.DataFrame], np.ndarray]:
+        """The schemes' frames on the counts and the facts that all have, and which facts those are.
+
+        A count that fewer than half of a scheme's facts reach is left out, so that it does not take the facts with it.
+
+        Args:
+            schemes: Their names.
+        """
+        frames = [self.frames[name] for name in schemes]
+        counts = [n for n in frames[0] if all(n in one and _reached(one, n) for one in frames)]
+        complete = np.logical_and.reduce([one[counts].notna().all(axis=1).to_numpy() for one in frames])
+        return [one.loc[complete, counts] for one in frames], complete
+
+    def evidence(self, name: str, scheme: str, control: str, *, since: int = 0) -> Evidence:
+        """The change from one count to the largest, beside the control's, clustered by relation.
+
+        Args:
+            name: What the setting begins with.
+            scheme: The scheme.
+            control: The scheme that it is compared with, on the same facts.
+            since: The count to begin at; the largest, where there is none so large.
+        """
+        (one, other), chosen = self.together(scheme, control)
+        last = _largest(one)
+        first = min(since, last)
+        effect, beside = (frame[last] - frame[first] for frame in (one, other))
+
+        def mean(values: pd.Series) -> Estimate:
+            found = values.to_numpy(dtype=float)
+            middle = float(found.mean()) if len(found) else math.nan
+            return Estimate(middle, *clustered_mean_interval(found, self.relation[chosen]))
+
+        setting = f"{name}: {scheme}, n = {last}, {len(one)} facts"
+        return Evidence(setting=setting, effect=mean(effect), control=mean(beside), excess=mean(effect - beside))
+
+    def table(self) -> list[dict[str, Any]]:
+        """For every scheme, of all facts and of the known: the share by n, and McNemar's p of the largest n on all."""
+        rows = []
+        for scheme in self.frames:
+            (frame,), chosen = self.together(scheme)
+            for subset, part in (("all", frame), ("known", frame[self.known[chosen]])):
+                before, after = (part[n].to_numpy() > 0 for n in (0, _largest(frame)))
+                p = mcnemar(before, after) if subset == "all" and len(part) else math.nan
+                shares = {f"n = {n}": share(part[n]) for n in frame}
+                rows.append({"scheme": scheme, "subset": subset, "facts": len(part)} | shares | {"p": p})
+        return rows
+
+    def lines(self, schemes: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Rows for `curves`: the share by n, of the facts that all the schemes have.
+
+        Args:
+            schemes: What each line is called, with its scheme.
+        """
+        frames, _ = self.together(*schemes.values())
+        named = zip(schemes, frames, strict=True)
+        return [{"series": name, "n": n} | share(frame[n])._asdict() for name, frame in named for n in frame]
+
+    def by_relation(self, schemes: Mapping[str, str]) -> list[dict[str, Any]]:
+        """For every relation, the change from no sentence to the largest n, of few facts.
+
+        Args:
+            schemes: What each is called, with its scheme.
+        """
+        frames, chosen = self.together(*schemes.values())
+        of, rows = self.relation[chosen], []
+        for name, frame in zip(schemes, frames, strict=True):
+            for relation in np.unique(of):
+                part = frame[of == relation]
+                change = matched(part[0], part[_largest(part)])
+                rows.append({"series": name, "relation": relation, "facts": len(part)} | change._asdict())
+        return rows
+
+
+def shares_table(rows: list[dict[str, Any]], *, retention: bool = False) -> pd.DataFrame:
+    """Rows of `FactCurves.table` as text: ES with p, Holm-corrected over the rows, or retention.
+
+    Args:
+        rows: Of one study.
+        retention: Whether to show 1 - ES.
+    """
+
+    def text(value: Any) -> Any:
+        if not isinstance(value, Estimate):
+            return value
+        if math.isnan(value.mean):
+            return ""
+        return str(Estimate(1 - value.mean, 1 - value.high, 1 - value.low) if retention else value)
+
+    frame = pd.DataFrame([{name: text(value) for name, value in row.items() if name != "p"} for row in rows])
+    return frame if retention else frame.assign(p=holm([row["p"] for row in rows]))
+
+
+def _largest(frame: pd.DataFrame) -> int:
+    return int(frame.columns.max())
+
+
+def _reached(frame: pd.DataFrame, n: Any) -> bool:
+    there = frame.notna().sum()
+    return n == 0 or there[n] >= there[there.index > 0].iloc[0] / 2

@@ -1,0 +1,242 @@
+"""What the probes share: rules against verdicts written by hand, cells that are kept, pages, and the two commands."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lcalens import LatentConcepts, TrainConfig
+from lcalens.errors import LcalensError
+from probes.harness import run
+from probes.harness.naive import runs_of
+from probes.harness.page import duration, escaped, table
+from probes.harness.rules import Estimate, Evidence, Rule, exact, over_seeds, paired, share, unpaired
+from probes.harness.study import Report, Settings, run_probe
+
+RULE = Rule(claim="It rises.", source="Figure 0", effect="the rise", minimum=0.1, control="nothing", margin=0.05)
+FALLS = Rule(
+    claim="It falls.", source="Figure 0", effect="the angle", minimum=10, control="noise", margin=5, sense="at most"
+)
+
+
+def evidence(effect, control, excess):
+    return Evidence(setting="here", effect=Estimate(*effect), control=Estimate(*control), excess=Estimate(*excess))
+
+
+CLEAR = evidence((0.3, 0.2, 0.4), (0, -0.05, 0.05), (0.3, 0.2, 0.4))
+SMALL = evidence((0.12, 0.09, 0.15), (0, 0, 0), (0.12, 0.09, 0.15))  # its interval reaches below the minimum
+MATCHED = evidence((0.3, 0.2, 0.4), (0.28, 0.2, 0.36), (0.02, -0.05, 0.09))  # the control does as well
+UNSURE = evidence((0.3, math.nan, math.nan), (0, 0, 0), (0.3, math.nan, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ([CLEAR], "holds"),
+        ([CLEAR, SMALL], "holds in part"),
+        ([SMALL], "does not hold"),
+        ([MATCHED], "does not hold"),
+        ([UNSURE], "does not hold"),
+        ([CLEAR, UNSURE], "holds in part"),
+    ],
+)
+def test_a_verdict_needs_effect_and_margin_by_whole_intervals(found, word):
+    verdict = RULE.judge(found)
+    assert verdict.word == word
+    assert verdict.worst is found[-1]
+    assert verdict.to_frame()["met"].tolist() == ["yes" if one is CLEAR else "no" for one in found]
+
+
+def test_at_most_turns_both_conditions_round():
+    below = evidence((4, 3, 5), (20, 18, 22), (-16, -18, -14))
+    assert FALLS.judge([below]).word == "holds"
+    assert FALLS.judge([evidence((9, 7, 11), (20, 18, 22), (-11, -13, -9))]).word == "does not hold"
+    assert FALLS.judge([evidence((4, 3, 5), (6, 5, 7), (-2, -3, -1))]).word == "does not hold"
+
+
+def test_what_is_exactly_at_the_limit_is_met():
+    assert RULE.meets(Evidence(setting="", effect=exact(0.1), control=exact(0.05), excess=exact(0.05)))
+
+
+def test_no_evidence_is_an_error():
+    with pytest.raises(LcalensError, match="none for 'It rises"):
+        RULE.judge([])
+
+
+def test_intervals_over_seeds_are_students():
+    values = np.array([0.1, 0.4, 0.2, 0.3, 0.9])
+    found = over_seeds(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found == pytest.approx((values.mean(), expected.low, expected.high))
+    assert math.isnan(over_seeds([0.5]).low)
+    both = paired("here", values, values[::-1])
+    expected = stats.ttest_rel(values, values[::-1]).confidence_interval(0.95)
+    assert both.excess[1:] == pytest.approx((expected.low, expected.high))
+    with pytest.raises(LcalensError, match="give one a seed"):
+        paired("here", values, values[:3])
+    with pytest.raises(LcalensError, match="one number a seed"):
+        over_seeds([])
+
+
+def test_the_difference_of_independent_shares_is_newcombes():
+    # 56/70 against 48/80, Newcombe (1998), table II, method 10.
+    found = unpaired("here", Estimate(0.8, 0.6918, 0.8777), Estimate(0.6, 0.4904, 0.7008))
+    assert found.excess == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-4)
+
+
+def test_a_share_is_of_means_and_resamples_relations():
+    part, whole = np.repeat([1.0, 3.0], 10), np.repeat([2.0, 4.0], 10)
+    assert share(part, whole, np.repeat(["a", "b"], 10)) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Settings):
+    """Settings of a probe for tests.
+
+    Attributes:
+        sizes: Of the cells.
+    """
+
+    sizes: tuple[int, ...] = (1, 2, 3)
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """A probe in a file of its own, and what it measured."""
+    file = tmp_path / "own_probe.py"
+    file.write_text('"""Does <it> rise | at all (Figure 0)."""\n')
+    module = ModuleType("own_probe", '"""Does <it> rise | at all (Figure 0).\n\nTwo lines.\n"""'.strip('"'))
+    module.__file__ = str(file)
+    measured = []
+
+    def measure(cell, work):
+        if cell["size"] == 3 and not measured[2:]:
+            measured.append("killed")
+            raise KeyboardInterrupt
+        measured.append(cell["size"])
+        work.train(LatentConcepts(3), TrainConfig(8, 4, 4, steps=cell["size"], batch_size=8), 2)
+        return [{"size": cell["size"], "value": np.float64(cell["size"] / 3), "none": math.nan}]
+
+    module.PRESETS = {"quick": Own(preset="quick", sizes=(1,)), "standard": Own()}
+    module.RULES = (RULE,)
+    module.CHOICES = "None."
+    module.grid = lambda settings: [{"size": size} for size in settings.sizes]
+    module.measure = measure
+    module.report = lambda settings, rows: Report(
+        evidence=((RULE, [paired(f"{size} <b>", [0, size / 10], [0, 0]) for size in rows["size"]]),),
+        tables={"All": rows},
+    )
+    monkeypatch.setitem(sys.modules, "own_probe", module)
+    return module, measured
+
+
+def test_a_probe_that_was_stopped_measures_only_what_is_missing(probe, tmp_path):
+    module, measured = probe
+    settings = Own(out=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        run_probe(module, settings, progress=False)
+    second = run_probe(module, settings, progress=False)
+    assert measured == [1, 2, "killed", 3]
+    assert (second.loaded, second.computed) == (2, 1)
+    third = run_probe(module, settings, progress=False)
+    assert (third.loaded, third.computed) == (3, 0)
+    pd.testing.assert_frame_equal(second.report.tables["All"], third.report.tables["All"])
+    assert third.report.tables["All"]["value"].tolist() == [1 / 3, 2 / 3, 1.0]
+    assert third.seconds == second.seconds
+
+
+def test_a_changed_probe_measures_again(probe, tmp_path):
+    module, measured = probe
+    settings = Own(out=tmp_path / "out", sizes=(1,))
+    run_probe(module, settings, progress=False)
+    with open(module.__file__, "a") as file:
+        file.write("# changed\n")
+    run_probe(module, settings, progress=False)
+    assert measured == [1, 1]
+
+
+def test_rules_that_were_not_said_beforehand_are_refused(probe, tmp_path):
+    module, _ = probe
+    module.RULES = (FALLS,)
+    with pytest.raises(LcalensError, match="said beforehand"):
+        run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
+
+
+def test_the_command_writes_a_page_and_quick_gives_no_verdict(probe, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert run.main("own_probe", ["quick", "--out", out]) == 0
+    page = (tmp_path / "out/quick/own_probe.md").read_text()
+    assert page.startswith("# Does <it> rise | at all (Figure 0)\n\nTwo lines.")
+    assert "too little for a verdict" in page
+    assert json.loads((tmp_path / "out/quick/own_probe.json").read_text()) == {"verdicts": []}
+    assert run.main("own_probe", ["--out", out, "--sizes", "1", "2"]) == 0
+    page = (tmp_path / "out/standard/own_probe.md").read_text()
+    assert "**Does not hold**" in page  # two seeds that far apart leave an interval about 0
+    assert "1 &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "python -m probes.own_probe standard" in page
+    assert run.main("own_probe", ["quick", "--out", str(tmp_path / "own_probe.py")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main("own_probe", ["quick", "--out", out, "--seeds", "0"])
+    assert "seeds: expected 1 or more" in capsys.readouterr().err
+
+
+def test_publishing_copies_pages_and_puts_the_verdicts_between_the_marks(probe, tmp_path, monkeypatch):
+    module, _ = probe
+    monkeypatch.setitem(sys.modules, "probes.own_probe", module)
+    module.grid = lambda settings: [{"size": 1}]
+    run.run_all(["own_probe"], "standard", tmp_path / "out")
+    readme, docs = tmp_path / "README.md", tmp_path / "docs/claims"
+    docs.mkdir(parents=True)
+    (docs / "gone.md").write_text("old")
+    readme.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
+    monkeypatch.chdir(tmp_path)
+    run.publish(tmp_path / "out", docs.relative_to(tmp_path), readme)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "\nold\n" not in text
+    assert "| It rises. | Figure 0 | **does not hold** (0 of 1 settings) |" in text
+    assert "(docs/claims/own_probe.md)" in text
+    assert sorted(one.name for one in docs.iterdir()) == ["figures", "index.md", "own_probe.md"]
+    readme.write_text("no marks")
+    with pytest.raises(LcalensError, match="each once"):
+        run.publish(tmp_path / "out", docs, readme)
+    with pytest.raises(LcalensError, match="run `make paper` first"):
+        run.publish(tmp_path / "nothing", docs, readme)
+
+
+def test_what_data_says_stays_text():
+    assert escaped("<b>|x|\n*y* [a](b) $1$ `c`") == r"&lt;b&gt;\|x\| \*y\* [a\](b) \$1\$ \`c\`"
+    lines = table(pd.DataFrame({"a|b": ["<i>", "x"], "n": [0.123456, 12345.6], "k": [1, 2], "ok": [True, False]}))
+    assert lines == [
+        r"| a\|b | n | k | ok |",
+        "| --- | --- | --- | --- |",
+        "| &lt;i&gt; | 0.123 | 1 | yes |",
+        "| x | 12346 | 2 | no |",
+    ]
+
+
+def test_durations_are_said_in_the_unit_that_fits():
+    assert [duration(s) for s in (0.123, 59, 150, 3600, 9000, 360000)] == [
+        "0.12 seconds",
+        "59 seconds",
+        "2.5 minutes",
+        "60 minutes",
+        "2.5 hours",
+        "100 hours",
+    ]
+
+
+def test_a_run_that_two_cells_need_is_counted_once():
+    world, config = {"m": 5}, {"context_length": 64, "d_model": 16, "d_head": 16, "batch_size": 512, "steps": 100}
+    one = {"m": 5, "world": world, "config": config, "seeds": [0, 1]}
+    other = {**one, "config": {**config, "steps": 50}}
+    assert runs_of([[one], [one, other], [{**one, "seeds": [1, 2]}]]) == {(5, 64, 16, 16, 512): 400}
