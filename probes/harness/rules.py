@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """`0.123 [0.1, 0.146]`, or the number alone where it is exact."""
-        if self.low == self.high:
+        if math.isclose(self.low, self.high, rel_tol=1e-12):
             return f"{self.mean:.3g}"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 

@@ -1,28 +1,11 @@
 """What a trained value matrix is compared with, for the probes that swap it and those that look at its subspaces."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lcalens import LatentConcepts, TrainConfig
+from lcalens import LatentConcepts
 from lcalens.lca import memory
-
-
-def recipe(m: int, length: int, lr: float, steps: int, d_model: int | None = None, **changes: Any) -> TrainConfig:
-    """The recipe of the probe `value_matrix`, so that what several probes train is trained once.
-
-    Args:
-        m: Latent bits.
-        length: L.
-        lr: Learning rate.
-        steps: Training steps.
-        d_model: d; V/2 by default.
-        **changes: Such as `train_embedding`.
-    """
-    width = 1 << (m - 1) if d_model is None else d_model
-    return TrainConfig(length, width, min(width, 32), lr=lr, steps=steps, **changes)
 
 
 def value_matrices(
