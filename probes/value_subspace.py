@@ -1,0 +1,219 @@
+"""The trained and the constructed value matrix share a low-rank subspace (section 6.1, Figure C.3).
+
+Of the trained value matrix W_V and of another matrix the best approximations of rank m are compared: the principal
+angles between the subspaces that they write to (left singular vectors) and read from (right). The paper reports the
+smallest angle, which says that one direction is shared; the mean over all m angles says whether the subspace is. The
+other matrix is the constructed one of equation 5.1, made of the model's own embeddings, or a control: the same number
+of pairs, drawn at random; a Gaussian matrix; and E E^T, which stores each token by itself, and knows of no neighbours.
+The cosine between the whole matrices stands beside, as angles between subspaces see neither signs nor sizes.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lcalens import LatentConcepts
+from lcalens.lca.geometry import cosine, principal_angles
+from lcalens.lca.training import Run
+from probes.harness.figures import curves
+from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.run import main
+from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
+from probes.harness.values import value_matrices
+from probes.harness.work import Work
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ANGLE = "the smallest principal angle, in degrees, between the rank-m parts of the trained and the constructed matrix"
+RULES = (
+    Rule(
+        claim="The trained and the constructed value matrix share a low-rank subspace.",
+        source="Section 6.1, Figure C.3",
+        effect=_ANGLE,
+        minimum=10,
+        control="that of the trained matrix and random pairs",
+        margin=10,
+        sense="at most",
+    ),
+    Rule(
+        claim="The low-rank subspace of the trained value matrix is the constructed one's, and not just that of E E^T.",
+        source="Figure C.3, with a stronger control",
+        effect=_ANGLE,
+        minimum=10,
+        control="that of the trained matrix and E E^T",
+        margin=10,
+        sense="at most",
+    ),
+)
+CHOICES = """
+The paper compares parts of rank m and reports the smallest angle, and does not say on which side: both are shown here.
+Its omega, beta, d and training recipe are not public; the recipe here is that of the probe `value_matrix`, d = V/2. The
+larger the rank, the smaller the angles between any two subspaces: those of d dimensions are one and the same. The
+first sweep shows the angles over ranks and numbers of steps; the second, at rank m, over learning rates and numbers
+of steps. The largest number of steps is the full preset's.
+"""
+_OTHERS = ("constructed", "random pairs", "Gaussian", "E E^T")
+_SIDES, _WHAT = ("left", "right"), ("smallest", "mean")
+_NUMBERS = (*(f"{what}, {side}" for what in _WHAT for side in _SIDES), "cosine", "gap of other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSubspace(Settings):
+    """Angles between the trained W_V and other matrices.
+
+    Attributes:
+        m: Numbers of latent bits.
+        omega: Share of a context that speaks of the concept.
+        beta: Temperature of the tokens' distances.
+        length: Context length L.
+        lr: Learning rate.
+        steps: Training steps.
+        sweep_rank: Ranks of the first sweep, all below d at the smallest m; the rank m is added.
+        sweep_lr: Learning rates of the second sweep.
+        sweep_steps: Steps of both sweeps.
+    """
+
+    m: tuple[int, ...] = (5, 6, 7, 8)
+    omega: float = 0.5
+    beta: float = 1.0
+    length: int = 64
+    lr: float = 0.03
+    steps: int = 1000
+    sweep_rank: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)
+    sweep_lr: tuple[float, ...] = (0.01, 0.03, 0.1)
+    sweep_steps: tuple[int, ...] = (300, 1000, 3000)
+
+
+PRESETS = {
+    "quick": ValueSubspace(
+        preset="quick",
+        seeds=2,
+        m=(3, 4),
+        length=32,
+        steps=60,
+        sweep_rank=(1, 2),
+        sweep_lr=(0.03,),
+        sweep_steps=(30, 60),
+    ),
+    "standard": ValueSubspace(),
+    "full": ValueSubspace(preset="full", steps=3000),
+}
+
+
+def grid(settings: ValueSubspace) -> list[dict[str, Any]]:
+    """A cell for each m, and for each learning rate and number of steps at the smallest m."""
+    small = min(settings.m)
+    ranks = sorted({*settings.sweep_rank, small})
+    plan = [("grid", m, settings.lr, settings.steps, [m]) for m in settings.m]
+    lrs = sorted({*settings.sweep_lr, settings.lr})  # the sweep over ranks is at the usual one
+    plan += [("sweep", small, lr, steps, ranks) for lr in lrs for steps in settings.sweep_steps]
+    names = ("part", "m", "lr", "steps", "ranks")
+    shared = {"omega": settings.omega, "beta": settings.beta, "L": settings.length, "seeds": settings.seeds}
+    return [dict(zip(names, one, strict=True)) | shared for one in plan]
+
+
+def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
+    """Train, then compare; a row a run, other matrix and rank."""
+    concepts = LatentConcepts(cell["m"], omega=cell["omega"], beta=cell["beta"])
+    runs = work.train(concepts, recipe(cell["m"], cell["L"], cell["lr"], cell["steps"]), cell["seeds"])
+    about = {name: value for name, value in cell.items() if name != "ranks"}
+    return [
+        about | {"seed": run.seed, "accuracy": run.accuracy, "bayes": run.bayes, "diverged": run.diverged} | found
+        for run in runs
+        for found in compared(run, cell["ranks"])
+    ]
+
+
+def compared(run: Run, ranks: list[int]) -> list[dict[str, Any]]:
+    """Angles and cosine between the trained W_V and each other matrix; NaN where the run diverged."""
+    trained, rows = run.model.attn.v.weight.detach().double().cpu(), []
+    if run.diverged is not None:  # its weights need not be numbers
+        missing = dict.fromkeys((*_NUMBERS, "gap of trained"), float("nan"))
+        return [{"matrix": name, "rank": rank} | missing for name in _OTHERS for rank in ranks]
+    matrices = value_matrices(run.concepts, run.model.embed.weight, run.seed)
+    for name in _OTHERS:
+        for rank in ranks:
+            angles = principal_angles(trained, matrices[name], rank)
+            means, (gap, other_gap) = (float(angles.left.mean()), float(angles.right.mean())), angles.gaps
+            numbers = (*angles.smallest, *means, cosine(trained, matrices[name]), other_gap)
+            found = dict(zip(_NUMBERS, numbers, strict=True)) | {"gap of trained": gap}
+            rows.append({"matrix": name, "rank": rank} | found)
+    return rows
+
+
+def report(settings: ValueSubspace, rows: pd.DataFrame) -> Report:
+    """Angles and cosines by m, by rank and by recipe."""
+    main_part, sweep = rows[rows["part"] == "grid"], rows[rows["part"] == "sweep"]
+    evidence: dict[str, list[Any]] = {"random pairs": [], "E E^T": []}
+    for m, part in main_part.groupby("m"):
+        for side in _SIDES:
+            angle = part.pivot(index="seed", columns="matrix", values=f"smallest, {side}")
+            for control, found in evidence.items():
+                found.append(paired(f"m = {m}, {side}", angle["constructed"], angle[control]))
+    small, seeds = min(settings.m), f"mean and 95% interval over {settings.seeds} seeds"
+    at_m, by_rank = sweep[sweep["rank"] == small], sweep[sweep["lr"] == settings.lr]
+    longest = by_rank[by_rank["steps"] == by_rank["steps"].max()]
+    shape = f"m = {small}, d = {1 << (small - 1)}"
+    return Report(
+        evidence=tuple(zip(RULES, evidence.values(), strict=True)),
+        figures={
+            f"Angles in degrees between rank-m parts of the trained W_V and of other matrices, over m; {seeds}. 90 is "
+            "orthogonal.": _angles(main_part, "m", "latent bits m"),
+            f"Cosine between the whole matrices over m; {seeds}.": _cosines(main_part),
+            f"Angles in degrees over the rank k that is kept: {shape}, lr = {settings.lr:g}, "
+            f"{longest['steps'].iloc[0]} steps; {seeds}.": _angles(longest, "rank", "rank k"),
+        },
+        tables={
+            "Angles in degrees and cosine, by m": _table(main_part, ["m"]),
+            "The trained matrix's ratio of the m-th to the next singular value, and accuracy": _runs(main_part, ["m"]),
+            f"Over ranks and steps: {shape}, lr = {settings.lr:g}": _table(by_rank, ["rank", "steps"]),
+            f"Over learning rates and steps: {shape}, rank m": _table(at_m, ["lr", "steps"]),
+            f"Accuracy over learning rates and steps: m = {small}": _runs(at_m, ["lr", "steps"]),
+        },
+    )
+
+
+def _angles(frame: pd.DataFrame, x: str, xlabel: str) -> "Figure":
+    drawn = [
+        {"panel": f"{what} angle, {side}", "matrix": name, x: at} | over_seeds(part[f"{what}, {side}"])._asdict()
+        for what in _WHAT
+        for side in _SIDES
+        for (name, at), part in frame.groupby(["matrix", x], sort=False)
+    ]
+    return curves(
+        pd.DataFrame(drawn), x=x, y="mean", xlabel=xlabel, ylabel="angle (degrees)", panel="panel", series="matrix",
+        ylim=(0, 92),
+    )  # fmt: skip
+
+
+def _cosines(frame: pd.DataFrame) -> "Figure":
+    drawn = [
+        {"m": m, "matrix": name} | over_seeds(part["cosine"])._asdict()
+        for (name, m), part in frame.groupby(["matrix", "m"], sort=False)
+    ]
+    return curves(pd.DataFrame(drawn), x="m", y="mean", xlabel="latent bits m", ylabel="cosine", series="matrix")
+
+
+def _table(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    shown = [
+        dict(zip([*by, "matrix"], at, strict=True)) | {name: str(over_seeds(part[name])) for name in _NUMBERS}
+        for at, part in frame.groupby([*by, "matrix"], sort=False)
+    ]
+    return pd.DataFrame(shown)
+
+
+def _runs(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """What is one a run: the trained matrix's own gap, and accuracy."""
+    shown = []
+    for at, part in frame[frame["matrix"] == "constructed"].groupby(by, sort=False):
+        means = {name: str(over_seeds(part[name])) for name in ("gap of trained", "accuracy", "bayes")}
+        shown.append(dict(zip(by, at, strict=True)) | means | {"diverged": part["diverged"].notna().sum()})
+    return pd.DataFrame(shown).rename(columns={"bayes": "Bayes"})
+
+
+if __name__ == "__main__":
+    sys.exit(main(__name__))
