@@ -10,8 +10,9 @@ import tyro
 from probes.harness.run import publish, run_all, told_plainly
 from probes.harness.study import Preset
 
+# In the order in which they are begun: the longest first, and what trains the models that others need before these.
 Name = Literal[
-    "theorems",
+    "hijack_curves",
     "value_matrix",
     "value_swap",
     "value_subspace",
@@ -22,10 +23,13 @@ Name = Literal[
     "toy_hijack",
     "context_length",
     "latent_bits",
-    "hijack_examples",
-    "hijack_curves",
+    "theorems",
+    "lemmas",
+    "lemma6",
+    "value_role",
     "link",
     "related_words",
+    "hijack_examples",
 ]
 
 
@@ -38,6 +42,7 @@ class All:
         only: Of these probes alone.
         out: Where pages, figures and finished cells go.
         device: Where models run.
+        jobs: How many probes run at once, each in a process with its share of the cores.
         publish: Run nothing: copy the standard preset's pages to docs/claims and their verdicts to the README.
     """
 
@@ -45,6 +50,7 @@ class All:
     only: tuple[Name, ...] = ()
     out: Path = Path("out/paper")
     device: str = "cpu"
+    jobs: int = 2
     publish: bool = False
 
 
@@ -60,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if wanted.publish:
             publish(wanted.out, Path("docs/claims"), Path("README.md"))
         else:
-            run_all(wanted.only or Name.__args__, wanted.preset, wanted.out, wanted.device)
+            run_all(wanted.only or Name.__args__, wanted.preset, wanted.out, wanted.device, wanted.jobs)
 
     return told_plainly(run)
 

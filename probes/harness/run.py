@@ -1,13 +1,17 @@
 """The command line of a probe and of all of them; what they write."""
 
 import json
+import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import tyro
@@ -16,7 +20,7 @@ from lcalens.errors import LcalensError
 from lcalens.runs import CellStore, content_key
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.page import duration, page, verdict_table
-from probes.harness.study import Outcome, Settings, name_of, run_probe
+from probes.harness.study import Outcome, Report, Settings, name_of, run_probe
 
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 _PRESETS = {
@@ -70,31 +74,62 @@ def told_plainly(run: object) -> int:
     return 0
 
 
-def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu") -> list[Outcome]:
-    """Run probes one after the other, and write their pages and the table of all verdicts.
+def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu", jobs: int = 1) -> list[Outcome]:
+    """Run probes, and write their pages and the table of all verdicts.
 
     Args:
-        names: Of the probes.
+        names: Of the probes; they are begun in this order.
         preset: `quick`, `standard` or `full`.
         out: Where pages, figures and finished cells go.
         device: Where models run.
-    """
-    from dataclasses import replace
+        jobs: How many probes run at once, each in a process with its share of the cores.
 
-    outcomes, start = [], time.perf_counter()
-    for name in names:
-        probe = import_module(f"probes.{name}")
-        before = time.perf_counter()
-        outcome = run_probe(probe, replace(probe.PRESETS[preset], out=out, device=device))
-        _write(probe, outcome, _command(f"python -m probes.{name}", [preset]))
-        outcomes.append(outcome)
+    Raises:
+        LcalensError: A number of jobs below 1; or some probes failed, which is told when the others are done.
+    """
+    from joblib import Parallel, delayed
+
+    if jobs < 1:
+        raise LcalensError(f"jobs: expected 1 or more, got {jobs}.")
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    begun = (delayed(_run_one)(name, preset, out, device, threads) for name in names)
+    found: dict[str, Outcome] = {}
+    errors, start = [], time.perf_counter()
+    together: Any = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
+    # A process that has grown is ended and another begun, which is no news to anybody.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+    for name, outcome, took in together(begun):
+        if isinstance(outcome, str):
+            errors.append(f"{name}: {outcome}")
+            print(f"{name:20} failed: {outcome}", flush=True)
+            continue
+        found[name] = outcome
         words = ", ".join(verdict.word for verdict in outcome.verdicts) or "not judged"
-        took = duration(time.perf_counter() - before)
-        print(f"{name:20} {took:>12}  {outcome.loaded} cells there, {outcome.computed} measured: {words}", flush=True)
+        cells = f"{outcome.loaded} cells there, {outcome.computed} measured"
+        print(f"{name:20} {duration(took):>12}  {cells}: {words}", flush=True)
+    if errors:
+        raise LcalensError(f"{'; '.join(errors)}. What is finished is kept; the same command goes on from there.")
+    outcomes = [found[name] for name in names]
     print(_told(outcomes))
     took = time.perf_counter() - start
     _write_index(outcomes, out / preset, took, sum(outcome.computed for outcome in outcomes))
     return outcomes
+
+
+def _run_one(name: str, preset: str, out: Path, device: str, threads: int | None) -> tuple[str, Outcome | str, float]:
+    """One probe, in a process of its own where there are several; its error as text."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    probe, start = import_module(f"probes.{name}"), time.perf_counter()
+    try:
+        outcome = run_probe(probe, replace(probe.PRESETS[preset], out=out, device=device), progress=threads is None)
+        _write(probe, outcome, _command(f"python -m probes.{name}", [preset]))
+    except LcalensError as error:
+        return name, str(error), 0.0
+    # Figures and tables are on the page, and need not be sent.
+    return name, replace(outcome, report=Report(evidence=outcome.report.evidence)), time.perf_counter() - start
 
 
 def _told(outcomes: Sequence[Outcome]) -> str:
@@ -121,8 +156,9 @@ def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: i
     lines = [
         "# The paper's claims, one by one",
         "",
-        "Each row is a rule that was written down before the run: a minimum effect, and a margin over a control. The",
-        "number is of the setting that comes closest to failing, with its 95% interval.",
+        "Each row is a rule: a minimum effect, and a margin over a control. The number is of the setting that comes",
+        "closest to failing, with its 95% interval. The rules were written down before the runs that are judged here;",
+        "the toy's seeds begin at a number that no exploratory run had used.",
         "",
         *verdict_table(outcomes, ""),
         "",

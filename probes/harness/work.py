@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PAPER = ("gpt2-xl", "google/gemma-2b", "google/gemma-2b-it", "meta-llama/Llama-2-7b-hf")
 """The models of the paper's Figures 1 and 2, for whoever can reach them: `--models paper`."""
 
+FIRST_SEED = 10
+"""Seeds below were used while the probes were written, so that no rule has seen the runs that it judges."""
+
 COUNTERFACT = "LCALENS_COUNTERFACT"
 _RELATIONS = (
     "P17 P19 P20 P27 P30 P36 P37 P39 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264 P276 P364 "
@@ -54,10 +57,10 @@ class Work:
         Args:
             concepts: The world.
             configs: A recipe or several.
-            seeds: How many, or which.
+            seeds: How many, from `FIRST_SEED` on, or which.
         """
         configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
-        which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        which = [*range(FIRST_SEED, FIRST_SEED + seeds)] if isinstance(seeds, int) else list(seeds)
         self.trained += [
             {"m": concepts.m, "world": asdict(concepts), "config": asdict(one), "seeds": which} for one in configs
         ]

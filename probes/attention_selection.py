@@ -1,0 +1,235 @@
+"""Attention selects the tokens of the last token's cluster (Figures 3c, C.7, C.8; sections 5.4 and 6.3).
+
+Attention mass of trained models inside the last token's cluster, against uniform attention on the same contexts. The
+controls: the same models before training, and groups of tokens that share as many other bits with the last token.
+Then whether that is what makes the model accurate: beside models trained with W_K = W_Q = 0, in worlds with clusters
+and in the world without (N = all). Bayes is the ceiling that nothing beats.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lcalens import LatentConcepts
+from lcalens.lca import LCAForCausalLM, attention_pattern, bayes
+from lcalens.lca.trainer import start_model
+from probes.harness.figures import dots, heat_maps
+from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.run import main
+from probes.harness.study import Report, Settings
+from probes.harness.toy import answered, reader, recipe
+from probes.harness.work import Work
+
+_MASS = "attention mass inside the last token's cluster, less what uniform attention pays there"
+RULES = (
+    Rule(
+        claim="Attention selects the tokens of the last token's cluster.",
+        source="Figures 3c, C.7, C.8",
+        effect=_MASS,
+        minimum=0.1,
+        control="the same models before training",
+        margin=0.1,
+    ),
+    Rule(
+        claim="What attention selects is the cluster, not tokens alike in any bits.",
+        source="Figures 3c, C.7, C.8; a stronger control",
+        effect=_MASS,
+        minimum=0.1,
+        control="the same for tokens that share as many other bits with the last token, at the most over such bits",
+        margin=0.1,
+    ),
+    Rule(
+        claim="Attention that can select makes the model more accurate, where there are clusters.",
+        source="sections 5.4, 6.3",
+        effect="accuracy with W_K and W_Q trained, less that of models trained with W_K = W_Q = 0",
+        minimum=0.02,
+        control="the same in the world N = all, where no cluster is shut out",
+        margin=0.02,
+    ),
+)
+CHOICES = """
+The paper does not give the share of noise, the temperature, or the training recipe. Here omega and beta are those of
+`LatentConcepts`' defaults in every world, and the recipe is that of the other toy probes. The sweep shows selection
+and accuracy over learning rates and numbers of steps, at the smallest m and one bit of cluster; its largest number of
+steps is the full preset's. The heat maps show one model (seed 0); the numbers are of all.
+
+"Forced uniform" sets W_K and W_Q to zero in the trained model, whose W_E and W_V have come to rely on its attention;
+the rule asks for models that were trained without it instead. "Cluster alone" gives uniform attention to the tokens of
+the last token's cluster and none to the others: selection, and nothing else. In N = all there is no cluster; columns
+that need one take the tokens that share the first bit with the last token.
+"""
+_EXCESS = {"trained": "mass", "before training": "before training", "other bits": "other bits"}
+_ACCURACY = ("trained", "forced uniform", "cluster alone", "K = Q = 0", "K = Q = 0, cluster alone", "Bayes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSelection(Settings):
+    """Attention inside the cluster, and accuracy with attention and without.
+
+    Attributes:
+        m: Numbers of latent bits, 4 or more.
+        bits: Bits that define a cluster; the world N = all is always added.
+        length: Context length L.
+        lr: Learning rate.
+        steps: Training steps.
+        contexts: Contexts measured for each run.
+        sweep_lr: Learning rates of the sweep.
+        sweep_steps: Steps of the sweep.
+    """
+
+    m: tuple[int, ...] = (5, 6)
+    bits: tuple[int, ...] = (1, 2)
+    length: int = 64
+    lr: float = 0.03
+    steps: int = 1000
+    contexts: int = 16_000
+    sweep_lr: tuple[float, ...] = (0.01, 0.03, 0.1)
+    sweep_steps: tuple[int, ...] = (300, 1000, 3000)
+
+
+PRESETS = {
+    "quick": AttentionSelection(
+        preset="quick", seeds=2, m=(4,), length=32, steps=60, contexts=2000, sweep_lr=(0.03,), sweep_steps=(30,)
+    ),
+    "standard": AttentionSelection(),
+    "full": AttentionSelection(preset="full", m=(5, 6, 8), steps=3000),
+}
+
+
+def grid(settings: AttentionSelection) -> list[dict[str, Any]]:
+    """A cell for each m, world (0 bits: N = all) and recipe."""
+    plan = [("grid", m, bits, settings.lr, settings.steps) for m in settings.m for bits in (*settings.bits, 0)]
+    smallest = (min(settings.m), min(settings.bits))
+    plan += [("sweep", *smallest, lr, steps) for lr in settings.sweep_lr for steps in settings.sweep_steps]
+    names = ("part", "m", "bits", "lr", "steps")
+    shared = {"L": settings.length, "contexts": settings.contexts, "seeds": settings.seeds}
+    return [dict(zip(names, one, strict=True)) | shared for one in plan]
+
+
+def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
+    """Train with attention and without; a row a seed."""
+    m, bits = cell["m"], cell["bits"] or 1
+    concepts = LatentConcepts(m, neighborhood="cluster", cluster_bits=bits) if cell["bits"] else LatentConcepts(m)
+    ours = recipe(m, cell["L"], cell["lr"], cell["steps"])
+    blind = replace(ours, attention="zero", train_attention=False)
+    runs = work.train(concepts, (ours, blind), cell["seeds"])
+    first, *others = (((1 << bits) - 1) << shift for shift in range(m - bits, -1, -1))
+    others = [mask for mask in others if not mask & first]
+    rows = []
+    for run, without in zip(runs[: cell["seeds"]], runs[cell["seeds"] :], strict=True):
+        counts, last, y = concepts.sample_counts(cell["contexts"], cell["L"], torch.Generator().manual_seed(run.seed))
+        before = start_model(concepts, ours, run.seed)
+        paid, uniform = mass(run.model, counts, last, first) if run.diverged is None else (np.nan, np.nan)
+        alike = [np.subtract(*mass(run.model, counts, last, mask)) for mask in others]
+        inside = counts * (((torch.arange(1 << m) ^ last[:, None]) & first) == 0)
+        forced = reader(run, forced_uniform)
+        found = {
+            "mass": paid - uniform,
+            "before training": np.subtract(*mass(before, counts, last, first)),
+            "other bits": max(alike) if run.diverged is None else np.nan,
+            "paid": paid,
+            "uniform": uniform,
+            "trained": answered(reader(run), counts, last, y)[0],
+            "forced uniform": answered(forced, counts, last, y)[0],
+            "cluster alone": answered(forced, inside, last, y)[0],
+            "K = Q = 0": answered(reader(without), counts, last, y)[0],
+            "K = Q = 0, cluster alone": answered(reader(without), inside, last, y)[0],
+            "Bayes": answered(partial(bayes.log_likelihood, concepts), counts, last, y)[0],
+            "diverged": (run.diverged is not None) + (without.diverged is not None),
+            "pattern": None,
+        }
+        if run.seed == 0 and m <= 6:  # V x V numbers: few enough to keep
+            found["pattern"] = attention_pattern(concepts, run.model).values["attention"].round(6).tolist()
+        rows.append(cell | {"seed": run.seed} | found)
+    return rows
+
+
+@torch.no_grad()
+def mass(model: LCAForCausalLM, counts: torch.Tensor, last: torch.Tensor, mask: int) -> tuple[float, float]:
+    """Attention to the tokens that share the mask's bits with the last token, and what uniform attention pays them."""
+    near = ((torch.arange(counts.shape[1]) ^ last[:, None]) & mask) == 0
+    share = counts.double() / counts.double().sum(-1, keepdim=True)
+    paid = model.attention_from_counts(counts, last).double()
+    return float((paid * near).sum(-1).mean()), float((share * near).sum(-1).mean())
+
+
+def forced_uniform(model: LCAForCausalLM) -> LCAForCausalLM:
+    """A copy that attends to every position alike."""
+    changed = copy.deepcopy(model)
+    for projection in (changed.attn.q, changed.attn.k):
+        torch.nn.init.zeros_(projection.weight)
+    return changed
+
+
+def report(settings: AttentionSelection, rows: pd.DataFrame) -> Report:
+    """Selection and accuracy, by m and world."""
+    main_part, sweep = rows[rows["part"] == "grid"], rows[rows["part"] == "sweep"]
+    selected, cluster, accurate, masses, accuracies, drawn = [], [], [], [], [], []
+    gained = {
+        key: pd.Series(part["trained"].to_numpy() - part["K = Q = 0"].to_numpy(), index=part["seed"])
+        for key, part in main_part.groupby(["m", "bits"])
+    }
+    for (m, bits), part in main_part.groupby(["m", "bits"], sort=False):
+        named = {"m": m, "world": _world(bits)}
+        where = f"m = {m}, {_world(bits)}"
+        part = part.set_index("seed")
+        if bits:
+            selected.append(paired(where, part["mass"], part["before training"]))
+            cluster.append(paired(where, part["mass"], part["other bits"]))
+            accurate.append(paired(where, gained[m, bits], gained[m, 0]))
+        masses.append(
+            named
+            | {"trained": str(over_seeds(part["paid"])), "uniform": str(over_seeds(part["uniform"]))}
+            | {f"excess, {name}": str(over_seeds(part[column])) for name, column in _EXCESS.items()}
+        )
+        means = {name: over_seeds(part[name]) for name in _ACCURACY}
+        accuracies.append(
+            named | {name: str(mean) for name, mean in means.items()} | {"diverged": part["diverged"].sum()}
+        )
+        sensible = {name: mean for name, mean in means.items() if bits or "cluster" not in name}
+        drawn += [{"setting": where, "model": name} | mean._asdict() for name, mean in sensible.items()]
+    swept = []
+    for (lr, steps), part in sweep.groupby(["lr", "steps"]):
+        columns = {"excess mass": part["mass"], "before training": part["before training"]}
+        columns |= {name: part[name] for name in ("trained", "K = Q = 0", "Bayes")}
+        columns["trained - (K = Q = 0)"] = part["trained"] - part["K = Q = 0"]
+        swept.append({"lr": lr, "steps": steps} | {name: str(over_seeds(one)) for name, one in columns.items()})
+    smallest = min(settings.m)
+    maps = {
+        _world(one["bits"]): np.array(one["pattern"])
+        for one in main_part[main_part["m"] == smallest].to_dict("records")
+        if one["seed"] == 0 and one["pattern"] is not None
+    }
+    figures = {}
+    if maps:
+        size = 1 << smallest
+        figures[
+            f"Attention of one trained model at m = {smallest} when every token occurs once: each row sums to 1, and "
+            f"uniform attention would be 1/{size} everywhere. Tokens are in order, so a cluster is a block."
+        ] = heat_maps(maps, xlabel="token attended to", ylabel="last token", label="attention")
+    figures[
+        f"Accuracy at L = {settings.length}; mean and 95% interval over {settings.seeds} seeds. Bayes is the ceiling."
+    ] = dots(pd.DataFrame(drawn), xlabel="accuracy", series="model")
+    return Report(
+        evidence=((RULES[0], selected), (RULES[1], cluster), (RULES[2], accurate)),
+        figures=figures,
+        tables={
+            "Attention mass inside the last token's cluster": pd.DataFrame(masses),
+            "Accuracy with attention and without": pd.DataFrame(accuracies),
+            f"The sweep: m = {smallest}, {_world(min(settings.bits))}": pd.DataFrame(swept),
+        },
+    )
+
+
+def _world(bits: Any) -> str:
+    return f"clusters of {bits} bit{'s' * (bits > 1)}" if bits else "N = all"
+
+
+if __name__ == "__main__":
+    sys.exit(main(__name__))

@@ -1,0 +1,85 @@
+"""The probe of trained and frozen embeddings: verdicts on rows with a known answer, the choice of learning rate."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+
+from lcalens.errors import LcalensError
+from probes import embedding_training as probe
+
+SETTINGS = replace(probe.EmbeddingTraining(), m=(4,), seeds=3)
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    pyplot.close("all")
+
+
+def rows_of(gains: dict[int, float]) -> pd.DataFrame:
+    """Frozen at .5, trained `gains` above it; a little noise over seeds, the same for both."""
+    base: dict[str, Any] = {"m": 4, "steps": 1, "lr": 0.1, "bayes": 0.95, "diverged": None}
+    parts = [("grid", d, gain) for d, gain in gains.items()] + [("sweep", 8, 0.1)]
+    return pd.DataFrame(
+        base | {"part": part, "d": d, "W_E": kind, "seed": seed, "accuracy": 0.5 + more + seed / 1000}
+        for part, d, gain in parts
+        for kind, more in (("trained", gain), ("frozen", 0.0))
+        for seed in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({8: 0.2, 16: 0.1, 32: 0.0}, ["holds", "holds"]),
+        ({8: 0.2, 16: 0.1, 32: 0.19}, ["does not hold", "does not hold"]),  # a gain above V as well: no effect of d < V
+        ({8: 0.04, 16: 0.1, 32: 0.0}, ["does not hold", "holds"]),
+        ({8: 0.01, 16: 0.1, 32: 0.0}, ["does not hold", "does not hold"]),
+    ],
+)
+def test_verdicts_follow_the_differences_below_and_above_the_vocabulary(gains, words):
+    found = probe.report(SETTINGS, rows_of(gains))
+    assert [rule.judge(evidence).word for rule, evidence in found.evidence] == words
+    assert [one.setting for one in found.evidence[0][1]] == ["m = 4, d = 8"]
+
+
+def test_a_diverged_run_leaves_the_claim_unmet_and_is_counted():
+    rows = rows_of({8: 0.2, 16: 0.1, 32: 0.0})
+    lost = (rows["part"] == "grid") & (rows["d"] == 8) & (rows["W_E"] == "trained") & (rows["seed"] == 1)
+    rows.loc[lost, ["accuracy", "diverged"]] = [float("nan"), 40]
+    found = probe.report(SETTINGS, rows)
+    assert found.evidence[0][0].judge(found.evidence[0][1]).word == "does not hold"
+    assert found.tables["Accuracy by m and d, at the learning rate chosen"]["diverged"].tolist() == [1, 0, 0]
+
+
+def test_the_learning_rate_is_the_best_of_other_seeds_and_never_one_that_diverged():
+    accuracy = {0.01: {100: 0.5, 101: 0.5}, 0.1: {100: 0.4, 101: 0.7}, 1.0: {100: 0.9, 101: float("nan")}}
+    asked = []
+
+    def train(_concepts, configs, seeds):
+        configs = configs if isinstance(configs, list) else [configs]
+        which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        asked.append(which)
+        return [
+            SimpleNamespace(seed=seed, accuracy=accuracy[one.lr].get(seed, 0.0), bayes=1.0, diverged=None)
+            for one in configs
+            for seed in which
+        ]
+
+    cell = {"part": "grid", "m": 4, "d": 8, "L": 8, "lr": (0.01, 0.1, 1.0), "steps": 1, "seeds": 2}
+    work: Any = SimpleNamespace(train=train)
+    rows = probe.measure(cell | {"choosing": (100, 101)}, work)
+    assert {row["lr"] for row in rows} == {0.1}
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    assert asked == [[100, 101], [0, 1]] * 2
+
+
+def test_settings_say_what_they_cannot_use():
+    with pytest.raises(LcalensError, match="smallest"):
+        replace(SETTINGS, smallest=16)
+    with pytest.raises(LcalensError, match="choosing"):
+        replace(SETTINGS, choosing=(2,))
