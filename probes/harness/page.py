@@ -51,10 +51,13 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
         lines += [_NOT_JUDGED, ""]
     for verdict in outcome.verdicts:
         lines += [*_judged(verdict), ""]
+    for rule, evidence in outcome.report.evidence:
+        if not evidence:
+            lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
     for number, caption in enumerate(outcome.report.figures, 1):
         lines += [f"![{caption}](figures/{outcome.name}-{number}.png)", "", f"*{caption}*", ""]
     if not outcome.verdicts:
-        for rule, evidence in outcome.report.evidence:
+        for rule, evidence in (told for told in outcome.report.evidence if told[1]):
             lines += [f"**{rule.claim}** ({rule.source}) {rule}", ""]
             lines += ["Measured in " + "; ".join(f"{one.setting}: {one.effect}" for one in evidence) + ".", ""]
     for note in outcome.report.notes:

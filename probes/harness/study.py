@@ -77,7 +77,7 @@ class Outcome:
         name: The probe's.
         settings: Its settings.
         report: What it made of its rows.
-        verdicts: One a rule; none at `quick`, which measures too little.
+        verdicts: One a rule that was measured; none at `quick`, which measures too little.
         loaded: Cells that were found finished.
         computed: Cells that were measured now.
         seconds: What all its cells took when they were measured.
@@ -145,7 +145,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
         name=name,
         settings=settings,
         report=report,
-        verdicts=tuple(rule.judge(evidence) for rule, evidence in report.evidence) if judged else (),
+        verdicts=tuple(rule.judge(evidence) for rule, evidence in report.evidence if evidence) if judged else (),
         loaded=store.loaded,
         computed=store.computed,
         seconds=seconds,

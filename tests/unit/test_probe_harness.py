@@ -15,7 +15,7 @@ from lcalens import LatentConcepts, TrainConfig
 from lcalens.errors import LcalensError
 from probes.harness import run
 from probes.harness.naive import runs_of
-from probes.harness.page import duration, escaped, table
+from probes.harness.page import duration, escaped, page, table
 from probes.harness.rules import Estimate, Evidence, Rule, exact, over_seeds, paired, share, unpaired
 from probes.harness.study import Report, Settings, run_probe
 
@@ -168,19 +168,28 @@ def test_rules_that_were_not_said_beforehand_are_refused(probe, tmp_path):
         run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
 
 
+def test_a_rule_that_these_settings_do_not_measure_gets_no_verdict(probe, tmp_path):
+    module, _ = probe
+    module.RULES = (RULE, FALLS)
+    module.report = lambda settings, rows: Report(evidence=((RULE, [CLEAR]), (FALLS, [])))
+    outcome = run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
+    assert [verdict.rule for verdict in outcome.verdicts] == [RULE]
+    assert "Not measured with these settings: It falls. (Figure 0)" in page(module, outcome, "command", None)
+
+
 def test_the_command_writes_a_page_and_quick_gives_no_verdict(probe, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert run.main("own_probe", ["quick", "--out", out]) == 0
-    page = (tmp_path / "out/quick/own_probe.md").read_text()
-    assert page.startswith("# Does <it> rise | at all (Figure 0)\n\nTwo lines.")
-    assert "too little for a verdict" in page
+    text = (tmp_path / "out/quick/own_probe.md").read_text()
+    assert text.startswith("# Does <it> rise | at all (Figure 0)\n\nTwo lines.")
+    assert "too little for a verdict" in text
     assert json.loads((tmp_path / "out/quick/own_probe.json").read_text()) == {"verdicts": []}
     assert run.main("own_probe", ["--out", out, "--sizes", "1", "2"]) == 0
-    page = (tmp_path / "out/standard/own_probe.md").read_text()
-    assert "**Does not hold**" in page  # two seeds that far apart leave an interval about 0
-    assert "1 &lt;b&gt;" in page
-    assert "<b>" not in page
-    assert "python -m probes.own_probe standard" in page
+    text = (tmp_path / "out/standard/own_probe.md").read_text()
+    assert "**Does not hold**" in text  # two seeds that far apart leave an interval about 0
+    assert "1 &lt;b&gt;" in text
+    assert "<b>" not in text
+    assert "python -m probes.own_probe standard" in text
     assert run.main("own_probe", ["quick", "--out", str(tmp_path / "own_probe.py")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(SystemExit):

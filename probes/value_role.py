@@ -1,0 +1,242 @@
+"""The role of the value matrix: without W_V, h(x) itself has to lie where it is classified right (section 5.2).
+
+S_y holds the vectors that are classified as y. Measured is the share of contexts whose read-out lies in S_y, with W_V
+trained, against models trained with W_V = I; and how far inside, for each value matrix. Theorem 3 says what W_V = I
+asks of the embeddings instead: how well a line in the Hamming distance fits their inner products, against inner
+products that fall exponentially.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lcalens import LatentConcepts
+from lcalens.lca import Run, memory, theory
+from lcalens.lca.claims import in_double
+from lcalens.lca.geometry import gram_hamming_fit
+from probes.harness.figures import curves
+from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.run import main
+from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
+from probes.harness.work import Work
+
+RULES = (
+    Rule(
+        claim="W_V brings h(x) to where it is classified right, more often than h(x) can be there by itself.",
+        source="section 5.2",
+        effect="the share of contexts with W_V h(x) in S_y, W_V trained",
+        minimum=0.5,
+        control="models trained with W_V = I: the share with h(x) in S_y",
+        margin=0.01,
+    ),
+    Rule(
+        claim="Theorem 3: with W_V = I inner products of embeddings fall linearly with the Hamming distance.",
+        source="Theorem 3",
+        effect="R^2 of a falling line over all pairs of tokens",
+        minimum=0.95,
+        control="the same line through inner products that fall as exp(-D_H / beta), the shape of pi",
+        margin=0.01,
+    ),
+)
+CHOICES = """
+S_y is asked of the models of the probe value_matrix, so the share in S_y is their accuracy. The table shows in what
+share of contexts the two agree, how far h(x) is from the hull of the embeddings (0 but for rounding, if section 5.2 is
+right), and where other value matrices bring the same h(x).
+
+Theorem 3 asks that softmax(f(x)) be p(y | x), and no finite logits give that where y is in x. Models are trained here
+without noise, and their distance from the posterior is taken over y not in x (total variation). The sweep shows the
+line and that distance over L and the number of steps; its largest number of steps is the full preset's. The premise is
+also solved as equations in the inner products, where the world is small enough.
+"""
+_ROLES = ("trained", "constructed instead", "identity instead", "trained with W_V = I")
+_EDGES = np.linspace(-1, 1, 41)
+_SOLVED = 4  # bits, at most: there is an unknown for every pair of tokens
+
+_HEADS = {
+    "r2": "R^2",
+    "control": "R^2, exponential",
+    "shuffled": "R^2, tokens shuffled",
+    "slope": "slope over L / beta",
+    "premise": "distance from the posterior",
+    "share": "accuracy",
+    "bayes": "Bayes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRole(Settings):
+    """Where W_V h(x) lies, and the geometry without W_V.
+
+    Attributes:
+        m: Numbers of latent bits of the models asked for S_y.
+        length: Their L.
+        line_m: Numbers of latent bits of Theorem 3.
+        line_beta: Its temperatures.
+        line_length: Its L.
+        samples: Contexts of each seed.
+        lr: Learning rate.
+        steps: Training steps.
+        sweep_lengths: Context lengths of Theorem 3's sweep.
+        sweep_steps: Steps of the sweep.
+    """
+
+    m: tuple[int, ...] = (5, 6, 7, 8)
+    length: int = 64
+    line_m: tuple[int, ...] = (3, 4, 5, 6)
+    line_beta: tuple[float, ...] = (0.5, 1.0, 2.0)
+    line_length: int = 16
+    samples: int = 4000
+    lr: float = 0.03
+    steps: int = 1000
+    sweep_lengths: tuple[int, ...] = (8, 16, 64)
+    sweep_steps: tuple[int, ...] = (300, 1000, 3000)
+
+
+_QUICK: dict[str, Any] = {"m": (4,), "length": 32, "line_m": (4,), "line_beta": (1.0,)}
+_QUICK |= {"samples": 500, "steps": 60, "sweep_lengths": (16,), "sweep_steps": (30,)}
+PRESETS = {
+    "quick": ValueRole(preset="quick", seeds=2, **_QUICK),
+    "standard": ValueRole(),
+    "full": ValueRole(preset="full", steps=3000),
+}
+
+
+def grid(settings: ValueRole) -> list[dict[str, Any]]:
+    """A cell for each statement and world."""
+    steps, line = settings.steps, settings.line_length
+    plan = [("S_y", m, settings.length, 1.0, steps) for m in settings.m]
+    plan += [("line", m, line, beta, steps) for m, beta in product(settings.line_m, settings.line_beta)]
+    swept = sorted(settings.line_m)[len(settings.line_m) // 2]
+    plan += [("sweep", swept, length, 1.0, most) for length in settings.sweep_lengths for most in settings.sweep_steps]
+    names = ("part", "m", "L", "beta", "steps")
+    shared = {"lr": settings.lr, "samples": settings.samples, "seeds": settings.seeds}
+    plan += [
+        ("solved", m, line, beta, None) for m, beta in product(settings.line_m, settings.line_beta) if m <= _SOLVED
+    ]
+    return [dict(zip(names, one, strict=True)) | shared for one in plan]
+
+
+def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
+    """A row a seed, and of S_y one for each value matrix too."""
+    found = {"S_y": _role, "line": _line, "sweep": _line, "solved": _solved}[cell["part"]](cell, work)
+    return [{name: cell[name] for name in ("part", "m", "L", "beta", "steps")} | row for row in found]
+
+
+def _role(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
+    concepts = LatentConcepts(cell["m"])
+    size = {"lr": cell["lr"], "steps": cell["steps"]}
+    trained = work.train(concepts, recipe(cell["m"], cell["L"], **size), cell["seeds"])
+    identity = recipe(cell["m"], cell["L"], **size, value="identity", train_value=False)
+    for ours, other in zip(trained, work.train(concepts, identity, cell["seeds"]), strict=True):
+        yield from _shares(concepts, cell, ours, dict(zip(("model", "constructed", "identity"), _ROLES, strict=False)))
+        yield from _shares(concepts, cell, other, {"model": _ROLES[-1]})
+
+
+def _shares(
+    concepts: LatentConcepts, cell: dict[str, Any], run: Run, kinds: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The share in S_y and the histogram of margins, for the run's own W_V and what takes its place."""
+    row: dict[str, Any] = {"seed": run.seed, "diverged": run.diverged, "bayes": run.bayes}
+    if run.diverged is not None:
+        yield from (row | {"kind": kind, "share": np.nan} for kind in kinds.values())
+        return
+    model, samples, length = in_double(run.model), cell["samples"], cell["L"]
+    first, again = (torch.Generator().manual_seed(1000 + run.seed) for _ in range(2))  # the same contexts
+    claim = theory.value_role(concepts, model, length=length, samples=samples, generator=first)
+    drawn, rows = concepts.sample_counts(samples, length, again), model.embed.weight.detach()
+    hidden = model.attention_from_counts(drawn.counts.double(), drawn.last) @ rows
+    values = {"model": model.attn.v.weight, "constructed": memory.constructed_value(concepts, rows)}
+    values["identity"] = memory.identity_value(rows)
+    inside = claim.details.set_index("value")["inside"]
+    row |= {"agreement": claim.numbers["agreement"], "outside": claim.numbers["outside_hull"]}
+    for name, kind in kinds.items():
+        margins = theory.value_margins(memory.with_value(model, values[name]), hidden, drawn.target).numpy()
+        counted = np.histogram(margins, _EDGES)[0] / samples
+        yield row | {"kind": kind, "share": inside[name], "histogram": counted.tolist()}
+
+
+def _line(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
+    concepts = LatentConcepts(cell["m"], omega=1.0, beta=cell["beta"])
+    tokens = torch.arange(concepts.vocab_size)
+    ours = recipe(cell["m"], cell["L"], lr=cell["lr"], steps=cell["steps"], value="identity", train_value=False)
+    # The rows of a Cholesky factor have the inner products of the matrix.
+    falling = torch.linalg.cholesky((-concepts.distance(tokens[:, None], tokens) / cell["beta"]).double().exp())
+    for run in work.train(concepts, ours, cell["seeds"]):
+        row: dict[str, Any] = {"seed": run.seed, "diverged": run.diverged, "bayes": run.bayes, "share": run.accuracy}
+        row |= {"control": gram_hamming_fit(concepts, falling).r2_pairs, "r2": np.nan}
+        if run.diverged is None:
+            generator = torch.Generator().manual_seed(1000 + run.seed)
+            drawn = {"length": cell["L"], "samples": cell["samples"], "generator": generator}
+            claim = theory.theorem3(concepts, run.model, **drawn)
+            shuffled = run.model.embed.weight[torch.randperm(len(tokens), generator=generator)].detach()
+            row["premise"] = claim.numbers["distance_to_posterior"]
+            row["shuffled"] = gram_hamming_fit(concepts, shuffled).r2_pairs
+            row["slope"] = claim.numbers["a"] * cell["beta"] / cell["L"]
+            row["r2"] = claim.measured if claim.numbers["a"] > 0 else -claim.measured  # one that rises is no support
+        yield row
+
+
+def _solved(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
+    concepts = LatentConcepts(cell["m"], omega=1.0, beta=cell["beta"])
+    claim = theory.theorem3_solved(concepts, length=cell["L"], generator=torch.Generator().manual_seed(0))
+    found = {"residual": claim.numbers["residual"], "free": claim.numbers["free_constants"]}
+    yield found | {"r2": claim.measured, "slope": claim.numbers["a"] * cell["beta"] / cell["L"]}
+
+
+def report(settings: ValueRole, rows: pd.DataFrame) -> Report:
+    """Shares in S_y by value matrix, the margins, and the line."""
+    role, line, sweep, solved = (rows[rows["part"] == part] for part in ("S_y", "line", "sweep", "solved"))
+    inside, drawn, shares, lines = [], [], [], []
+    for m, part in role.groupby("m"):
+        share = part.pivot(index="seed", columns="kind", values="share")
+        inside.append(paired(f"m = {m}, L = {settings.length}", share[_ROLES[0]], share[_ROLES[-1]]))
+        shown = {kind: str(over_seeds(share[kind])) for kind in _ROLES}
+        shown["Bayes"] = str(over_seeds(part.groupby("seed")["bayes"].first()))
+        ours = part[part["kind"] == _ROLES[0]]
+        checked = {"right answers agree": ours["agreement"].min(), "distance from the hull": part["outside"].max()}
+        diverged = part[part["kind"].isin((_ROLES[0], _ROLES[-1]))]["diverged"].notna().sum()
+        shares.append({"m": m} | shown | checked | {"diverged": diverged})
+        for kind, some in part.dropna(subset="histogram").groupby("kind", sort=False):
+            middles, heights = (_EDGES[1:] + _EDGES[:-1]) / 2, np.transpose(some["histogram"].tolist())
+            for at, values in zip(middles, heights, strict=True):
+                drawn.append({"panel": f"m = {m}", "series": kind, "at": at} | over_seeds(values)._asdict())
+    for (m, beta), part in line.groupby(["m", "beta"]):
+        lines.append(paired(f"m = {m}, beta = {beta:g}, L = {settings.line_length}", part["r2"], part["control"]))
+    words: dict[str, Any] = {"xlabel": "margin", "ylabel": "share of contexts", "panel": "panel", "series": "series"}
+    figure = curves(pd.DataFrame(drawn), x="at", y="mean", **words)
+    for axis in figure.axes:
+        axis.set_xticks((-1, -0.5, 0, 0.5, 1))
+    return Report(
+        evidence=((RULES[0], inside), (RULES[1], lines)),
+        figures={
+            "How far inside S_y: the sine of the angle from W_V h(x) to the nearest face; below 0 the answer is wrong. "
+            f"Mean and 95% interval over {settings.seeds} seeds.": figure
+        },
+        tables={
+            f"Share of contexts in S_y, L = {settings.length}": pd.DataFrame(shares),
+            "Theorem 3: the line, trained without W_V": _fits(line, ["m", "beta"]),
+            f"Theorem 3: the sweep, m = {sweep['m'].max()}, beta = 1": _fits(sweep, ["L", "steps"]),
+            "Theorem 3: its premise solved for the inner products": solved[
+                ["m", "beta", "r2", "slope", "residual", "free"]
+            ].rename(columns=_HEADS | {"residual": "largest residual", "free": "free constants"}),
+        },
+    )
+
+
+def _fits(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    table = []
+    for key, part in rows.groupby(by):
+        shown = {head: str(over_seeds(part[name])) for name, head in _HEADS.items()}
+        table.append(dict(zip(by, key, strict=True)) | shown | {"diverged": part["diverged"].notna().sum()})
+    return pd.DataFrame(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__name__))
