@@ -120,10 +120,10 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     plain = replace(ours, value="identity", train_value=False)
     runs = work.train(concepts, [ours, plain] if whole else ours, cell["seeds"])
     rows = []
-    for run in runs[: cell["seeds"]]:
+    for index, run in enumerate(runs[: cell["seeds"]]):
         readers: dict[str, Reader] = {"trained": reader(run)}
         if whole:
-            readers |= {"identity": reader(runs[cell["seeds"] + run.seed]), "constructed": reader(run, _constructed)}
+            readers |= {"identity": reader(runs[cell["seeds"] + index]), "constructed": reader(run, _constructed)}
             readers[_BAYES] = partial(bayes.log_likelihood, concepts)
         same = {name: cell[name] for name in ("part", "m", "L", "lr", "steps")} | {"seed": run.seed}
         for curve, x, source, tokens, y, other in hijacked(concepts, cell, torch.Generator().manual_seed(run.seed)):

@@ -19,7 +19,7 @@ from probes.harness.work import Work
 
 RULES = (
     Rule(
-        claim="A trained value matrix is more accurate than the identity.",
+        claim="A trained value matrix is more accurate than the identity, and not for its other weights alone.",
         source="Figure 3a, C.1",
         effect="accuracy with W_V trained, less that with W_V = I",
         minimum=0.01,

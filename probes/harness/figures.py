@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#E69F00", "#56B4E9", "#222222")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH, _HEIGHT, _ACROSS = 2.6, 2.2, 4
+_FEW = 8  # ticks
 
 
 def panels(count: int, *, across: int = _ACROSS, height: float = _HEIGHT, **options: Any) -> tuple["Figure", list[Any]]:
@@ -69,15 +70,18 @@ def curves(
             line = (part if name is None else part[part[series] == name]).sort_values(x)
             if not len(line):
                 continue
-            colour, dashes = COLOURS[index % len(COLOURS)], _DASHES[index // len(COLOURS) % len(_DASHES)]
+            look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "ls": _DASHES[index // len(COLOURS) % 4]}
+            look |= {"lw": 1.2, "marker": "o", "ms": 2.5}
+            if str(name) == "Bayes":  # the ceiling, not one of what is compared
+                look |= {"color": GREY, "ls": "--", "lw": 0.9, "marker": ""}
             at = line[x].to_numpy(dtype=float)
-            label = None if name is None else legend(str(name))
-            axis.plot(at, line[y], dashes, color=colour, lw=1.2, marker="o", ms=2.5, label=label)
+            axis.plot(at, line[y], label=None if name is None else legend(str(name)), **look)
             low, high = line["low"].to_numpy(dtype=float), line["high"].to_numpy(dtype=float)
-            axis.fill_between(at, low, high, color=colour, alpha=BAND, lw=0)
+            axis.fill_between(at, low, high, color=look["color"], alpha=BAND, lw=0)
         if log2:
             axis.set_xscale("log", base=2)
-            ticks = sorted(set(part[x]))
+        ticks = sorted(set(part[x]))
+        if log2 or len(ticks) <= _FEW:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.set_xlabel(xlabel)

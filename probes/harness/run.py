@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -128,6 +129,8 @@ def _run_one(name: str, preset: str, out: Path, device: str, threads: int | None
         _write(probe, outcome, _command(f"python -m probes.{name}", [preset]))
     except LcalensError as error:
         return name, str(error), 0.0
+    except Exception as error:  # the others' work is not to be lost for a fault in one
+        return name, f"{error!r}\n{traceback.format_exc()}", 0.0
     # Figures and tables are on the page, and need not be sent.
     return name, replace(outcome, report=Report(evidence=outcome.report.evidence)), time.perf_counter() - start
 

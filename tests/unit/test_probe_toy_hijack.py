@@ -6,7 +6,7 @@ from matplotlib import pyplot
 from lcalens import LatentConcepts
 from lcalens.lca.memory import constructed_value, with_value
 from probes import toy_hijack as probe
-from probes.harness.work import Work
+from probes.harness.work import FIRST_SEED, Work
 
 SMALL = probe.ToyHijack(
     m=(3,), lengths=(16,), seeds=1, steps=40, contexts=1000, aware=50, shares=(0.5,), sweep_lr=(0.03,), sweep_steps=(1,)
@@ -57,7 +57,7 @@ def test_answers_are_a_plain_count_on_the_same_contexts(tmp_path):
     concepts = LatentConcepts(3)
     trained = work.train(concepts, probe.recipe(3, 16, 0.03, 40), 1)[0].model
     models = {"trained": trained, "constructed": with_value(trained, constructed_value(concepts, trained.embed.weight))}
-    for curve, x, source, tokens, y, other in probe.hijacked(concepts, cell, torch.Generator().manual_seed(0)):
+    for curve, x, source, tokens, y, other in probe.hijacked(concepts, cell, torch.Generator().manual_seed(FIRST_SEED)):
         for name, model in models.items():
             with torch.no_grad():
                 answers = model(tokens, logits_to_keep=1).logits[:, -1].argmax(-1)
