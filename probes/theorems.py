@@ -24,7 +24,7 @@ from probes.harness.work import FIRST_SEED, Work
 
 RULES = (
     Rule(
-        claim="Theorem 1: without noise the closed-form model's error goes to 0 as the context grows.",
+        claim="Theorem 1: for m >= 3 and no noise the closed-form model's error goes to 0 as the context grows.",
         source="Theorem 1",
         effect="accuracy at the longest L",
         minimum=0.99,
@@ -32,7 +32,7 @@ RULES = (
         margin=0.5,
     ),
     Rule(
-        claim="The model of Theorem 1 carries beyond its premises, to contexts with noise.",
+        claim="The model of Theorem 1 carries beyond its premises: to noise, and to m = 2.",
         source="section 5.1",
         effect="accuracy at the longest L",
         minimum=0.99,
@@ -165,7 +165,7 @@ def _model(concepts: LatentConcepts, kind: str, seed: int, embedding: torch.Tens
 def report(settings: Theorems, rows: pd.DataFrame) -> Report:
     """Accuracy at the longest L, by world."""
     first, fourth, sweep = (rows[rows["part"] == part] for part in ("theorem 1", "theorem 4", "sweep"))
-    inside = first["omega"] == 1
+    inside = (first["omega"] == 1) & (first["m"] >= 3)
     middle = settings.beta[len(settings.beta) // 2]
     seen = first[(first["beta"] == middle) & (first["kind"] != _IDENTITY)]
     drawn = [_curve(seen[seen["omega"] == omega], f", omega = {omega:g}") for omega in settings.omega]
