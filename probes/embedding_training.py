@@ -176,7 +176,7 @@ def report(settings: EmbeddingTraining, rows: pd.DataFrame) -> Report:
         },
         notes=(
             f"The learning rate was chosen from {', '.join(f'{lr:g}' for lr in settings.lr)} by seeds "
-            f"{', '.join(map(str, settings.choosing))}; reported are seeds 0 to {settings.seeds - 1}. Of {len(chosen)} "
+            f"{', '.join(map(str, settings.choosing))}; reported are {settings.seeds} others. Of {len(chosen)} "
             f"choices {ends['smallest']} fell on the smallest of the set and {ends['largest']} on the largest.",
         ),
     )

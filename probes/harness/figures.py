@@ -72,8 +72,8 @@ def curves(
                 continue
             look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "ls": _DASHES[index // len(COLOURS) % 4]}
             look |= {"lw": 1.2, "marker": "o", "ms": 2.5}
-            if str(name) == "Bayes":  # the ceiling, not one of what is compared
-                look |= {"color": GREY, "ls": "--", "lw": 0.9, "marker": ""}
+            if str(name).startswith("Bayes"):  # the ceiling, not one of what is compared
+                look |= {"ls": "--", "lw": 0.9, "marker": ""} | ({"color": GREY} if name == "Bayes" else {})
             at = line[x].to_numpy(dtype=float)
             axis.plot(at, line[y], label=None if name is None else legend(str(name)), **look)
             low, high = line["low"].to_numpy(dtype=float), line["high"].to_numpy(dtype=float)
