@@ -41,7 +41,7 @@ bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
 
 # Every claim of the paper, with a verdict: half an hour at the standard preset; PRESET=quick shows that it works.
-paper: .venv/ready
+paper: .venv/ready-dev
 	$(BIN)/python -m probes $(PRESET) --out $(OUT)/paper
 
 # The pages of a finished `make paper` into docs/claims, and their verdicts into the README.

@@ -103,15 +103,15 @@ class HijackExamples(Settings):
         copies: Numbers of copies of the sentence, the one that is judged first.
     """
 
-    models: tuple[str, ...] = ("smollm2",)
+    models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     examples: int = len(_EXAMPLES)
     copies: tuple[int, ...] = (1, 5)
 
 
 PRESETS = {
-    "quick": HijackExamples(preset="quick", examples=1, copies=(1,)),
+    "quick": HijackExamples(preset="quick", models=("smollm2",), examples=1, copies=(1,)),
     "standard": HijackExamples(),
-    "full": HijackExamples(preset="full", models=("smollm2", "gemma3-270m"), copies=(1, 3, 5, 10)),
+    "full": HijackExamples(preset="full", copies=(1, 3, 5, 10)),
 }
 
 

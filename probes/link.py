@@ -85,7 +85,7 @@ class Link(Settings):
         distances: Distances of the hijacking concept; the verdicts are of the first.
     """
 
-    models: tuple[str, ...] = ("smollm2",)
+    models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     facts: int = 400
     heads: tuple[int, ...] = (1, 2, 5, 10)
     draws: int = 5
@@ -100,6 +100,7 @@ class Link(Settings):
 PRESETS = {
     "quick": Link(
         preset="quick",
+        models=("smollm2",),
         seeds=2,
         facts=8,
         heads=(1, 2),
@@ -112,7 +113,7 @@ PRESETS = {
         distances=(2,),
     ),
     "standard": Link(),
-    "full": Link(preset="full", models=("smollm2", "gemma3-270m"), steps=3000),
+    "full": Link(preset="full", steps=3000),
 }
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts, TrainConfig, efficacy, load_facts
+from lcalens.llm.schemes import relations
 from probes.harness.figures import curves, dots
 from probes.harness.rules import Evidence, Rule, over_seeds, paired, share
 from probes.harness.run import main
@@ -59,7 +60,7 @@ class RelatedWords(Settings):
         distances: Distances of y~ from y; the verdict is of the first.
     """
 
-    models: tuple[str, ...] = ("smollm2",)
+    models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     facts: int = 400
     fewest: int = 6
     m: tuple[int, ...] = (6, 8)
@@ -73,6 +74,7 @@ class RelatedWords(Settings):
 PRESETS = {
     "quick": RelatedWords(
         preset="quick",
+        models=("smollm2",),
         seeds=2,
         facts=6,
         fewest=1,
@@ -84,7 +86,7 @@ PRESETS = {
         distances=(2,),
     ),
     "standard": RelatedWords(),
-    "full": RelatedWords(preset="full", models=("smollm2", "gemma3-270m"), facts=1000, steps=3000),
+    "full": RelatedWords(preset="full", facts=1000, steps=3000),
 }
 
 
@@ -192,10 +194,10 @@ def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFr
             there = part.dropna(subset=["dont-think", "neutral", *names])
             whole = (there["dont-think"] - there["neutral"]).to_numpy()
             kept = [(there[name] - there["neutral"]).to_numpy() for name in names]
-            relations = there["relation"].to_numpy()
+            of = there["relation"].to_numpy()
             if not len(there):
                 continue
-            shares = [share(one, whole, relations) for one in (*kept, kept[0] - kept[1])]
+            shares = [share(one, whole, of) for one in (*kept, kept[0] - kept[1])]
             setting = f"{model}, {stratum}, {len(there)} facts"
             evidence.append(Evidence(setting=setting, effect=shares[0], control=shares[1], excess=shares[2]))
             panel = {"panel": f"{model}: related {stratum}"}
@@ -203,12 +205,13 @@ def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFr
                 panel | {"setting": "all", "word": word} | one._asdict()
                 for word, one in zip(_WORDS, shares[:2], strict=True)
             ]
-            for relation in sorted(set(relations)):
-                here = relations == relation
+            for relation in sorted(set(of)):
+                here = of == relation
                 if here.sum() >= fewest:
                     for word, one in zip(_WORDS, kept, strict=True):
-                        found = share(one[here], whole[here], relations[here])
-                        dotted.append(panel | {"setting": relation, "word": word} | found._asdict())
+                        found = share(one[here], whole[here], of[here])
+                        name = f"{relations().get(relation, {}).get('label', '')} ({relation}, {here.sum()})"
+                        dotted.append(panel | {"setting": name.strip(), "word": word} | found._asdict())
     return evidence, pd.DataFrame(dotted)
 
 

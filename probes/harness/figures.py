@@ -105,6 +105,8 @@ def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = N
         series: A column: a colour for each of its values.
         panel: A column: a panel for each of its values.
     """
+    from matplotlib.ticker import MaxNLocator
+
     parts = [(None, frame)] if panel is None else list(frame.groupby(panel, sort=False))
     settings, names = list(dict.fromkeys(frame["setting"])), list(dict.fromkeys(frame[series]))
     figure, axes = panels(len(parts), across=2, height=0.6 + 0.28 * len(settings), sharey=True)
@@ -120,6 +122,7 @@ def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = N
                           label=legend(str(name)))  # fmt: skip
         axis.set_yticks(range(len(settings)), [plain(str(one)) for one in settings])
         axis.set_ylim(len(settings) - 0.5, -0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlabel(xlabel)
         if title is not None:
             axis.set_title(plain(str(title)), fontsize=8)
