@@ -166,7 +166,7 @@ def _below(figure: "Figure", axes: Sequence[Any]) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if known:
-        columns = min(len(known), 4 if len(axes) > 1 else 2)
+        columns = min(len(known), min(len(axes), 3) + 1)
         figure.legend(
             known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
         )
