@@ -210,7 +210,7 @@ def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFr
                 if here.sum() >= fewest:
                     for word, one in zip(_WORDS, kept, strict=True):
                         found = share(one[here], whole[here], of[here])
-                        name = f"{relations().get(relation, {}).get('label', '')} ({relation}, {here.sum()})"
+                        name = f"{relations().get(relation, {}).get('label', '')} ({relation})"
                         dotted.append(panel | {"setting": name.strip(), "word": word} | found._asdict())
     return evidence, pd.DataFrame(dotted)
 

@@ -154,8 +154,8 @@ def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: i
         f"at a time, would need about {duration(naive)} for the same toy models alone: the time of a step of every "
         "shape, measured on a few steps, times the steps that the grid needs."
     )
-    if computed:
-        cost += f" This run, in which {computed} cells were measured, took {duration(took)} in all."
+    if computed and not any(outcome.loaded for outcome in outcomes):
+        cost += f" This run, which measured all {computed} cells, took {duration(took)} in all."
     lines = [
         "# The paper's claims, one by one",
         "",
