@@ -71,6 +71,7 @@ def test_the_hijacked_text_is_the_schemes(smollm2, scheme):
         assert row.hijacked_text == prompts[row.case_id].text
         assert row.clean_text == row.prompt == prompts[row.case_id].fact.text
         assert row.control_word is None
+        assert row.cluster == prompts[row.case_id].fact.relation_id  # what intervals resample whole
 
 
 @pytest.mark.real

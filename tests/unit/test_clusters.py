@@ -1,0 +1,60 @@
+"""A contrast's column `cluster` reaches every interval: ten copies of an example are as sure as the one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lcalens.mechanism.attribution import attribute
+from lcalens.mechanism.contrast import Contrast
+from lcalens.mechanism.patching import patch
+from lcalens.mechanism.ranking import agreement, ranking
+from lcalens.mechanism.split import split
+
+COPIES = 10
+
+
+@pytest.fixture(scope="module")
+def contrasts(standin):
+    """Two examples; ten copies of each, told to be clusters; and the copies alone."""
+    model = standin("gpt2").model
+    generator = torch.Generator().manual_seed(3)
+    clean, hijacked = torch.randint(5, model.cfg.d_vocab, (2, 2, 8), generator=generator)
+
+    def copies(count, **options):
+        return Contrast(clean.repeat(count, 1), hijacked.repeat(count, 1), true=7, false=9, **options)
+
+    named = pd.DataFrame({"cluster": ["a", "b"] * COPIES})
+    return model, copies(1), copies(COPIES, examples=named), copies(COPIES)
+
+
+@pytest.mark.parametrize(
+    ("measure", "low", "high"),
+    [
+        (lambda model, contrast: patch(model, contrast, progress=False).summary, "low", "high"),
+        (lambda model, contrast: attribute(model, contrast, progress=False).summary, "low", "high"),
+        (lambda model, contrast: split(model, contrast, twin=0, progress=False).summary, "low", "high"),
+        (lambda model, contrast: split(model, contrast, twin=[(0, 1)], progress=False).tables["twin"], "low", "high"),
+        (lambda model, contrast: split(model, contrast, twin=0, progress=False).tables["heads"], "low", "high"),
+        (lambda model, contrast: ranking(patch(model, contrast, progress=False)).summary, "low", "high"),
+    ],
+    ids=["patch", "attribute", "split", "twin", "heads", "ranking"],
+)
+def test_copies_in_one_cluster_are_as_sure_as_one_example(contrasts, measure, low, high):
+    model, two, clustered, alone = contrasts
+    expected, found, loose = (measure(model, one) for one in (two, clustered, alone))
+    for end in (low, high):
+        np.testing.assert_allclose(found[end], expected[end], rtol=1e-4, atol=1e-5)
+    width, narrow = (table[high] - table[low] for table in (found, loose))
+    assert (narrow < width).sum() > 0.8 * (width > 1e-4).sum() > 0
+
+
+def test_agreement_resamples_clusters_too(contrasts):
+    model, two, clustered, alone = contrasts
+    found = []
+    for one in (two, clustered, alone):
+        estimates = [attribute(model, one, method=method, progress=False) for method in ("patching", "direct")]
+        found.append(agreement(*estimates, k=3))
+    expected, clusters, loose = (table[["low", "high"]].to_numpy(dtype=float) for table in found)
+    np.testing.assert_allclose(clusters, expected, atol=1e-6)
+    assert not np.allclose(loose, clusters, atol=1e-6)
