@@ -125,7 +125,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
     with progress_callback(progress, unit="cells") as told:
         for done, cell in enumerate(cells):
             told(done, len(cells), name)
-            key = content_key([name, code, lcalens.__version__, settings.device, cell])
+            key = content_key([name, code, lcalens.__version__, settings.device, cell, _weights(cell)])
             found = _read(store.get(key))
             if found is None:
                 with _timed() as took:
@@ -158,6 +158,13 @@ def _timed() -> Iterator[list[float]]:
     took, start = [0.0], time.perf_counter()
     yield took
     took[0] = time.perf_counter() - start
+
+
+def _weights(cell: dict[str, Any]) -> list[Any]:
+    """Of a model that is a file or a folder its files, so that other weights in the same place are another cell."""
+    path = Path(str(cell.get("model", "")))
+    files = [path] if path.is_file() else sorted(path.iterdir()) if "model" in cell and path.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _read(arrays: dict[str, np.ndarray] | None) -> dict[str, Any] | None:

@@ -161,6 +161,18 @@ def test_a_changed_probe_measures_again(probe, tmp_path):
     assert measured == [1, 1]
 
 
+def test_other_weights_in_the_same_folder_are_measured_again(probe, tmp_path):
+    module, measured = probe
+    folder = tmp_path / "model"
+    folder.mkdir()
+    module.grid = lambda settings: [{"size": 1, "model": str(folder)}]
+    for weights, expected in (("one", 1), ("one", 1), ("others", 2)):
+        if not (folder / "w").exists() or (folder / "w").read_text() != weights:
+            (folder / "w").write_text(weights)
+        run_probe(module, Own(out=tmp_path / "out"), progress=False)
+        assert len(measured) == expected
+
+
 def test_rules_that_were_not_said_beforehand_are_refused(probe, tmp_path):
     module, _ = probe
     module.RULES = (FALLS,)
