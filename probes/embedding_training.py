@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lcalens import LatentConcepts, TrainConfig
+from lcalens import LatentConcepts
 from lcalens.errors import LcalensError
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
 from probes.harness.work import Work
 
 RULES = (
@@ -120,8 +121,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     rows = []
     for kind, train_embedding in _KINDS.items():
         recipes = [
-            TrainConfig(cell["L"], d, min(d, 32), lr=lr, steps=cell["steps"], train_embedding=train_embedding)
-            for lr in cell["lr"]
+            recipe(cell["m"], cell["L"], lr, cell["steps"], d, train_embedding=train_embedding) for lr in cell["lr"]
         ]
         best = recipes[0]
         if len(recipes) > 1:

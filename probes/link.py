@@ -18,7 +18,6 @@ import torch
 
 from lcalens import (
     LatentConcepts,
-    TrainConfig,
     contrast_concepts,
     contrast_facts,
     lca_bridge,
@@ -27,9 +26,10 @@ from lcalens import (
 )
 from lcalens.mechanism.exchange import TWINS, Head, exchange
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Estimate, Evidence, Rule, over_seeds, paired, share, unpaired
+from probes.harness.rules import Estimate, Evidence, Rule, over_seeds, paired, ratio_of_facts, unpaired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
 from probes.harness.work import Work, facts_source, facts_table, model_names
 
 RULES = (
@@ -176,8 +176,8 @@ def _others(order: list[Head], count: int, seed: int) -> list[Head]:
 
 
 def _toy(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
-    concepts, half = LatentConcepts(cell["m"]), 1 << (cell["m"] - 1)
-    runs = work.train(concepts, TrainConfig(cell["length"], half, min(half, 32), steps=cell["steps"]), cell["seeds"])
+    concepts = LatentConcepts(cell["m"])
+    runs = work.train(concepts, recipe(cell["m"], cell["length"], steps=cell["steps"]), cell["seeds"])
     sizes = {"size": cell["contexts"], "length": cell["length"]} | {name: cell[name] for name in ("share", "distance")}
     for control in _CONTROLS:
         contrast = contrast_concepts(concepts, **sizes, control=control, generator=torch.Generator().manual_seed(0))
@@ -250,17 +250,17 @@ def _carried(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, pd.Dat
         leading[-1]["heads"] = ", ".join(ends["names"])
         for name in [name for name in dict.fromkeys(part["set"]) if name not in ("ends", "random")]:
             row: dict[str, Any] = {"model": model, "control": control, "set": name, "count": int(name.split()[0])}
-            row |= {twin: share(moved(name, twin), whole, clusters) for twin in TWINS}
+            row |= {twin: ratio_of_facts(moved(name, twin), whole, clusters) for twin in TWINS}
             both, random = moved(name, "both"), moved("random", "both")
             setting = f"{model}, {_CONTROLS[control]}"
-            row["random"] = share(random, whole, clusters)
+            row["random"] = ratio_of_facts(random, whole, clusters)
             row["leading over random"] = Evidence(
                 setting=setting,
                 effect=row["both"],
                 control=row["random"],
-                excess=share(both - random, whole, clusters),
+                excess=ratio_of_facts(both - random, whole, clusters),
             )
-            apart = share(moved(name, "values") - moved(name, "pattern"), whole, clusters)
+            apart = ratio_of_facts(moved(name, "values") - moved(name, "pattern"), whole, clusters)
             row["values over patterns"] = Evidence(
                 setting=setting, effect=row["values"], control=row["pattern"], excess=apart
             )

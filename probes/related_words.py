@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lcalens import LatentConcepts, TrainConfig, efficacy, load_facts
+from lcalens import LatentConcepts, efficacy, load_facts
 from lcalens.llm.schemes import relations
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Evidence, Rule, over_seeds, paired, share
+from probes.harness.rules import Evidence, Rule, over_seeds, paired, ratio_of_facts
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
 from probes.harness.work import Work, facts_source, facts_table, model_names
 
 RULES = (
@@ -120,8 +121,8 @@ def _real(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _toy(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
-    concepts, half = LatentConcepts(cell["m"]), 1 << (cell["m"] - 1)
-    runs = work.train(concepts, TrainConfig(cell["length"], half, min(half, 32), steps=cell["steps"]), cell["seeds"])
+    concepts = LatentConcepts(cell["m"])
+    runs = work.train(concepts, recipe(cell["m"], cell["length"], steps=cell["steps"]), cell["seeds"])
     generator = torch.Generator().manual_seed(0)
     tokens, y = concepts.sample(cell["contexts"], cell["length"], generator)
     other = y ^ _offset(concepts, torch.full_like(y, cell["distance"]), generator)
@@ -197,7 +198,7 @@ def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFr
             of = there["relation"].to_numpy()
             if not len(there):
                 continue
-            shares = [share(one, whole, of) for one in (*kept, kept[0] - kept[1])]
+            shares = [ratio_of_facts(one, whole, of) for one in (*kept, kept[0] - kept[1])]
             setting = f"{model}, {stratum}, {len(there)} facts"
             evidence.append(Evidence(setting=setting, effect=shares[0], control=shares[1], excess=shares[2]))
             panel = {"panel": f"{model}: related {stratum}"}
@@ -209,7 +210,7 @@ def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFr
                 here = of == relation
                 if here.sum() >= fewest:
                     for word, one in zip(_WORDS, kept, strict=True):
-                        found = share(one[here], whole[here], of[here])
+                        found = ratio_of_facts(one[here], whole[here], of[here])
                         name = f"{relations().get(relation, {}).get('label', '')} ({relation})"
                         dotted.append(panel | {"setting": name.strip(), "word": word} | found._asdict())
     return evidence, pd.DataFrame(dotted)

@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from lcalens import LatentConcepts, TrainConfig
+from lcalens import LatentConcepts
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
+from probes.harness.toy import recipe
 from probes.harness.work import Work
 
 RULES = (
@@ -79,10 +80,8 @@ def grid(settings: ValueMatrix) -> list[dict[str, Any]]:
 
 def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     """Train the three kinds of model; a row a run."""
-    half = 1 << (cell["m"] - 1)
     recipes = {
-        kind: TrainConfig(cell["L"], half, min(half, 32), lr=cell["lr"], steps=cell["steps"], **changes)
-        for kind, changes in _KINDS.items()
+        kind: recipe(cell["m"], cell["L"], cell["lr"], cell["steps"], **changes) for kind, changes in _KINDS.items()
     }
     runs = iter(work.train(LatentConcepts(cell["m"]), recipes.values(), cell["seeds"]))
     return [

@@ -81,7 +81,7 @@ def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
     return Estimate(mean, *wilson(round(mean * contexts * found.size), contexts * found.size))
 
 
-def share(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
+def ratio_of_facts(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
     """The mean of `part` over the mean of `whole`, with a 95% bootstrap interval that resamples whole clusters.
 
     Args:

@@ -15,7 +15,14 @@ Reader = Callable[[Tensor, Tensor], Tensor]
 """From a context's counts and its last token to a score for every token."""
 
 
-def recipe(m: int, length: int, lr: float, steps: int, d_model: int | None = None, **changes: Any) -> TrainConfig:
+def recipe(
+    m: int,
+    length: int,
+    lr: float = TrainConfig.lr,
+    steps: int = TrainConfig.steps,
+    d_model: int | None = None,
+    **changes: Any,
+) -> TrainConfig:
     """The toy probes' recipe; d_a is d, and at most 32.
 
     Args:

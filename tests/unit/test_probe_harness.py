@@ -16,7 +16,7 @@ from lcalens.errors import LcalensError
 from probes.harness import run
 from probes.harness.naive import runs_of
 from probes.harness.page import duration, escaped, page, table
-from probes.harness.rules import Estimate, Evidence, Rule, exact, over_seeds, paired, share, unpaired
+from probes.harness.rules import Estimate, Evidence, Rule, exact, over_seeds, paired, ratio_of_facts, unpaired
 from probes.harness.study import Report, Settings, run_probe
 
 RULE = Rule(claim="It rises.", source="Figure 0", effect="the rise", minimum=0.1, control="nothing", margin=0.05)
@@ -92,7 +92,7 @@ def test_the_difference_of_independent_shares_is_newcombes():
 
 def test_a_share_is_of_means_and_resamples_relations():
     part, whole = np.repeat([1.0, 3.0], 10), np.repeat([2.0, 4.0], 10)
-    assert share(part, whole, np.repeat(["a", "b"], 10)) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
+    assert ratio_of_facts(part, whole, np.repeat(["a", "b"], 10)) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
 
 
 @dataclass(frozen=True, kw_only=True)
