@@ -10,7 +10,7 @@ import torch
 
 from lcalens import LatentConcepts, TrainConfig, attribute, contrast_concepts, lca_bridge, patch, split, train
 from lcalens.lca import Runs
-from lcalens.mechanism.attribution import Method
+from lcalens.mechanism.attribute import Method
 from lcalens.mechanism.sites import Site
 
 SIZE, LENGTH, SHARE, DISTANCE = 200, 64, 0.5, 3

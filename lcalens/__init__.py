@@ -5,60 +5,60 @@ The public names are loaded on first use, so that importing the package costs no
 
 from typing import TYPE_CHECKING
 
-from lcalens.lazy import lazy_names
+from lcalens.core.lazy import lazy_names
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Contrast": "lcalens.mechanism.contrast",
-    "Fact": "lcalens.llm.facts",
-    "LCAConfig": "lcalens.lca.model",
-    "LCAForCausalLM": "lcalens.lca.model",
-    "LatentConcepts": "lcalens.lca.concepts",
-    "LcalensError": "lcalens.errors",
-    "Result": "lcalens.results",
-    "TrainConfig": "lcalens.lca.recipe",
+    "Contrast": "lcalens.mechanism.contrast.contrast",
+    "Fact": "lcalens.llm.facts.facts",
+    "LCAConfig": "lcalens.lca.model.model",
+    "LCAForCausalLM": "lcalens.lca.model.model",
+    "LatentConcepts": "lcalens.lca.world.concepts",
+    "LcalensError": "lcalens.core.errors",
+    "Result": "lcalens.core.results",
+    "TrainConfig": "lcalens.lca.training.config",
     "agreement": "lcalens.mechanism.ranking",
     "ask": "lcalens.llm.ask",
     "attention_view": "lcalens.views",
-    "attribute": "lcalens.mechanism.attribution",
+    "attribute": "lcalens.mechanism.attribute",
     "contrast_concepts": "lcalens.lca.contrasts",
     "contrast_facts": "lcalens.llm.contrasts",
-    "efficacy": "lcalens.llm.efficacy",
+    "efficacy": "lcalens.llm.efficacy.efficacy",
     "knockout": "lcalens.mechanism.knockout",
-    "lca_bridge": "lcalens.lca.bridge",
-    "load_facts": "lcalens.llm.facts",
-    "load_model": "lcalens.llm.models",
-    "patch": "lcalens.mechanism.patching",
+    "lca_bridge": "lcalens.lca.model.bridge",
+    "load_facts": "lcalens.llm.facts.facts",
+    "load_model": "lcalens.llm.models.load",
+    "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
     "split": "lcalens.mechanism.split",
-    "train": "lcalens.lca.training",
+    "train": "lcalens.lca.training.train",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from lcalens.errors import LcalensError as LcalensError
-    from lcalens.lca.bridge import lca_bridge as lca_bridge
-    from lcalens.lca.concepts import LatentConcepts as LatentConcepts
+    from lcalens.core.errors import LcalensError as LcalensError
+    from lcalens.core.results import Result as Result
     from lcalens.lca.contrasts import contrast_concepts as contrast_concepts
-    from lcalens.lca.model import LCAConfig as LCAConfig
-    from lcalens.lca.model import LCAForCausalLM as LCAForCausalLM
-    from lcalens.lca.recipe import TrainConfig as TrainConfig
-    from lcalens.lca.training import train as train
+    from lcalens.lca.model.bridge import lca_bridge as lca_bridge
+    from lcalens.lca.model.model import LCAConfig as LCAConfig
+    from lcalens.lca.model.model import LCAForCausalLM as LCAForCausalLM
+    from lcalens.lca.training.config import TrainConfig as TrainConfig
+    from lcalens.lca.training.train import train as train
+    from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
     from lcalens.llm.ask import ask as ask
     from lcalens.llm.contrasts import contrast_facts as contrast_facts
-    from lcalens.llm.efficacy import efficacy as efficacy
-    from lcalens.llm.facts import Fact as Fact
-    from lcalens.llm.facts import load_facts as load_facts
-    from lcalens.llm.models import load_model as load_model
-    from lcalens.mechanism.attribution import attribute as attribute
-    from lcalens.mechanism.contrast import Contrast as Contrast
+    from lcalens.llm.efficacy.efficacy import efficacy as efficacy
+    from lcalens.llm.facts.facts import Fact as Fact
+    from lcalens.llm.facts.facts import load_facts as load_facts
+    from lcalens.llm.models.load import load_model as load_model
+    from lcalens.mechanism.attribute import attribute as attribute
+    from lcalens.mechanism.contrast.contrast import Contrast as Contrast
     from lcalens.mechanism.knockout import knockout as knockout
-    from lcalens.mechanism.patching import patch as patch
+    from lcalens.mechanism.patch import patch as patch
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
     from lcalens.mechanism.split import split as split
-    from lcalens.results import Result as Result
     from lcalens.views import attention_view as attention_view
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

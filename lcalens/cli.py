@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lcalens.errors import LcalensError
-from lcalens.llm.schemes import SCHEMES
+from lcalens.core.errors import LcalensError
+from lcalens.llm.prompts.schemes import SCHEMES
 
 if TYPE_CHECKING:
-    from lcalens.results import Result
-from lcalens.llm.efficacy import EfficacyConfig
+    from lcalens.core.results import Result
+from lcalens.llm.efficacy.efficacy import EfficacyConfig
 
 _OWN = '`"Forget about {target_false}."`'
 _SCHEMES_HELP = f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_OWN}."
@@ -142,8 +142,8 @@ def _first_line(command: type) -> str:
 def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write what `--out` asks for."""
     from lcalens import efficacy, load_facts, load_model
-    from lcalens.llm.efficacy import check_config
-    from lcalens.screen import efficacy_markdown, efficacy_screen
+    from lcalens.llm.efficacy.efficacy import check_config
+    from lcalens.views.text import efficacy_markdown, efficacy_screen
 
     config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}
     check_config(**config)  # before anything is loaded
@@ -160,9 +160,9 @@ def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
 def run_trace(command: Trace, arguments: list[str] | None = None) -> int:
     """Trace, print what was found, and write what `--out` asks for."""
     from lcalens import attention_view, load_facts, load_model
-    from lcalens.checks import check_int
-    from lcalens.llm.schemes import find_scheme
-    from lcalens.trace import trace_facts, trace_markdown, trace_text
+    from lcalens.commands.tracing import trace_facts, trace_markdown, trace_text
+    from lcalens.core.checks import check_int
+    from lcalens.llm.prompts.schemes import find_scheme
 
     find_scheme(command.scheme)  # before anything is loaded
     for name, low in (("n", 1), ("limit", 4), ("seed", 0), ("views", 0)):
@@ -193,7 +193,7 @@ def run_trace(command: Trace, arguments: list[str] | None = None) -> int:
 def run_ask(command: Ask) -> int:
     """Ask, print the table, and write what `--out` asks for."""
     from lcalens import ask, load_model
-    from lcalens.screen import answers_screen
+    from lcalens.views.text import answers_screen
 
     model = load_model(command.model, device=command.device, dtype=command.dtype, progress=sys.stderr.isatty())
     options = {name: asdict(command)[name] for name in ("answers", "top", "chat")}

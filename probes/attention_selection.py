@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca import LCAForCausalLM, attention_pattern, bayes
-from lcalens.lca.trainer import start_model
+from lcalens.lca import LCAForCausalLM, attention_pattern
+from lcalens.lca.training.trainer import start_model
+from lcalens.lca.world import bayes
 from probes.harness.figures import dots, heat_maps
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

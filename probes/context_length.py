@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca import bayes
+from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, exact, over_seeds, paired
 from probes.harness.run import main

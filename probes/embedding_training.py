@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens import LatentConcepts
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from lcalens import efficacy, load_facts
-from lcalens.llm.facts import Facts
-from lcalens.llm.schemes import relations
-from lcalens.tokens import source_tokenizer
+from lcalens.core.tokens import source_tokenizer
+from lcalens.llm.facts.facts import Facts
+from lcalens.llm.prompts.schemes import relations
 from probes.harness.facts import FactCurves, matched, shares_table
 from probes.harness.figures import curves, dots
 from probes.harness.rules import Evidence, Rule

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from lcalens import LcalensError, ask
-from lcalens.llm.hijack import JOIN
-from lcalens.llm.scoring import Continuation, score
-from lcalens.tokens import encode, source_tokenizer
+from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.llm.efficacy.scoring import Continuation, score
+from lcalens.llm.prompts.hijack import JOIN
 from lcalens.views.style import GREY
 from probes.harness.facts import matched
 from probes.harness.figures import dots

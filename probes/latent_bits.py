@@ -21,8 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from lcalens import LatentConcepts
-from lcalens.lca import LCAForCausalLM, bayes
-from lcalens.lca.trainer import start_model
+from lcalens.lca import LCAForCausalLM
+from lcalens.lca.training.trainer import start_model
+from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

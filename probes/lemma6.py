@@ -18,7 +18,7 @@ import torch
 
 from lcalens import LatentConcepts
 from lcalens.lca import theory
-from lcalens.lca.trainer import start_model
+from lcalens.lca.training.trainer import start_model
 from probes.harness.figures import curves
 from probes.harness.rules import Evidence, Rule, over_seeds, paired
 from probes.harness.run import main

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca import memory, theory
+from lcalens.lca import theory
+from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
 from probes.harness.rules import Evidence, Rule, exact, over_contexts, over_seeds
 from probes.harness.run import main

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts, efficacy, load_facts
-from lcalens.llm.schemes import relations
+from lcalens.llm.prompts.schemes import relations
 from probes.harness.figures import curves, dots
 from probes.harness.rules import Evidence, Rule, over_seeds, paired, ratio_of_facts
 from probes.harness.run import main

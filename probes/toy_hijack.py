@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lcalens import LatentConcepts
-from lcalens.lca import LCAForCausalLM, bayes
-from lcalens.lca.memory import constructed_value, with_value
+from lcalens.lca import LCAForCausalLM
+from lcalens.lca.model.closed_forms import constructed_value, with_value
+from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

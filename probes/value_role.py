@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca import Run, memory, theory
-from lcalens.lca.claims import in_double
+from lcalens.lca import Run, theory
 from lcalens.lca.geometry import gram_hamming_fit
+from lcalens.lca.model import closed_forms as memory
+from lcalens.lca.theory.claims import in_double
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

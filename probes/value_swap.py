@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca.bayes import accuracy, bayes_accuracy
-from lcalens.lca.memory import with_value
-from lcalens.lca.training import Run
+from lcalens.lca.model.closed_forms import with_value
+from lcalens.lca.training.train import Run
+from lcalens.lca.world.bayes import accuracy, bayes_accuracy
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

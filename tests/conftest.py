@@ -31,7 +31,7 @@ def standin(tmp_path_factory):
     """
     from helpers import standins
 
-    from lcalens.llm.models import load_model
+    from lcalens.llm.models.load import load_model
 
     made = {}
 

@@ -6,34 +6,34 @@ spectra), `attention` (mass by cluster), `theory` (the theorems and lemmas, each
 
 from typing import TYPE_CHECKING
 
-from lcalens.lazy import lazy_names
+from lcalens.core.lazy import lazy_names
 
 _HOMES = {
-    "LCAConfig": "lcalens.lca.model",
-    "LCAForCausalLM": "lcalens.lca.model",
-    "LatentConcepts": "lcalens.lca.concepts",
-    "Run": "lcalens.lca.training",
-    "Runs": "lcalens.lca.training",
-    "TrainConfig": "lcalens.lca.recipe",
+    "LCAConfig": "lcalens.lca.model.model",
+    "LCAForCausalLM": "lcalens.lca.model.model",
+    "LatentConcepts": "lcalens.lca.world.concepts",
+    "Run": "lcalens.lca.training.train",
+    "Runs": "lcalens.lca.training.train",
+    "TrainConfig": "lcalens.lca.training.config",
     "attention_pattern": "lcalens.lca.summaries",
     "gram": "lcalens.lca.summaries",
-    "lca_bridge": "lcalens.lca.bridge",
-    "lca_tokenizer": "lcalens.lca.model",
-    "train": "lcalens.lca.training",
+    "lca_bridge": "lcalens.lca.model.bridge",
+    "lca_tokenizer": "lcalens.lca.model.model",
+    "train": "lcalens.lca.training.train",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from lcalens.lca.bridge import lca_bridge as lca_bridge
-    from lcalens.lca.concepts import LatentConcepts as LatentConcepts
-    from lcalens.lca.model import LCAConfig as LCAConfig
-    from lcalens.lca.model import LCAForCausalLM as LCAForCausalLM
-    from lcalens.lca.model import lca_tokenizer as lca_tokenizer
-    from lcalens.lca.recipe import TrainConfig as TrainConfig
+    from lcalens.lca.model.bridge import lca_bridge as lca_bridge
+    from lcalens.lca.model.model import LCAConfig as LCAConfig
+    from lcalens.lca.model.model import LCAForCausalLM as LCAForCausalLM
+    from lcalens.lca.model.model import lca_tokenizer as lca_tokenizer
     from lcalens.lca.summaries import attention_pattern as attention_pattern
     from lcalens.lca.summaries import gram as gram
-    from lcalens.lca.training import Run as Run
-    from lcalens.lca.training import Runs as Runs
-    from lcalens.lca.training import train as train
+    from lcalens.lca.training.config import TrainConfig as TrainConfig
+    from lcalens.lca.training.train import Run as Run
+    from lcalens.lca.training.train import Runs as Runs
+    from lcalens.lca.training.train import train as train
+    from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.model import LCAForCausalLM
-from lcalens.tensors import check_tokens
+from lcalens.core.errors import LcalensError
+from lcalens.core.tensors import check_tokens
+from lcalens.lca.model.model import LCAForCausalLM
+from lcalens.lca.world.concepts import LatentConcepts
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lcalens.checks import check_int, check_real
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.mechanism.contrast import Contrast
-from lcalens.tensors import check_generator
-from lcalens.tokens import Span
+from lcalens.core.checks import check_int, check_real
+from lcalens.core.errors import LcalensError
+from lcalens.core.tensors import check_generator
+from lcalens.core.tokens import Span
+from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.mechanism.contrast.contrast import Contrast
 
 _CONTROLS = ("same", "other")
 

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from lcalens.checks import check_int
-from lcalens.errors import LcalensError
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
 from lcalens.lca.attention import AttentionMass as AttentionMass
 from lcalens.lca.attention import attention_mass as attention_mass
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.lca.world.concepts import LatentConcepts
 
 _CHUNK = 1 << 24
 

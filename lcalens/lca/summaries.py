@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from lcalens.checks import check_int
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.core.checks import check_int
+from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.statistics import CONFIDENCE
 from lcalens.lca.geometry import gram_hamming_fit
-from lcalens.lca.model import LCAForCausalLM
-from lcalens.results import EXAMPLE, Result
-from lcalens.statistics import CONFIDENCE
+from lcalens.lca.model.model import LCAForCausalLM
+from lcalens.lca.world.concepts import LatentConcepts
 
 if TYPE_CHECKING:
-    from lcalens.lca.training import Run
+    from lcalens.lca.training.train import Run
 
 _MOST_LATENTS = 10
 
@@ -125,6 +125,6 @@ def _student(values: np.ndarray) -> tuple[float, float]:
 
 
 def _provenance(concepts: LatentConcepts) -> dict[str, Any]:
-    from lcalens.provenance import versions
+    from lcalens.core.provenance import versions
 
     return {"concepts": asdict(concepts), "versions": versions(), "machine": platform.machine()}

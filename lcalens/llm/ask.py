@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.llm.hijack import JOIN
-from lcalens.llm.scoring import Continuation, check_finite, score
-from lcalens.provenance import model_info, versions
-from lcalens.results import Result
-from lcalens.tokens import check_text, encode, source_tokenizer, tokenize
+from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import model_info, versions
+from lcalens.core.results import Result
+from lcalens.core.tokens import check_text, encode, source_tokenizer, tokenize
+from lcalens.llm.efficacy.scoring import Continuation, check_finite, score
+from lcalens.llm.prompts.hijack import JOIN
 
 _CONTEXTS = ("clean", "hijacked")
 

@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lcalens.checks import check_int
-from lcalens.errors import LcalensError
-from lcalens.llm.efficacy import SAME_FIRST_TOKEN
-from lcalens.llm.facts import Fact, Facts
-from lcalens.llm.hijack import HijackedPrompt, hijack_prompts, put_before
-from lcalens.llm.related import EmbeddingNeighbours, Impossible, RelatedTable
-from lcalens.llm.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
-from lcalens.mechanism.contrast import Contrast
-from lcalens.tokens import Encoded, check_length, encode, source_tokenizer
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import Encoded, check_length, encode, source_tokenizer
+from lcalens.llm.efficacy.efficacy import SAME_FIRST_TOKEN
+from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
+from lcalens.llm.prompts.related import EmbeddingNeighbours, Impossible, RelatedTable
+from lcalens.llm.prompts.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
+from lcalens.mechanism.contrast.contrast import Contrast
 
 Control = Literal["neutral", "other-object", "none"]
 _CONTROLS = ("neutral", "other-object", "none")

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lcalens.errors import LcalensError
-from lcalens.mechanism.contrast import Bucket, Contrast
-from lcalens.mechanism.decoder import Decoder, read_decoder
-from lcalens.mechanism.tracing import average, compare, trace, write
-from lcalens.progress import ProgressCallback, progress_callback
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.forward import average, compare, trace, write
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 
 TWINS = ("pattern", "values", "both")
 _TOKENS = 4096  # run at once, clean and hijacked together

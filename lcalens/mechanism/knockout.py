@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lcalens.errors import LcalensError
-from lcalens.mechanism.contrast import Bucket, Contrast
-from lcalens.mechanism.decoder import Decoder, read_decoder
-from lcalens.mechanism.metrics import Metric, check_contrast, check_metric, of_variants, read
-from lcalens.mechanism.positions import Positions, place
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.provenance import model_info
+from lcalens.core.results import Result
+from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.forward import Trace, average, run_on, trace
+from lcalens.engine.metrics import Metric, check_contrast, check_metric, of_variants, read
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.contrast.inputs import Positions, place
 from lcalens.mechanism.sites import written_by_heads
 from lcalens.mechanism.summary import patching_result, told
-from lcalens.mechanism.tracing import Trace, average, run_on, trace
-from lcalens.progress import ProgressCallback, progress_callback
-from lcalens.provenance import model_info
-from lcalens.results import Result
 
 Heads = str | Iterable[tuple[int, int]]
 _EXAMPLES = 16

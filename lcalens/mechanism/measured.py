@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from lcalens.errors import LcalensError
-from lcalens.results import EXAMPLE, Result
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import EXAMPLE, Result
 
 DEFAULT = {"patching": "recovery", "attribution": "effect", "split": "total"}
 _SITES = ("layer", "head", "position")

@@ -7,8 +7,11 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from lcalens.checks import check_int, check_real
-from lcalens.errors import LcalensError
+from lcalens.core.checks import check_int, check_real
+from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import versions
+from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.statistics import CONFIDENCE, RESAMPLES
 from lcalens.mechanism.measured import (
     DEFAULT,
     Measured,
@@ -20,9 +23,6 @@ from lcalens.mechanism.measured import (
     measure_hijack,
     shared_examples,
 )
-from lcalens.provenance import versions
-from lcalens.results import EXAMPLE, Result
-from lcalens.statistics import CONFIDENCE, RESAMPLES
 
 By = Literal["mean", "magnitude"]
 

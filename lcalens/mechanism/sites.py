@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lcalens.errors import LcalensError
-from lcalens.mechanism.decoder import Decoder
-from lcalens.mechanism.tracing import Trace, average, compare, run_on
+from lcalens.core.errors import LcalensError
+from lcalens.engine.decoder import Decoder
+from lcalens.engine.forward import Trace, average, compare, run_on
 
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "pattern", "attn_scores"]
 HEADS = frozenset({"head", "q", "pattern", "attn_scores"})  # a head each

@@ -9,21 +9,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lcalens.checks import check_int
-from lcalens.errors import LcalensError
-from lcalens.mechanism.contrast import Bucket, Contrast
-from lcalens.mechanism.decoder import Decoder, read_decoder
-from lcalens.mechanism.direct import direct_effects
+from lcalens.core.cells import content_key
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.provenance import model_info, versions
+from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.statistics import clustered_mean_interval
+from lcalens.core.tokens import check_length
+from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.direct import direct_effects
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.exchange import TWINS, Head, batches, check_heads, exchange_bucket
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.shapley import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.summary import ratio_of_means
-from lcalens.progress import ProgressCallback, progress_callback
-from lcalens.provenance import model_info, versions
-from lcalens.results import EXAMPLE, Result
-from lcalens.runs import content_key
-from lcalens.statistics import clustered_mean_interval
-from lcalens.tokens import check_length
 
 _TOTAL = "total"
 _LEADING = 10

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lcalens.mechanism.contrast import Contrast
+from lcalens.core.provenance import versions
+from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.statistics import CONFIDENCE, RESAMPLES
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.measured import Measured, bootstrap_weights, clusters_of, in_chunks
-from lcalens.provenance import versions
-from lcalens.results import EXAMPLE, Result
-from lcalens.statistics import CONFIDENCE, RESAMPLES
 
 _SMALL = 1e-9
 

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lcalens.mechanism.contrast import Bucket, Contrast
-from lcalens.mechanism.decoder import Decoder
+from lcalens.engine.decoder import Decoder
+from lcalens.engine.forward import trace
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.sites import kept_for, roles, variants_of
-from lcalens.mechanism.tracing import trace
 
 
 def whole_answers(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from lcalens.views.attention import AttentionView, attention_view
 from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.effects import plot_effects
@@ -13,7 +13,7 @@ from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lcalens.results import Result
+    from lcalens.core.results import Result
 
 __all__ = [
     "AttentionView",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcalens.checks import check_int
-from lcalens.errors import LcalensError
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
 from lcalens.views.labels import read_text, read_token, tokenizer_of
 from lcalens.views.style import BLUE, short
 
 if TYPE_CHECKING:
-    from lcalens.mechanism.contrast import Contrast
+    from lcalens.mechanism.contrast.contrast import Contrast
 
 _RUNS = ("clean", "hijacked")
 _DIGITS = 4
@@ -137,8 +137,8 @@ def attention_view(
     Raises:
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
     """
-    from lcalens.mechanism.contrast import Contrast
-    from lcalens.tokens import check_length
+    from lcalens.core.tokens import check_length
+    from lcalens.mechanism.contrast.contrast import Contrast
 
     tokenizer = tokenizer_of(model)
     if not isinstance(contrast, Contrast):
@@ -172,7 +172,7 @@ def attention_view(
 
 
 def _source(model: Any) -> str:
-    from lcalens.provenance import model_info
+    from lcalens.core.provenance import model_info
 
     return short(model_info(model).source, 60)
 
@@ -192,8 +192,8 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     """Of every head, (head, query, key)."""
     import torch
 
-    from lcalens.mechanism.decoder import read_decoder
-    from lcalens.mechanism.tracing import trace
+    from lcalens.engine.decoder import read_decoder
+    from lcalens.engine.forward import trace
 
     decoder = read_decoder(model)
     device = next(model.original_model.parameters()).device

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lcalens.checks import check_int
-from lcalens.errors import LcalensError
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
 from lcalens.views.style import (
     BLUE,
     COLUMN,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lcalens.results import Result
+    from lcalens.core.results import Result
 
 _PARTS = {  # told apart in grey by their hatching
     "attention": (BLUE, ""),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lcalens.errors import LcalensError
-from lcalens.results import EXAMPLE
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import EXAMPLE
 from lcalens.views.style import (
     BAND,
     BLUE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lcalens.results import Result
+    from lcalens.core.results import Result
 
 Quantity = Literal["recovery", "effect"]
 _LEADING = 12  # heads, where there are positions too

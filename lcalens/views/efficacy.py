@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, legend, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lcalens.results import Result
+    from lcalens.core.results import Result
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 2.3, 2.1, 3
 

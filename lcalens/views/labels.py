@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 
 _UNDECODED = "\ufffd"  # part of a character
 _SPACE = "\u2581"  # how metaspace tokenizers write the space before a word
@@ -18,8 +18,8 @@ def tokenizer_of(model: Any) -> Any:
     Raises:
         LcalensError: It is something else.
     """
-    from lcalens.provenance import model_info
-    from lcalens.tokens import source_tokenizer
+    from lcalens.core.provenance import model_info
+    from lcalens.core.tokens import source_tokenizer
 
     model_info(model)
     try:
@@ -74,7 +74,7 @@ def token_labels(model: Any, contrast: Any, *, run: Literal["clean", "hijacked"]
     Raises:
         LcalensError: An argument that cannot be used.
     """
-    from lcalens.mechanism.contrast import Contrast
+    from lcalens.mechanism.contrast.contrast import Contrast
 
     tokenizer = tokenizer_of(model)
     if not isinstance(contrast, Contrast):

@@ -9,14 +9,14 @@ from lcalens.views.style import BAND, BLUE, GREY, ORANGE, plain, short, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lcalens.results import Result
+    from lcalens.core.results import Result
 
 
 def plot_training(result: "Result") -> "Figure":
     """Accuracy over the steps, a line for each recipe: the mean of its seeds, their range, and Bayes.
 
     Args:
-        result: Of `lcalens.lca.training`.
+        result: Of `lcalens.lca.training.train`.
     """
     from matplotlib import pyplot
 

@@ -8,7 +8,7 @@ import torch
 
 from lcalens import LatentConcepts, TrainConfig
 from lcalens.lca import Run
-from lcalens.lca.trainer import start_model
+from lcalens.lca.training.trainer import start_model
 from probes.harness.study import Settings
 from probes.harness.work import Work
 

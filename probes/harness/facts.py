@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
-from lcalens.errors import LcalensError
-from lcalens.statistics import clustered_mean_interval, holm, mcnemar, wilson
+from lcalens.core.errors import LcalensError
+from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
 from probes.harness.rules import Estimate, Evidence
 
 

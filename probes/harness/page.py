@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lcalens.provenance import versions
+from lcalens.core.provenance import versions
 from probes.harness.rules import Verdict
 from probes.harness.study import Outcome, Settings
 

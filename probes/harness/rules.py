@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
+from lcalens.core.statistics import wilson
 from lcalens.mechanism.summary import ratio_of_means
-from lcalens.statistics import wilson
 
 Word = Literal["holds", "holds in part", "does not hold"]
 _COVERAGE = 0.95

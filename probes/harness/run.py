@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from lcalens.errors import LcalensError
-from lcalens.runs import CellStore, content_key
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.errors import LcalensError
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.page import duration, page, verdict_table
 from probes.harness.study import Outcome, Report, Settings, name_of, run_probe

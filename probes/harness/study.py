@@ -15,9 +15,9 @@ import pandas as pd
 import tyro
 
 import lcalens
-from lcalens.errors import LcalensError
-from lcalens.progress import progress_callback
-from lcalens.runs import CellStore, content_key
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import progress_callback
 from probes.harness.rules import Evidence, Rule, Verdict
 from probes.harness.work import Work
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lcalens import TrainConfig
-from lcalens.lca import LCAForCausalLM, Run, bayes
+from lcalens.lca import LCAForCausalLM, Run
+from lcalens.lca.world import bayes
 from probes.harness.rules import Estimate, over_seeds
 
 Reader = Callable[[Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lcalens import LatentConcepts
-from lcalens.lca import memory
+from lcalens.lca.model import closed_forms as memory
 
 
 def value_matrices(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lcalens import LatentConcepts, TrainConfig, load_facts, load_model, train
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 
 if TYPE_CHECKING:
     from lcalens.lca import Runs

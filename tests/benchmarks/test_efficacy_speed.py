@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from lcalens import efficacy, load_facts, load_model
-from lcalens.cache import cache_root
-from lcalens.llm import scoring
-from lcalens.llm.hijack import hijack_prompts
-from lcalens.llm.weights import embedded_smollm2
-from lcalens.tokens import encode, source_tokenizer
+from lcalens.core.cache import cache_root
+from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.llm.efficacy import scoring
+from lcalens.llm.models.gguf import embedded_smollm2
+from lcalens.llm.prompts.hijack import hijack_prompts
 
 COUNTS = (0, 1, 2, 3, 5, 10)
 FACTS = 60
@@ -91,7 +91,9 @@ def test_facts_per_second(benchmark, bridge, plain, monkeypatch, capsys):
     tokenizer, facts = source_tokenizer(bridge), load_facts("sample", limit=FACTS)
     counted = []
     original = scoring.score
-    monkeypatch.setattr("lcalens.llm.efficacy.score", lambda *a, **k: counted.append(original(*a, **k)) or counted[-1])
+    monkeypatch.setattr(
+        "lcalens.llm.efficacy.efficacy.score", lambda *a, **k: counted.append(original(*a, **k)) or counted[-1]
+    )
 
     def ours():
         return efficacy(bridge, facts, schemes=("dont-think",), counts=COUNTS, progress=False)
@@ -157,9 +159,9 @@ def test_memory_over_the_number_of_facts(benchmark, count, capsys):
     code = f"""
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from lcalens import Fact, efficacy, load_model
-from lcalens.llm.facts import Facts
-from lcalens.cache import cache_root
-from lcalens.llm.weights import embedded_smollm2
+from lcalens.llm.facts.facts import Facts
+from lcalens.core.cache import cache_root
+from lcalens.llm.models.gguf import embedded_smollm2
 folder = embedded_smollm2(cache_root()).folder
 config = LlamaConfig(vocab_size=49152, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
                      num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)

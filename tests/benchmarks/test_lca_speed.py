@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM, TrainConfig
-from lcalens.lca.steps import Stack
-from lcalens.lca.trainer import seed_words
+from lcalens.lca.training.stack import Stack
+from lcalens.lca.training.trainer import seed_words
 
 AIMS = {64: (15, 5), 256: (180, 25), 1024: (3000, None)}
 
@@ -188,7 +188,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 
 def test_evaluation_during_training(benchmark, capsys, monkeypatch):
     from lcalens import train
-    from lcalens.lca.trainer import Trainer
+    from lcalens.lca.training.trainer import Trainer
 
     spent, evaluate = [], Trainer._evaluate
 

@@ -14,10 +14,10 @@ import torch
 import transformer_lens.patching as theirs
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-from lcalens.llm.models import load_model
-from lcalens.mechanism.attribution import attribute
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.patching import patch
+from lcalens.llm.models.load import load_model
+from lcalens.mechanism.attribute import attribute
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.patch import patch
 from lcalens.mechanism.split import split
 
 pytestmark = [
@@ -172,8 +172,8 @@ def test_last_position_against_nnsight(benchmark, capsys, model):
     nnsight = pytest.importorskip("nnsight")
     from helpers import standins
 
-    from lcalens.cache import cache_root
-    from lcalens.llm.weights import embedded_smollm2
+    from lcalens.core.cache import cache_root
+    from lcalens.llm.models.gguf import embedded_smollm2
 
     contrast = contrast_of(model, 1)
     plain = standins.hugging_face(embedded_smollm2(cache_root()).folder)

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 import torch
 
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.mechanism.contrast import Contrast
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.views import attention_view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

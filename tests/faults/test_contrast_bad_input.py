@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import standins
 
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.core.errors import LcalensError
 from lcalens.lca.contrasts import contrast_concepts
+from lcalens.lca.world.concepts import LatentConcepts
 from lcalens.llm.contrasts import contrast_facts
-from lcalens.llm.facts import Fact, Facts
-from lcalens.mechanism.contrast import Contrast
+from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.mechanism.contrast.contrast import Contrast
 
 NAN, INF = math.nan, math.inf
 LANDS = list(standins.CAPITALS.items())

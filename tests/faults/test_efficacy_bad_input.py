@@ -17,8 +17,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from lcalens import Fact, LcalensError, ask, efficacy, load_facts, load_model
-from lcalens.llm.facts import Facts
-from lcalens.llm.hijack import hijack_prompts
+from lcalens.llm.facts.facts import Facts
+from lcalens.llm.prompts.hijack import hijack_prompts
 
 LANDS = list(standins.CAPITALS.items())
 FACTS = [
@@ -217,7 +217,7 @@ def test_counts_past_all_memory_are_refused():
     """A thousand million sentences must fail as an argument, not by filling the machine."""
     script = (
         "from lcalens import Fact, LcalensError\n"
-        "from lcalens.llm.hijack import hijack_prompts\n"
+        "from lcalens.llm.prompts.hijack import hijack_prompts\n"
         "fact = Fact(case_id=1, relation_id='P36', prompt='{} is', subject='a', target_true='b', target_false='c')\n"
         "try:\n    hijack_prompts([fact], 'dont-think', counts=(10**9,))\n"
         "except LcalensError as error:\n    print(error)\n"

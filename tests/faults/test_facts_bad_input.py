@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.llm import files
-from lcalens.llm.facts import Fact, Facts, Skipped, load_facts
+from lcalens.core.errors import LcalensError
+from lcalens.llm.facts import files
+from lcalens.llm.facts.facts import Fact, Facts, Skipped, load_facts
 
 GOOD = {
     "case_id": 1,

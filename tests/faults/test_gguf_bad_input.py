@@ -7,8 +7,8 @@ import torch
 import transformers
 from helpers import standins
 
-from lcalens.errors import LcalensError
-from lcalens.llm.models import load_model
+from lcalens.core.errors import LcalensError
+from lcalens.llm.models.load import load_model
 
 
 @pytest.fixture(scope="module")

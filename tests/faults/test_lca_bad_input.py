@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.lca import bayes
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.model import LCAConfig, lca_tokenizer
-from lcalens.lca.recipe import TrainConfig
-from lcalens.lca.training import train
+from lcalens.core.errors import LcalensError
+from lcalens.lca.model.model import LCAConfig, lca_tokenizer
+from lcalens.lca.training.config import TrainConfig
+from lcalens.lca.training.train import train
+from lcalens.lca.world import bayes
+from lcalens.lca.world.concepts import LatentConcepts
 
 NAN, INF = math.nan, math.inf
 WORLD = LatentConcepts(3)

@@ -16,7 +16,7 @@ import hashlib, json, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from lcalens import LatentConcepts, TrainConfig, train
-import lcalens.lca.bayes
+import lcalens.lca.world.bayes
 
 folder, moments = sys.argv[1], random.Random(0)
 config = TrainConfig(64, 16, 16, steps=1500, batch_size=256)

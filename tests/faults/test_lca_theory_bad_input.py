@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.core.errors import LcalensError
 from lcalens.lca.geometry import attention_mass, cosine, least_squares_scale, principal_angles
-from lcalens.lca.memory import closed_form_model, theorem1_model
+from lcalens.lca.model.closed_forms import closed_form_model, theorem1_model
 from lcalens.lca.theory import (
     every_claim,
     lemma2,
@@ -20,6 +19,7 @@ from lcalens.lca.theory import (
     theorem4,
     value_role,
 )
+from lcalens.lca.world.concepts import LatentConcepts
 
 WORLD = LatentConcepts(3, omega=1.0)
 

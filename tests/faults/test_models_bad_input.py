@@ -11,9 +11,9 @@ import transformers
 from helpers import standins
 from transformer_lens.model_bridge import TransformerBridge
 
-from lcalens.errors import LcalensError
-from lcalens.llm.models import load_model
-from lcalens.tokens import source_tokenizer
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import source_tokenizer
+from lcalens.llm.models.load import load_model
 
 LONG_NAME = "x" * 300
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lcalens.errors import LcalensError
-from lcalens.llm.models import load_model
+from lcalens.core.errors import LcalensError
+from lcalens.llm.models.load import load_model
 
 
 class SomeTokenizer:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.mechanism.contrast import Contrast
+from lcalens.core.errors import LcalensError
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
-from lcalens.mechanism.patching import patch
+from lcalens.mechanism.patch import patch
 
 ODD = [None, 1, 2.5, True, "", "Head", b"head", ["head"], {"head": 1}, {1}, np.array([1, 2]), torch.ones(2), object]
 

@@ -3,9 +3,9 @@
 import pytest
 from helpers import standins
 
-from lcalens.errors import LcalensError
-from lcalens.llm.models import load_model
-from lcalens.tokens import encode, tokenize
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import encode, tokenize
+from lcalens.llm.models.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import torch
 import transformers
 from helpers import standins
 
-from lcalens.cache import cache_root
-from lcalens.errors import LcalensError
-from lcalens.llm import weights
-from lcalens.llm.models import load_model
-from lcalens.llm.weights import convert_gguf
+from lcalens.core.cache import cache_root
+from lcalens.core.errors import LcalensError
+from lcalens.llm.models import gguf as weights
+from lcalens.llm.models.gguf import convert_gguf
+from lcalens.llm.models.load import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = "The capital of France is"
@@ -193,13 +193,14 @@ def test_what_a_dead_process_left_is_cleared(tiny, cache):
 # --- processes ------------------------------------------------------------------------------------------------------
 
 SETUP = (
-    "import os, signal, resource, transformers; from pathlib import Path; from lcalens.llm.weights import convert_gguf"
+    "import os, signal, resource, transformers; from pathlib import Path; "
+    "from lcalens.llm.models.gguf import convert_gguf"
 )
 
 
 def start(code, *arguments):
     """Another Python, with this one's lcalens."""
-    home = str(Path(weights.__file__).parents[2])
+    home = str(Path(weights.__file__).parents[3])
     return subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {home!r}); {SETUP}\n{code}", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -250,7 +251,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tiny, tmp_path):
     """No file may grow past 50 KB: what a full disk does to the weights."""
     code = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 try:
     convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
 except LcalensError as error:

@@ -10,17 +10,17 @@ import torch
 from helpers import standins
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.llm.models import load_model
-from lcalens.mechanism import gradients
-from lcalens.mechanism.attribution import attribute
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.decoder import read_decoder
-from lcalens.mechanism.direct import direct_effects
-from lcalens.mechanism.patching import patch
-from lcalens.results import Result
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
+from lcalens.engine import gradients
+from lcalens.engine.decoder import read_decoder
+from lcalens.engine.direct import direct_effects
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.llm.models.load import load_model
+from lcalens.mechanism.attribute import attribute
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.patch import patch
 
 FAMILIES = ("gpt2", "gemma", "gemma2", "gemma3", "llama", "lca")
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "pattern", "attn_scores")

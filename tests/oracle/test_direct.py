@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.llm.models import load_model
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.decoder import read_decoder
-from lcalens.mechanism.direct import direct_effects
+from lcalens.core.errors import LcalensError
+from lcalens.engine.decoder import read_decoder
+from lcalens.engine.direct import direct_effects
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.llm.models.load import load_model
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.split import split
 
 FAMILIES = ("gpt2", "gemma", "gemma2", "gemma3", "llama")

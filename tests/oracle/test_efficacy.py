@@ -13,10 +13,10 @@ from helpers import standins
 from scipy.stats import norm
 
 from lcalens import Fact, LcalensError, Result, ask, efficacy, load_model
-from lcalens.llm.facts import Facts
-from lcalens.llm.hijack import hijack_prompts
-from lcalens.llm.related import RelatedTable
-from lcalens.llm.schemes import SCHEMES
+from lcalens.llm.facts.facts import Facts
+from lcalens.llm.prompts.hijack import hijack_prompts
+from lcalens.llm.prompts.related import RelatedTable
+from lcalens.llm.prompts.schemes import SCHEMES
 
 COUNTS = (0, 1, 2)
 # The various neutral sentences are spelt letter by letter here, and too many tokens for the context.

@@ -8,9 +8,9 @@ import torch
 from helpers import slow_patching as slow
 from helpers import standins
 
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.mechanism.contrast import Contrast
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
 
 SPAN, INSIDE = {"sentence": (2, 5), "tail": (6, 8)}, (2, 3, 4)

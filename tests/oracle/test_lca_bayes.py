@@ -11,8 +11,8 @@ from scipy.linalg import hadamard
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from lcalens.lca import bayes
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.lca.world import bayes
+from lcalens.lca.world.concepts import LatentConcepts
 
 every_world = pytest.mark.parametrize("world", WORLDS, ids=NAMES)
 

@@ -17,11 +17,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools import analysis
 from transformer_lens.tools.analysis import interchange
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import LCAArchitectureAdapter, lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM, lca_tokenizer
-from lcalens.provenance import active_hooks, fingerprint, model_info
-from lcalens.tokens import source_tokenizer, tokenize
+from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import active_hooks, fingerprint, model_info
+from lcalens.core.tokens import source_tokenizer, tokenize
+from lcalens.lca.model.bridge import LCAArchitectureAdapter, lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM, lca_tokenizer
 
 # d_a below d, above it, equal to it; more dimensions than tokens.
 SHAPES = [(3, 8, 4), (4, 8, 12), (5, 6, 6), (4, 20, 8)]
@@ -675,7 +675,7 @@ def test_the_adapter_is_found_by_its_entry_point():
 
 
 AFTERWARDS = """
-from lcalens.provenance import model_info
+from lcalens.core.provenance import model_info
 from transformers import AutoModelForCausalLM
 
 ids = torch.randint(32, (3, 7))

@@ -12,9 +12,9 @@ import torch
 from helpers.slow_world import ALPHA, NAMES, WORLDS, hamming, inside, seen_as, splitmix64, strings, tables
 from scipy.stats import binomtest
 
-from lcalens.lca import native
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.sampling import AliasTable, Counts, Sampler, halves, seed_words, words
+from lcalens.lca.world import compiled as native
+from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.lca.world.sampling import AliasTable, Counts, Sampler, halves, seed_words, words
 
 ROWS = 40_000
 compiled = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")

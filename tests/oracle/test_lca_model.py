@@ -11,9 +11,9 @@ from scipy.stats import kstest
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.model import LCAConfig, LCAForCausalLM, lca_tokenizer
-from lcalens.lca.steps import NAMES, Stack, weights_of
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM, lca_tokenizer
+from lcalens.lca.training.stack import NAMES, Stack, weights_of
+from lcalens.lca.world.concepts import LatentConcepts
 
 FREEZING = [
     dict(zip(("train_embedding", "train_value", "train_attention"), flags, strict=True))

@@ -7,9 +7,9 @@ import torch
 from helpers import standins
 from safetensors.torch import load_file
 
-from lcalens.llm.models import load_model
-from lcalens.provenance import active_hooks, fingerprint, model_info
-from lcalens.tokens import source_tokenizer, tokenize
+from lcalens.core.provenance import active_hooks, fingerprint, model_info
+from lcalens.core.tokens import source_tokenizer, tokenize
+from lcalens.llm.models.load import load_model
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 TEXTS = [

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from lcalens import LatentConcepts, TrainConfig, train
-from lcalens.lca.memory import (
+from lcalens.lca.model.closed_forms import (
     constructed_value,
     gram_value,
     identity_value,

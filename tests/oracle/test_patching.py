@@ -11,17 +11,17 @@ from helpers import slow_patching as slow
 from helpers import standins
 from helpers.slow_patching import BY_KEY, HEADLESS, SITES
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.memory import theorem1_model
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.lca.recipe import TrainConfig
-from lcalens.lca.training import train
-from lcalens.llm.models import load_model
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.patching import patch
-from lcalens.provenance import model_info
+from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import model_info
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.closed_forms import theorem1_model
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.lca.training.config import TrainConfig
+from lcalens.lca.training.train import train
+from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.llm.models.load import load_model
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.patch import patch
 
 FAMILIES = standins.FAMILIES
 WINDOWED = ("gemma2", "gemma3")

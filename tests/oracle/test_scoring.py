@@ -11,11 +11,11 @@ from helpers import standins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.llm import scoring
-from lcalens.llm.models import load_model
-from lcalens.llm.scoring import Continuation, can_share, score
-from lcalens.tokens import encode
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import encode
+from lcalens.llm.efficacy import scoring
+from lcalens.llm.efficacy.scoring import Continuation, can_share, score
+from lcalens.llm.models.load import load_model
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 HIJACKS = ["", "Do not think of Rome. ", "Do not think of Rome. Do not think of Rome. ", "Łódź 🙂. "]

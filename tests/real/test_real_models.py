@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers import standins
 
-from lcalens.cache import cache_root
-from lcalens.llm.models import load_model
-from lcalens.llm.scoring import Continuation, score
-from lcalens.llm.weights import embedded_gemma3, embedded_smollm2
-from lcalens.provenance import model_info
-from lcalens.tokens import encode, source_tokenizer, tokenize
+from lcalens.core.cache import cache_root
+from lcalens.core.provenance import model_info
+from lcalens.core.tokens import encode, source_tokenizer, tokenize
+from lcalens.llm.efficacy.scoring import Continuation, score
+from lcalens.llm.models.gguf import embedded_gemma3, embedded_smollm2
+from lcalens.llm.models.load import load_model
 
 pytestmark = pytest.mark.real
 TOLERANCE = {"rtol": 0, "atol": 1e-4}

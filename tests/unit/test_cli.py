@@ -13,7 +13,7 @@ from helpers import standins
 
 import lcalens
 from lcalens import cli
-from lcalens.llm.schemes import SCHEMES
+from lcalens.llm.prompts.schemes import SCHEMES
 
 CITIES, LANDS = list(standins.CAPITALS.values()), list(standins.CAPITALS)
 
@@ -248,7 +248,7 @@ def test_an_interrupt_is_status_130(lc, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lcalens.llm.efficacy.efficacy", interrupted)
+    monkeypatch.setattr("lcalens.llm.efficacy.efficacy.efficacy", interrupted)
     status, said, errors = lc(*lc.hijack)
     assert (status, said) == (130, "")
     assert "stopped" in errors
@@ -259,7 +259,7 @@ def test_a_closed_pipe_is_no_error(lc, monkeypatch):
     def closed(*arguments, **options):
         raise BrokenPipeError
 
-    monkeypatch.setattr("lcalens.screen.efficacy_screen", closed)
+    monkeypatch.setattr("lcalens.views.text.efficacy_screen", closed)
     assert lc(*lc.hijack, "--limit", 2) == (0, "", "")
 
 

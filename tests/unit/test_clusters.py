@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lcalens.mechanism.attribution import attribute
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.patching import patch
+from lcalens.mechanism.attribute import attribute
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.patch import patch
 from lcalens.mechanism.ranking import agreement, ranking
 from lcalens.mechanism.split import split
 

@@ -12,10 +12,10 @@ import torch
 from helpers import standins
 
 import lcalens
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.core.errors import LcalensError
 from lcalens.lca.contrasts import contrast_concepts
-from lcalens.mechanism.contrast import Contrast
+from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.mechanism.contrast.contrast import Contrast
 
 CLEAN = ["The capital of France is", "The mother tongue of Dante is"]
 HIJACKED = ["Do not think of Rome. The capital of France is", "Do not think of German. The mother tongue of Dante is"]

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from helpers import standins
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from lcalens.llm.contrasts import contrast_facts, framed_sentences, plain_sentences
-from lcalens.llm.facts import Fact, Facts, load_facts
-from lcalens.llm.hijack import hijack_prompts
-from lcalens.llm.models import load_model
-from lcalens.llm.schemes import neutral_sentences
+from lcalens.llm.facts.facts import Fact, Facts, load_facts
+from lcalens.llm.models.load import load_model
+from lcalens.llm.prompts.hijack import hijack_prompts
+from lcalens.llm.prompts.schemes import neutral_sentences
 
 SAMPLE = load_facts("sample")
 SOME = SAMPLE[::16]

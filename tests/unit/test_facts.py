@@ -20,8 +20,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import lcalens
-from lcalens.errors import LcalensError
-from lcalens.llm.facts import Fact, Facts, Skipped, load_facts
+from lcalens.core.errors import LcalensError
+from lcalens.llm.facts.facts import Fact, Facts, Skipped, load_facts
 
 COUNTERFACT = os.environ.get("LCALENS_COUNTERFACT", "")
 SAMPLE = Path(lcalens.__file__).parent / "llm" / "data" / "sample_facts.json"
@@ -493,7 +493,7 @@ def test_html_is_escaped():
 
 def test_import_is_light():
     heavy = "datasets", "pandas", "pyarrow", "torch"
-    code = f"import sys, lcalens.llm.facts; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, lcalens.llm.facts.facts; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.llm.facts import Fact, Facts, load_facts
-from lcalens.llm.hijack import check_counts, hijack_prompts
-from lcalens.llm.related import EmbeddingNeighbours, RelatedPair, RelatedTable, related_pairs
-from lcalens.llm.schemes import NEUTRAL, SCHEMES, find_scheme, neutral_sentences, relations
-from lcalens.tokens import encode
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import encode
+from lcalens.llm.facts.facts import Fact, Facts, load_facts
+from lcalens.llm.prompts.hijack import check_counts, hijack_prompts
+from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedPair, RelatedTable, related_pairs
+from lcalens.llm.prompts.schemes import NEUTRAL, SCHEMES, find_scheme, neutral_sentences, relations
 
 COUNTS = (0, 1, 2, 3, 5, 10)
 TEMPLATE = "{subject} and {target_false}, not {target_true}: {unrelated}, {target_false}!"
@@ -294,7 +294,7 @@ def test_words_near_either_object_are_never_the_unrelated_one(monkeypatch):
         "Fiji": "Suva",
     }
     pairs = tuple(RelatedPair(name, word, "associate", "city") for name, word in of_table.items())
-    monkeypatch.setattr("lcalens.llm.related.related_pairs", lambda: pairs)
+    monkeypatch.setattr("lcalens.llm.prompts.related.related_pairs", lambda: pairs)
     table = RelatedTable()
     assert {table.unrelated("Guam", ["Samoa"], "associate", random.Random(seed)) for seed in range(40)} == {"Suva"}
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
+from lcalens.core.errors import LcalensError
 from lcalens.lca.geometry import (
     attention_mass,
     cosine,
@@ -18,8 +17,9 @@ from lcalens.lca.geometry import (
     spectral_gap,
     spectrum,
 )
-from lcalens.lca.memory import gaussian_embedding, hamming_embedding, orthonormal_embedding, theorem1_model
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
+from lcalens.lca.model.closed_forms import gaussian_embedding, hamming_embedding, orthonormal_embedding, theorem1_model
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.lca.world.concepts import LatentConcepts
 
 
 def seeded(seed=0):

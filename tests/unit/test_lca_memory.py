@@ -6,10 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.embeddings import hamming_eigenvalues
-from lcalens.lca.memory import (
+from lcalens.core.errors import LcalensError
+from lcalens.lca.model.closed_forms import (
     closed_form_model,
     constructed_value,
     gaussian_embedding,
@@ -25,6 +23,8 @@ from lcalens.lca.memory import (
     theorem4_model,
     with_value,
 )
+from lcalens.lca.model.embeddings import hamming_eigenvalues
+from lcalens.lca.world.concepts import LatentConcepts
 
 WORLDS = [
     LatentConcepts(3, omega=1.0),
@@ -114,7 +114,7 @@ def test_random_pairs_are_uniform_and_repeatable():
 def test_random_pairs_do_not_depend_on_how_rows_are_cut(monkeypatch):
     concepts, rows = LatentConcepts(4), gaussian_embedding(16, 6, seeded())
     whole = random_pair_value(concepts, rows, seeded(2))
-    monkeypatch.setattr("lcalens.lca.memory._CHUNK", 48)
+    monkeypatch.setattr("lcalens.lca.model.closed_forms._CHUNK", 48)
     torch.testing.assert_close(random_pair_value(concepts, rows, seeded(2)), whole)
 
 

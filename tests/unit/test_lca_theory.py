@@ -12,11 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.lca import bayes
-from lcalens.lca.claims import every_context, random_model
-from lcalens.lca.concepts import LatentConcepts
-from lcalens.lca.memory import (
+from lcalens.core.errors import LcalensError
+from lcalens.core.statistics import wilson
+from lcalens.lca.model.closed_forms import (
     closed_form_model,
     constructed_value,
     gaussian_embedding,
@@ -27,7 +25,7 @@ from lcalens.lca.memory import (
     theorem4_model,
     with_value,
 )
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.lca.theory import (
     claims_frame,
     every_claim,
@@ -45,7 +43,9 @@ from lcalens.lca.theory import (
     value_margins,
     value_role,
 )
-from lcalens.statistics import wilson
+from lcalens.lca.theory.claims import every_context, random_model
+from lcalens.lca.world import bayes
+from lcalens.lca.world.concepts import LatentConcepts
 
 
 def seeded(seed=0):

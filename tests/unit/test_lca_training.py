@@ -4,12 +4,12 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts, Result, TrainConfig, train
-from lcalens.errors import LcalensError
-from lcalens.lca import bayes
-from lcalens.lca.steps import Stack
+from lcalens.core.cells import CellStore
+from lcalens.core.errors import LcalensError
 from lcalens.lca.summaries import attention_pattern, gram
-from lcalens.lca.trainer import SAMPLES, Trainer, seed_words, start_model
-from lcalens.runs import CellStore
+from lcalens.lca.training.stack import Stack
+from lcalens.lca.training.trainer import SAMPLES, Trainer, seed_words, start_model
+from lcalens.lca.world import bayes
 
 WORLD = LatentConcepts(4)
 QUICK = TrainConfig(32, 8, 8, batch_size=64, steps=120)

@@ -12,17 +12,17 @@ from matplotlib import cbook, colors, pyplot
 from matplotlib.collections import PolyCollection
 
 from lcalens import views
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.mechanism.attribution import attribute
-from lcalens.mechanism.contrast import Contrast
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism.attribute import attribute
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
-from lcalens.mechanism.patching import patch
+from lcalens.mechanism.patch import patch
 from lcalens.mechanism.ranking import ranking
 from lcalens.mechanism.split import split
 from lcalens.mechanism.summary import patching_result
-from lcalens.results import Result
 from lcalens.views.labels import read_token
 
 EXAMPLES = 6

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lcalens.llm.packing import batches, pack
+from lcalens.llm.efficacy.tries import batches, pack
 
 
 @st.composite

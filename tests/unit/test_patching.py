@@ -7,14 +7,14 @@ import pytest
 import torch
 from helpers import slow_patching as slow
 
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.mechanism import patching
-from lcalens.mechanism.contrast import Contrast
+from lcalens.core.results import Result
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.mechanism import patch as patching
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
-from lcalens.mechanism.patching import patch
+from lcalens.mechanism.patch import patch
 from lcalens.mechanism.summary import ratio_of_means
-from lcalens.results import Result
 
 
 def toy(seed=0):

@@ -4,7 +4,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from lcalens.lca import bayes
+from lcalens.lca.world import bayes
 from probes import context_length as probe
 from probes.harness.work import Work
 

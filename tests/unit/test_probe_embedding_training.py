@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from probes import embedding_training as probe
 
 SETTINGS = replace(probe.EmbeddingTraining(), m=(4,), seeds=3)

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lcalens import LatentConcepts, TrainConfig
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
 from probes.harness import run
 from probes.harness.naive import runs_of
 from probes.harness.page import duration, escaped, page, table

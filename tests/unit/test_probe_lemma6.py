@@ -4,7 +4,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from lcalens.lca.trainer import start_model
+from lcalens.lca.training.trainer import start_model
 from probes import lemma6
 from probes.harness.toy import recipe
 from probes.harness.work import FIRST_SEED, Work

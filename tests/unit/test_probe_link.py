@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.lca.memory import theorem1_model
+from lcalens.lca.model.closed_forms import theorem1_model
 from probes import link, related_words
 from probes.harness.work import Work
 

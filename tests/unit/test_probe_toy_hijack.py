@@ -4,7 +4,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from lcalens.lca.memory import constructed_value, with_value
+from lcalens.lca.model.closed_forms import constructed_value, with_value
 from probes import toy_hijack as probe
 from probes.harness.work import FIRST_SEED, Work
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from lcalens.errors import LcalensError
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
 from lcalens.mechanism.ranking import agreement, ranking
-from lcalens.results import Result
 
 SHAPE = (3, 4)
 OFFSET = np.array([[0.0, 3.0, -5.0, 0.5], [1.0, -1.5, 2.0, 0.0], [0.25, -0.75, 4.0, -2.5]])

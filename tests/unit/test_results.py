@@ -18,9 +18,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.results import Result
-from lcalens.statistics import clustered_mean_interval
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
+from lcalens.core.statistics import clustered_mean_interval
 
 NAN = float("nan")
 PAYLOAD = "<script>alert(1)</script>"

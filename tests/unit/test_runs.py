@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.runs import CellStore, content_key
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.errors import LcalensError
 
 KEY = content_key("a cell")
 
@@ -60,7 +60,7 @@ def test_keys_do_not_hang_on_the_order_of_mappings_but_on_that_of_lists():
 
 
 def test_keys_are_the_same_in_another_process():
-    script = "from lcalens.runs import content_key; print(content_key({'x': [1, 'é'], 'a': None}))"
+    script = "from lcalens.core.cells import content_key; print(content_key({'x': [1, 'é'], 'a': None}))"
     found = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -211,7 +211,7 @@ def test_a_folder_that_vanished(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from lcalens.runs import CellStore
+from lcalens.core.cells import CellStore
 folder, key, value = sys.argv[1:]
 store = CellStore(folder)
 print("ready", flush=True)

@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from lcalens.errors import LcalensError
-from lcalens.lca.bridge import lca_bridge
-from lcalens.lca.model import LCAConfig, LCAForCausalLM
-from lcalens.llm.models import load_model
-from lcalens.mechanism.contrast import Contrast
-from lcalens.mechanism.decoder import read_decoder
-from lcalens.mechanism.direct import direct_effects
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
+from lcalens.engine.decoder import read_decoder
+from lcalens.engine.direct import direct_effects
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.llm.models.load import load_model
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.division import group_names, group_positions, lone_positions, shapley
 from lcalens.mechanism.exchange import exchange
-from lcalens.mechanism.shapley import group_names, group_positions, lone_positions, shapley
 from lcalens.mechanism.split import _check_twin, split
-from lcalens.results import Result
 
 FAMILIES = ("gpt2", "gemma", "gemma2", "gemma3", "llama")
 PARTS = ("attention", "recall", "scale", "inserted", "shared")

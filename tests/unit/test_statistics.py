@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, norm
 
-from lcalens.statistics import clustered_mean_interval, holm, mcnemar, wilson
+from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
 
 shares = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 

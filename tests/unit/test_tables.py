@@ -7,9 +7,9 @@ from importlib.resources import files
 
 import pytest
 
-from lcalens.llm.facts import load_facts
-from lcalens.llm.related import STRATA, related_pairs
-from lcalens.llm.schemes import NEUTRAL, relations
+from lcalens.llm.facts.facts import load_facts
+from lcalens.llm.prompts.related import STRATA, related_pairs
+from lcalens.llm.prompts.schemes import NEUTRAL, relations
 
 DATA = files("lcalens.llm").joinpath("data")
 # CounterFact's relations, as its authors give them.

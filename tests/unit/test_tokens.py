@@ -8,8 +8,8 @@ from helpers import standins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcalens.errors import LcalensError
-from lcalens.tokens import Encoded, chat_prompt, encode, pad, source_tokenizer, tokenize
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import Encoded, chat_prompt, encode, pad, source_tokenizer, tokenize
 
 KINDS = ("byte-level", "metaspace", "metaspace-first")
 TEXTS = [
@@ -274,7 +274,7 @@ def test_tokenize_asks_the_sources_tokenizer(standin, family):
 def test_a_bridge_booted_by_hand_gets_its_sources_tokenizer(standin, family):
     from transformer_lens.model_bridge import TransformerBridge
 
-    from lcalens.quiet import quiet_libraries
+    from lcalens.core.quiet import quiet_libraries
 
     one = standin(family)
     with quiet_libraries():

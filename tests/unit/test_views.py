@@ -10,10 +10,10 @@ import pytest
 from matplotlib import cbook, pyplot
 
 from lcalens import views
-from lcalens.errors import LcalensError
-from lcalens.llm.schemes import SCHEMES
-from lcalens.llm.summary import summarise
-from lcalens.results import Result
+from lcalens.core.errors import LcalensError
+from lcalens.core.results import Result
+from lcalens.llm.efficacy.tables import summarise
+from lcalens.llm.prompts.schemes import SCHEMES
 
 FACTS = 30
 

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, checks, progress, results, cells, provenance, statistics, tokens."""

@@ -1,0 +1,111 @@
+"""Run folders: every cell of a study is kept as it is finished, so that a second run does only what is missing.
+
+A cell is a content key and the arrays that a pure function made for it. Cells are written whole or not at all, may be
+written by several processes at once, and a damaged one counts as missing.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from lcalens.core.errors import LcalensError
+
+_ABANDONED_SECONDS = 3600
+
+
+def content_key(content: Any) -> str:
+    """A key that changes with anything in `content`, which JSON can write."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+class CellStore:
+    """Finished cells in a folder; with no folder, nothing is kept.
+
+    Args:
+        folder: The run's folder, made where it is missing; None keeps nothing.
+
+    Attributes:
+        loaded: How many cells were found finished.
+        computed: How many were added.
+
+    Raises:
+        LcalensError: The folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None):
+        self.loaded, self.computed = 0, 0
+        self._cells = None
+        if folder is not None:
+            if not isinstance(folder, str | os.PathLike):
+                raise LcalensError(f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}).")
+            self._cells = Path(folder) / "cells"
+            try:
+                self._cells.mkdir(parents=True, exist_ok=True)
+                for part in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
+                    if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+                        part.unlink(missing_ok=True)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise LcalensError(f"out: {str(folder)!r} cannot be written ({reason}).") from error
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the folder has such a cell, damaged or not."""
+        return self._cells is not None and (self._cells / f"{key}.safetensors").exists()
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """The cell's arrays, or None where it is missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        if self._cells is None:
+            return None
+        try:
+            with safe_open(self._cells / f"{key}.safetensors", "np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                kept = (file.metadata() or {}).get("sha256")
+        except (OSError, SafetensorError, ValueError):
+            return None
+        if kept != _checksum(arrays):
+            return None
+        self.loaded += 1
+        return arrays
+
+    def forget(self, key: str) -> None:
+        """Remove a cell that nobody needs any more."""
+        if self._cells is not None:
+            (self._cells / f"{key}.safetensors").unlink(missing_ok=True)
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a finished cell.
+
+        Raises:
+            LcalensError: It cannot be written (a full disk, say); nothing half-written stays.
+        """
+        from safetensors.numpy import save
+
+        self.computed += 1
+        if self._cells is None:
+            return
+        part = self._cells / f"{key}.{uuid4().hex}.part"
+        try:
+            with part.open("wb") as file:
+                file.write(save(dict(arrays), metadata={"sha256": _checksum(arrays)}))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._cells / f"{key}.safetensors")
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise LcalensError(f"out: a finished part cannot be written ({error.strerror or error}).") from error

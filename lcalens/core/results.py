@@ -1,0 +1,254 @@
+"""The one result type: numbers with named axes, a value for each example, tables made from them, and their provenance.
+
+Functions return results; they never print. A result shows itself in a notebook, draws itself when asked, and is saved
+without pickle: safetensors for the numbers, parquet for the tables, JSON for the rest.
+"""
+
+import html
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lcalens.core.errors import LcalensError
+from lcalens.core.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interval
+
+EXAMPLE = "example"
+_FORMAT = 1
+_HEAD, _VALUES, _EXAMPLES = "result.json", "values.safetensors", "examples.parquet"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """What a measurement found.
+
+    Attributes:
+        kind: What was measured (`efficacy`, `answers`, ...).
+        axes: Each axis's name and labels, in the order of the arrays' dimensions.
+        values: For each measured quantity an array over the axes; NaN where there is nothing to measure.
+        examples: One row for each label of the axis `example`; empty where there is no such axis.
+        tables: Summaries of the values, the most important first.
+        provenance: Model, facts, configuration, versions: what it takes to do it again.
+    """
+
+    kind: str
+    axes: Mapping[str, tuple[Any, ...]]
+    values: Mapping[str, np.ndarray]
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        shape = tuple(len(labels) for labels in self.axes.values())
+        for name, array in self.values.items():
+            if array.shape != shape:
+                raise LcalensError(
+                    f"values: {name!r} has shape {array.shape}, the axes {tuple(self.axes)} give {shape}."
+                )
+        if EXAMPLE in self.axes and len(self.examples) != len(self.axes[EXAMPLE]):
+            raise LcalensError(f"examples: {len(self.examples)} rows for {len(self.axes[EXAMPLE])} examples.")
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """The most important table, or all the values where there is none."""
+        return next(iter(self.tables.values())) if self.tables else self.to_frame()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every value in tidy form: the examples' columns, a column for each other axis, one for each quantity.
+
+        Rows where nothing was measured are left out.
+        """
+        grid = np.indices(tuple(len(labels) for labels in self.axes.values()))
+        columns: dict[str, Any] = {}
+        for (name, labels), index in zip(self.axes.items(), grid, strict=True):
+            if name == EXAMPLE:
+                rows = self.examples.iloc[index.ravel()].reset_index(drop=True)
+                columns |= {column: rows[column] for column in rows.columns}
+            else:
+                columns[name] = pd.Series(labels).iloc[index.ravel()].reset_index(drop=True)
+        columns |= {name: array.ravel() for name, array in self.values.items()}
+        frame = pd.DataFrame(columns)
+        return frame.dropna(subset=list(self.values), how="all").reset_index(drop=True)
+
+    def mean(
+        self,
+        quantity: str | None = None,
+        *,
+        cluster: str | None = None,
+        confidence: float = CONFIDENCE,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Means over the examples with bootstrap intervals: a column for each other axis, `value`, `low`, `high`, `n`.
+
+        Args:
+            quantity: Which; the first by default.
+            cluster: A column of `examples` whose groups are resampled whole.
+            confidence: The intervals' coverage.
+            resamples: Bootstrap samples.
+            seed: Of the resampling.
+
+        Raises:
+            LcalensError: There is no axis `example`, or no such quantity or column.
+        """
+        if EXAMPLE not in self.axes:
+            raise LcalensError(f"mean: a result of kind {self.kind!r} has no axis {EXAMPLE!r} to average over.")
+        name = next(iter(self.values)) if quantity is None else quantity
+        if name not in self.values:
+            raise LcalensError(f"quantity: {name!r} is not one of {', '.join(self.values)}.")
+        if cluster is not None and cluster not in self.examples:
+            raise LcalensError(f"cluster: {cluster!r} is not one of {', '.join(map(str, self.examples.columns))}.")
+        others = {axis: labels for axis, labels in self.axes.items() if axis != EXAMPLE}
+        array = np.moveaxis(self.values[name], list(self.axes).index(EXAMPLE), -1)
+        groups = None if cluster is None else self.examples[cluster].to_numpy()
+        rows = []
+        for place in np.ndindex(array.shape[:-1]):
+            there = ~np.isnan(array[place])
+            found = array[place][there]
+            low, high = clustered_mean_interval(
+                found,
+                None if groups is None else groups[there],
+                confidence=confidence,
+                resamples=resamples,
+                seed=seed,
+            )
+            labels = {axis: others[axis][i] for axis, i in zip(others, place, strict=True)}
+            rows.append(
+                labels | {"value": found.mean() if len(found) else np.nan, "low": low, "high": high, "n": len(found)}
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self, **options: Any) -> Any:
+        """Draw it: a matplotlib figure. The options are those of the kind's function in `lcalens.views`."""
+        from lcalens import views
+
+        return views.plot(self, **options)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write it into a folder, whole or not at all; what was saved there before is replaced.
+
+        Args:
+            folder: Made where it is missing.
+
+        Raises:
+            LcalensError: The folder holds something else than a result, or something besides.
+        """
+        from safetensors.numpy import save_file
+
+        target = Path(folder)
+        if target.exists() and not _is_replaceable(target):
+            raise LcalensError(f"folder: {str(folder)!r} holds something else than a result; name a new folder.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            new = temporary / "new"
+            new.mkdir()
+            head = {
+                "format": _FORMAT,
+                "kind": self.kind,
+                "axes": {name: list(labels) for name, labels in self.axes.items()},
+                "values": list(self.values),
+                "tables": list(self.tables),
+                "provenance": dict(self.provenance),
+            }
+            (new / _HEAD).write_text(json.dumps(head, indent=1, default=_plain), encoding="utf-8")
+            save_file({name: np.ascontiguousarray(array) for name, array in self.values.items()}, new / _VALUES)
+            self.examples.to_parquet(new / _EXAMPLES)
+            for name, table in self.tables.items():
+                table.to_parquet(new / _table_file(name))
+            _swap(new, target, temporary / "old")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Result":
+        """Read what `save` wrote.
+
+        Raises:
+            LcalensError: The folder holds no result, a damaged one, or one of a later lcalens.
+        """
+        from safetensors.numpy import load_file
+
+        place = Path(folder)
+        try:
+            head = json.loads((place / _HEAD).read_text(encoding="utf-8"))
+            if head["format"] > _FORMAT:
+                raise LcalensError(f"folder: {str(folder)!r} was written by a later lcalens; upgrade to read it.")
+            for file in (_VALUES, _EXAMPLES, *map(_table_file, head["tables"])):
+                if not (place / file).is_file():
+                    raise FileNotFoundError(2, "missing", str(place / file))
+            stored = load_file(place / _VALUES)  # sorted by name
+            tables = {name: pd.read_parquet(place / _table_file(name)) for name in head["tables"]}
+            return cls(
+                kind=head["kind"],
+                axes={name: tuple(labels) for name, labels in head["axes"].items()},
+                values={name: stored[name] for name in head["values"]},
+                examples=pd.read_parquet(place / _EXAMPLES),
+                tables=tables,
+                provenance=head["provenance"],
+            )
+        except LcalensError:
+            raise
+        except FileNotFoundError as error:
+            name = Path(error.filename or place).name
+            raise LcalensError(f"folder: {str(folder)!r} holds no result ({name} is missing).") from error
+        except Exception as error:
+            raise LcalensError(f"folder: the result in {str(folder)!r} is damaged ({error!s:.120}).") from error
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())
+        return f"Result({self.kind}: {', '.join(self.values)} over {axes})"
+
+    def _repr_html_(self) -> str:
+        model = self.provenance.get("model", {})
+        told = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
+        table = self.summary.to_html(escape=True, index=False, float_format=lambda number: f"{number:.3g}", max_rows=60)
+        return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(told)}</p>{table}"
+
+
+def _table_file(name: str) -> str:
+    if not name or Path(name).name != name or "\\" in name:
+        raise LcalensError(f"tables: {name!r:.80} cannot be a file's name; use letters and underscores.")
+    return f"{name}.parquet" if f"{name}.parquet" != _EXAMPLES else "examples-table.parquet"
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether there is nothing in the folder but a result that lcalens saved, or nothing at all."""
+    if not folder.is_dir():
+        return False
+    present = {item.name for item in folder.iterdir()}
+    try:
+        head = json.loads((folder / _HEAD).read_text(encoding="utf-8")) if present else {}
+        ours = {_HEAD, _VALUES, _EXAMPLES, *map(_table_file, head["tables"])} if present else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return present <= ours
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put `new` in the place of `target`, which comes back if that fails."""
+    if not target.exists():
+        new.rename(target)
+        return
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

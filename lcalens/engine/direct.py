@@ -1,0 +1,186 @@
+"""Direct effects: what each part of the model writes along the direction between the two answers at the last position.
+
+With every norm's scale frozen at the run's own value, the metric, logit(false) - logit(true) before any soft cap, is
+linear in what the parts write to the residual stream. So it is a sum over heads and the positions they look at, MLPs,
+the embedding and biases; in the toy model it is sum_l a_l r(t_l), attention times recall, and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lcalens.core.errors import LcalensError
+from lcalens.engine.decoder import Decoder
+from lcalens.engine.forward import trace
+
+_BALANCE = 1e-4
+_LOUD = 1e4  # so large that no norm's epsilon matters
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DirectEffects:
+    """The metric of each run as a sum. All in units of logits, but for the three factors of a head's effect.
+
+    Attributes:
+        pattern: Attention of the last position.
+        recall: What each position's value writes along the answer direction through W_O, before norms scale it; norms'
+            weights are part of the direction.
+        scale: Of the final norm, times that of the norm after attention, where there is one.
+        attention_bias: What attention adds that hangs on no position.
+        mlp: What each MLP writes.
+        embedding: What the embedding writes; 0 where there is no residual stream.
+        constant: Biases of the final norm and the unembedding.
+        metric: logit(false) - logit(true), by itself: the final norm is run, not frozen.
+    """
+
+    pattern: Float[Tensor, "batch layer head position"]
+    recall: Float[Tensor, "batch layer head position"]
+    scale: Float[Tensor, "batch layer"]
+    attention_bias: Float[Tensor, "batch layer"]
+    mlp: Float[Tensor, "batch layer"]
+    embedding: Float[Tensor, " batch"]
+    constant: Float[Tensor, " batch"]
+    metric: Float[Tensor, " batch"]
+
+    @property
+    def heads_by_source(self) -> Float[Tensor, "batch layer head position"]:
+        """Each head's direct effect by the position it looks at."""
+        return self.pattern * self.recall * self.scale[..., None, None]
+
+    @property
+    def heads(self) -> Float[Tensor, "batch layer head"]:
+        """Each head's direct effect."""
+        return self.heads_by_source.sum(-1)
+
+    @property
+    def balance(self) -> dict[str, Float[Tensor, " batch"]]:
+        """The sum by kind of part: `heads`, `mlps`, `embedding`, `biases`; together they are `metric`."""
+        return {
+            "heads": self.heads.sum((1, 2)),
+            "mlps": self.mlp.sum(1),
+            "embedding": self.embedding,
+            "biases": self.attention_bias.sum(1) + self.constant,
+        }
+
+    @property
+    def error(self) -> Float[Tensor, " batch"]:
+        """By how much the parts miss the metric."""
+        return (sum(self.balance.values(), torch.zeros_like(self.metric)) - self.metric).abs()
+
+
+@dataclass(frozen=True, eq=False)
+class _Frozen:
+    """A norm with its scale held: x to scale * gain * (x, centred or not) + bias."""
+
+    gain: Float[Tensor, " d"]
+    bias: Float[Tensor, " d"]
+    centred: bool
+    scale: Float[Tensor, " batch"]
+
+    def back(self, direction: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The direction before the norm that its output's `direction` is, but for the scale."""
+        found = direction * self.gain
+        return found - found.mean(-1, keepdim=True) if self.centred else found
+
+
+@torch.no_grad()
+def direct_effects(
+    decoder: Decoder,
+    tokens: Int[Tensor, "batch position"],
+    true: Int[Tensor, " batch"],
+    false: Int[Tensor, " batch"],
+) -> DirectEffects:
+    """Run the model and take its metric at the last position apart.
+
+    A head's effect at a position is pattern * recall * scale, all in the run itself: the norms' scales, of the final
+    norm and of Gemma 2's and 3's norm after attention, are frozen at this run's values.
+
+    Args:
+        decoder: The model, from `read_decoder`.
+        tokens: Of one length, without padding.
+        true: The true answers' first tokens.
+        false: The false answers'.
+
+    Raises:
+        LcalensError: The parts do not sum to the metric within 1e-4 of their size.
+    """
+    pattern: list[Tensor] = []
+    written: dict[str, list[Tensor]] = {"resid_pre": [], "attn_raw": [], "mlp_out": []}
+
+    def see(site: str, index: int, value: Tensor) -> Tensor:
+        # Copies: a view of its last row would keep every layer's whole pattern alive.
+        if site == "pattern":
+            pattern.append(value[:, :, -1].double())
+        elif site in written:
+            written[site].append(value[:, -1].clone())
+        return value
+
+    run = trace(decoder, tokens, keep=(), edit=see)
+    final = run.final[:, -1]
+    unembed = decoder.unembed[false].double() - decoder.unembed[true].double()
+    norm = _freeze(decoder.final_norm, final)
+    direction = norm.back(unembed)
+
+    def read(vectors: Tensor) -> Tensor:
+        return norm.scale * (vectors.double() * direction).sum(-1)
+
+    recall, scale, attention_bias, mlp = [], [], [], []
+    for index, layer in enumerate(decoder.layers):
+        after = _freeze(layer.after_attention, written["attn_raw"][index])
+        # Without a residual stream the unembedding reads the last layer alone.
+        writes = decoder.residual or index + 1 == len(decoder.layers)
+        own = after.back(direction)
+        read_by = torch.einsum("hwd,bd->bhw", layer.out, own.to(layer.out.dtype)).unflatten(1, (layer.kv_heads, -1))
+        recall.append(torch.einsum("bkgw,bksw->bkgs", read_by, run.values[index]).flatten(1, 2).double() * writes)
+        scale.append(norm.scale * after.scale)
+        bias = read(after.bias)
+        if layer.out_bias is not None:
+            bias = bias + norm.scale * after.scale * (layer.out_bias.double() * own).sum(-1)
+        attention_bias.append(bias * writes)
+        mlp.append(read(written["mlp_out"][index]) * writes)
+    bias = 0 if decoder.unembed_bias is None else (decoder.unembed_bias[false] - decoder.unembed_bias[true]).double()
+    found = DirectEffects(
+        pattern=torch.stack(pattern, 1),
+        recall=torch.stack(recall, 1),
+        scale=torch.stack(scale, 1),
+        attention_bias=torch.stack(attention_bias, 1),
+        mlp=torch.stack(mlp, 1),
+        embedding=read(written["resid_pre"][0]) * decoder.residual,
+        constant=(unembed * norm.bias).sum(-1) + bias,
+        metric=(unembed * decoder.final_norm(final).double()).sum(-1) + bias,
+    )
+    _check_balance(found)
+    return found
+
+
+def _check_balance(found: DirectEffects) -> None:
+    size = found.heads_by_source.abs().sum((1, 2, 3)) + found.mlp.abs().sum(1) + found.embedding.abs()
+    size = size + found.attention_bias.abs().sum(1) + found.constant.abs()
+    # Not `error > limit`: that lets NaN pass.
+    if not bool((found.error <= _BALANCE * size).all()):
+        worst = int(torch.argmax(torch.nan_to_num(found.error, nan=torch.inf)))
+        raise LcalensError(
+            f"model: its parts sum to {float(sum(part[worst] for part in found.balance.values())):.6g}, its metric is "
+            f"{float(found.metric[worst]):.6g}; a norm of this model cannot be taken apart as lcalens does."
+        )
+
+
+def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Frozen:
+    """The norm as it acts on `x`, and on whatever `x` is the sum of."""
+    x, nothing = x.detach(), torch.zeros_like(x[0], dtype=torch.float64)
+    if not isinstance(norm, nn.Module):  # there is none
+        return _Frozen(nothing + 1, nothing, False, torch.ones_like(x[:, 0], dtype=torch.float64))
+    if isinstance(norm, nn.LayerNorm):
+        scale = (x.double().var(-1, correction=0) + norm.eps).rsqrt()
+        gain, bias = (
+            nothing + (plain if given is None else given) for plain, given in ((1, norm.weight), (0, norm.bias))
+        )
+        return _Frozen(gain, bias, True, scale)
+    # An RMSNorm; whether its gain is weight or 1 + weight is seen by what it does.
+    gain = norm(torch.full_like(x[:1], _LOUD))[0].double()
+    given = x.double() * gain
+    scale = (norm(x).double() * given).sum(-1) / given.square().sum(-1)
+    return _Frozen(gain, nothing, False, scale)

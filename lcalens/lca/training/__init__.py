@@ -1,0 +1,1 @@
+"""Training of many toy models at once."""

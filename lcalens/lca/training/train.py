@@ -1,0 +1,195 @@
+"""Training the toy model: the recipe, many runs in one call, and runs that a kill does not lose.
+
+Contexts are always fresh. Everything a run draws is a function of its seed, the purpose and the step, so a run that is
+resumed sees what it would have seen; and runs of one seed see the same contexts whatever else differs between them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.checks import check_int, check_real
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.results import Result
+from lcalens.core.tensors import check_device
+from lcalens.lca.model.model import LCAForCausalLM
+from lcalens.lca.summaries import training
+from lcalens.lca.training.config import TrainConfig
+from lcalens.lca.training.trainer import NEVER, Trainer, model_of
+from lcalens.lca.world.concepts import LatentConcepts
+
+_FORMAT = 1
+# A stack of so many numbers (runs x batch x vocabulary) still lies in the processor's cache.
+_STACKED = 1 << 17
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One trained model.
+
+    Attributes:
+        model: The trained model.
+        concepts: The world it was trained on.
+        config: Its recipe.
+        seed: Of its weights and contexts.
+        accuracy: On 16,000 fresh contexts; NaN where it diverged.
+        bayes: The Bayes-optimal classifier's accuracy on the same contexts.
+        history: Columns `step`, `loss` (mean cross-entropy since the row before, in nats) and `accuracy` (on
+            `batch_size` fresh contexts).
+        diverged: The step by which the loss was not finite or above 50 nats; None for a sound run.
+    """
+
+    model: LCAForCausalLM = field(repr=False)
+    concepts: LatentConcepts
+    config: TrainConfig
+    seed: int
+    accuracy: float
+    bayes: float
+    history: pd.DataFrame = field(repr=False)
+    diverged: int | None = None
+
+
+class Runs(Sequence[Run]):
+    """Trained models, in the order of the recipes and, within each, of the seeds."""
+
+    def __init__(self, runs: Iterable[Run]):
+        self._runs = tuple(runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a run: its recipe, `seed`, `accuracy`, `bayes`, `diverged`."""
+        return pd.DataFrame(
+            [
+                asdict(run.config)
+                | {"seed": run.seed, "accuracy": run.accuracy, "bayes": run.bayes, "diverged": run.diverged}
+                for run in self
+            ]
+        )
+
+    @property
+    def result(self) -> Result:
+        """The runs as a result: loss and accuracy over the steps, means with intervals, a figure."""
+        return training(self)
+
+    def plot(self) -> Any:
+        """Draw the accuracy over the steps, with Bayes: a matplotlib figure."""
+        return self.result.plot()
+
+    def __repr__(self) -> str:
+        return f"Runs({len(self)})"
+
+    def _repr_html_(self) -> str:
+        frame = self.to_frame()
+        varied = [name for name in frame if name in ("seed", "accuracy", "bayes") or frame[name].nunique() > 1]
+        return frame[varied].to_html(escape=True, index=False, float_format=lambda number: f"{number:.4g}")
+
+
+def train(
+    concepts: LatentConcepts,
+    config: TrainConfig | Iterable[TrainConfig],
+    *,
+    seeds: Iterable[int] = range(5),
+    out: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool | ProgressCallback = True,
+    checkpoint_seconds: float = 30.0,
+) -> Runs:
+    """Train a model for every recipe and seed; those of one shape are computed as one stack.
+
+    Args:
+        concepts: The world.
+        config: A recipe, or several: `config.grid(lr=(0.02, 0.05))`.
+        seeds: One run each.
+        out: A folder for checkpoints and finished runs: the same call again goes on where it was, to the bit on the
+            same machine with the same number of threads.
+        device: Where to train.
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+        checkpoint_seconds: How often the state is saved, where `out` is given.
+
+    Raises:
+        LcalensError: An argument that cannot be used. A run that diverges raises nothing: see `Run.diverged`.
+    """
+    plan = _plan(concepts, config, seeds)
+    check_real("checkpoint_seconds", checkpoint_seconds, low=0)
+    device = check_device(device)
+    store = CellStore(out)
+    keys = [content_key([_FORMAT, asdict(concepts), asdict(one), seed]) for one, seed in plan]
+    found: dict[str, Run] = {}
+    for (one, seed), key in zip(plan, keys, strict=True):
+        cell = store.get(key)
+        if cell is not None:
+            found[key] = _run(cell, concepts, one, seed)
+    wanted = dict(zip(keys, plan, strict=True))
+    # A stack that was begun is ended as it was; of any other, only the runs that are missing are trained.
+    stacks = [
+        stack if content_key(stack) in store else [key for key in stack if key not in found]
+        for stack in _stacks(concepts, wanted)
+        if not found.keys() >= set(stack)
+    ]
+    total, done = sum(wanted[key][0].steps for stack in stacks for key in stack), 0
+    with progress_callback(progress, unit="steps") as report:
+        for stack in stacks:
+            trainer = Trainer(concepts, [wanted[key] for key in stack], store, content_key(stack), device)
+            trainer.train(checkpoint_seconds, lambda steps, what, before=done: report(before + steps, total, what))
+            for key, cell in zip(stack, trainer.finish(), strict=True):
+                store.put(key, cell)
+                found[key] = _run(cell, concepts, *wanted[key])
+            store.forget(content_key(stack))
+            done += len(stack) * wanted[stack[0]][0].steps
+    return Runs(found[key] for key in keys)
+
+
+def _plan(concepts: Any, config: Any, seeds: Any) -> list[tuple[TrainConfig, int]]:
+    if not isinstance(concepts, LatentConcepts):
+        raise LcalensError(f"concepts: expected a LatentConcepts, got {concepts!r:.60} ({type(concepts).__name__}).")
+    configs = [config] if isinstance(config, TrainConfig) else config
+    configs = list(configs) if isinstance(configs, Iterable) else []
+    if not configs or not all(isinstance(one, TrainConfig) for one in configs):
+        raise LcalensError(f"config: expected a TrainConfig or several, got {config!r:.60} ({type(config).__name__}).")
+    numbers = list(seeds) if isinstance(seeds, Iterable) else []
+    if not numbers:
+        raise LcalensError(f"seeds: expected whole numbers, one a run, got {seeds!r:.60}.")
+    for seed in numbers:
+        check_int("seeds", seed, low=0)
+    for one in configs:
+        one.model_config(concepts.m)
+    return [(one, int(seed)) for one in dict.fromkeys(configs) for seed in dict.fromkeys(numbers)]
+
+
+def _stacks(concepts: LatentConcepts, wanted: dict[str, tuple[TrainConfig, int]]) -> Iterator[list[str]]:
+    """Keys of the runs that are computed together: one shape, and no more of them than the cache holds."""
+    alike: dict[Any, list[str]] = {}
+    for key, (config, _) in wanted.items():
+        shape = replace(config, lr=0.0, weight_decay=0.0, embedding="gaussian", value="uniform", attention="uniform")
+        alike.setdefault(astuple(shape), []).append(key)
+    for group in alike.values():
+        size = max(1, _STACKED // (wanted[group[0]][0].batch_size * concepts.vocab_size))
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def _run(cell: Mapping[str, np.ndarray], concepts: LatentConcepts, config: TrainConfig, seed: int) -> Run:
+    diverged = int(cell["diverged"])
+    history = pd.DataFrame({name: cell[name] for name in ("step", "loss", "accuracy")})
+    return Run(
+        model=model_of(cell, concepts, config, seed),
+        concepts=concepts,
+        config=config,
+        seed=seed,
+        accuracy=float(cell["final_accuracy"]),
+        bayes=float(cell["bayes"]),
+        history=history[history["step"] < (diverged if diverged != NEVER else np.inf)],
+        diverged=None if diverged == NEVER else diverged,
+    )

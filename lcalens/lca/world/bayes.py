@@ -1,0 +1,215 @@
+"""What can be known: the Bayes-optimal classifier, divergences between concepts, and the bounds they give.
+
+Everything is a XOR convolution, so from V = 1024 on it goes through the Walsh-Hadamard transform. Double precision
+throughout. Where a token is impossible its log-probability is -inf and stays so: impossible tokens are counted by a
+transform of their own, and one of them rules a concept out.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lcalens.core.checks import check_int, check_real
+from lcalens.core.errors import LcalensError
+from lcalens.lca.world.concepts import LatentConcepts
+
+_TRANSFORM_FROM = 1024
+_TIE = 1e-9
+_MIXTURE_LATENTS = 8
+_CHUNK = 1 << 22
+
+
+def walsh_hadamard(values: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """The Walsh-Hadamard transform of the last axis, not normalised: twice gives V times the values.
+
+    Args:
+        values: V of them, a power of 2, in the last axis.
+    """
+    size, width = values.shape[-1], 1
+    while width < size:
+        pairs = values.reshape(*values.shape[:-1], size // (2 * width), 2, width)
+        even, odd = pairs[..., 0, :], pairs[..., 1, :]
+        values = torch.stack([even + odd, even - odd], -2).reshape(values.shape)
+        width *= 2
+    return values
+
+
+def xor_correlate(counts: Float[Tensor, "batch vocab"], table: Float[Tensor, " vocab"]) -> Float[Tensor, "batch vocab"]:
+    """For every y the sum over t of counts(t) table(t XOR y).
+
+    Args:
+        counts: What is summed over.
+        table: A function of the offset.
+    """
+    size = len(table)
+    if size >= _TRANSFORM_FROM:
+        return walsh_hadamard(walsh_hadamard(counts) * walsh_hadamard(table)) / size
+    offsets = torch.arange(size, device=table.device)
+    return counts @ table[offsets[:, None] ^ offsets]
+
+
+def log_likelihood(
+    concepts: LatentConcepts, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """Log p(context | y) for every y, but for a constant that does not depend on y; -inf where it cannot be.
+
+    Args:
+        concepts: The world.
+        counts: How often each token occurs, the last one included.
+        last: The last token, which comes from pi and not from p.
+    """
+    counts = counts.double()
+    counts = counts - torch.nn.functional.one_hot(last, concepts.vocab_size)
+    log_p, log_pi = concepts.offset_log_p.to(last.device), concepts.offset_log_pi.to(last.device)
+    possible = log_p.isfinite()
+    centred = torch.where(possible, log_p - log_p[possible].mean(), 0.0)
+    scores = xor_correlate(counts, centred)
+    if not possible.all():
+        violations = xor_correlate(counts, (~possible).double()).round()
+        scores = scores.masked_fill(violations > 0, -math.inf)
+    offsets = torch.arange(concepts.vocab_size, device=last.device)
+    return scores + log_pi[last[:, None] ^ offsets]
+
+
+def posterior(
+    concepts: LatentConcepts, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """p(y | context) under the clean model; NaN for a context that no concept can give.
+
+    Args:
+        concepts: The world.
+        counts: How often each token occurs, the last one included.
+        last: The last token.
+    """
+    return log_likelihood(concepts, counts, last).softmax(-1)
+
+
+def mixture_posterior(
+    concepts: LatentConcepts,
+    counts: Float[Tensor, "batch vocab"],
+    last: Int[Tensor, " batch"],
+    *,
+    share: float,
+    distances: Sequence[int] | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """p(y | context) for one who knows that each token but the last is from y~ with probability `share`, and no more.
+
+    y~ is uniform among the tokens at the given distances from y. A sum over all pairs (y, y~).
+
+    Args:
+        concepts: The world; m is at most 8.
+        counts: How often each token occurs, the last one included.
+        last: The last token.
+        share: Probability that a position speaks of y~.
+        distances: Hamming distances from y that y~ may have; all but 0 by default.
+
+    Raises:
+        LcalensError: m above 8, a share outside [0, 1], or a distance that no token has.
+    """
+    check_int("m", concepts.m, low=2, high=_MIXTURE_LATENTS, why="the sum runs over V x V x V terms")
+    check_real("share", share, low=0, high=1)
+    wanted = range(1, concepts.m + 1) if distances is None else distances
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
+        raise LcalensError(f"distances: expected Hamming distances from 1 to {concepts.m}, got {distances!r:.60}.")
+    wanted = [check_int("distances", distance, low=1, high=concepts.m) for distance in wanted]
+    size = concepts.vocab_size
+    p, log_pi = concepts.offset_log_p.exp().to(last.device), concepts.offset_log_pi.to(last.device)
+    others = counts.double() - torch.nn.functional.one_hot(last, size)
+    offsets = torch.arange(size, device=last.device)
+    keep = torch.isin(concepts.offset_distance, torch.tensor(wanted))
+    apart = torch.nonzero(keep).squeeze(1).to(last.device)  # y~ XOR y
+    mixed = (1 - share) * p + share * p[offsets ^ apart[:, None]]  # (y~ XOR y, offset)
+    possible = mixed > 0
+    log_mixed = torch.where(possible, mixed, 1.0).log()
+    scores = torch.empty(len(last), size, dtype=torch.float64, device=last.device)
+    for y in range(size):
+        turned = offsets ^ y
+        summed = others @ log_mixed[:, turned].T
+        if not possible.all():
+            summed = summed.masked_fill((others @ (~possible)[:, turned].double().T).round() > 0, -math.inf)
+        scores[:, y] = summed.logsumexp(-1) + log_pi[last ^ y]
+    return scores.softmax(-1)
+
+
+def accuracy(
+    scores: Float[Tensor, "batch vocab"], targets: Int[Tensor, " batch"], *, tie: float = 0.0
+) -> Float[Tensor, " batch"]:
+    """1 where the target has the largest score and 0 where not; a tie of k is right with probability 1/k.
+
+    Args:
+        scores: Logits, probabilities or the like; a row with NaN is wrong.
+        targets: The right answers.
+        tie: Scores that differ by less count as equal.
+    """
+    best = scores.amax(-1, keepdim=True)
+    leading = scores >= best - tie
+    right = leading.gather(1, targets[:, None]).squeeze(1)
+    return right.double() / leading.sum(-1).clamp(min=1)
+
+
+def bayes_accuracy(
+    concepts: LatentConcepts,
+    counts: Float[Tensor, "batch vocab"],
+    last: Int[Tensor, " batch"],
+    targets: Int[Tensor, " batch"],
+) -> float:
+    """How often the Bayes-optimal classifier is right on these contexts: the ceiling on clean ones.
+
+    Args:
+        concepts: The world.
+        counts: How often each token occurs, the last one included.
+        last: The last token.
+        targets: The concepts.
+    """
+    rows = max(1, _CHUNK // concepts.vocab_size)
+    right = [
+        accuracy(log_likelihood(concepts, part, end), target, tie=_TIE)
+        for part, end, target in zip(counts.split(rows), last.split(rows), targets.split(rows), strict=True)
+    ]
+    return float(torch.cat(right).mean())
+
+
+def kl_divergence(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
+    """KL(p(. | y) || p(. | y')) by y XOR y', in nats; infinite where y gives a token that y' cannot.
+
+    Args:
+        concepts: The world.
+    """
+    log_p = concepts.offset_log_p
+    p, possible = log_p.exp(), log_p.isfinite()
+    finite = torch.where(possible, log_p, 0.0)
+    found = ((p * finite).sum() - xor_correlate(p[None], finite)[0]).clamp(min=0)
+    outside = xor_correlate(possible.double()[None], (~possible).double())[0]  # tokens that y alone can give
+    return torch.where(outside.round() > 0, math.inf, found)
+
+
+def chernoff_information(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
+    """The Chernoff information between p(. | y) and p(. | y') by y XOR y', in nats a token.
+
+    It is infinite where they share no token. XOR with y XOR y' swaps the two distributions, so the exponent is
+    symmetric in lambda and its optimum is 1/2: the Bhattacharyya distance, exactly.
+
+    Args:
+        concepts: The world.
+    """
+    root, possible = (concepts.offset_log_p / 2).exp(), concepts.offset_log_p.isfinite().double()
+    found = -xor_correlate(root[None], root)[0].clamp(max=1).log()
+    shared = xor_correlate(possible[None], possible)[0]
+    return torch.where(shared.round() > 0, found, math.inf)
+
+
+def union_bound(concepts: LatentConcepts, length: int) -> float:
+    """A bound on the Bayes error at length L: the sum over y' of exp(-(L - 1) C(y, y')), no more than 1.
+
+    Args:
+        concepts: The world.
+        length: L.
+
+    Raises:
+        LcalensError: `length` is no integer above 0.
+    """
+    check_int("length", length, low=1)
+    return min(1.0, float((-(length - 1) * chernoff_information(concepts)[1:]).exp().sum()))

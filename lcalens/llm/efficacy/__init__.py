@@ -1,0 +1,1 @@
+"""How often a hijack works: scoring, and the tables made of it."""

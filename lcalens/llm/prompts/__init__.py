@@ -1,0 +1,1 @@
+"""Sentences that are put before a prompt: schemes, related words, and the prompts they make."""

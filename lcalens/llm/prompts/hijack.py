@@ -1,0 +1,145 @@
+"""Facts to prompts: the sentences of a scheme and the prompt, joined by one space, with the spans of what matters."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
+
+from lcalens.core.errors import LcalensError
+from lcalens.core.tokens import Span
+from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.prompts.related import Impossible, RelatedTable, RelatedWords
+from lcalens.llm.prompts.schemes import Sentence, Surroundings, find_scheme
+
+JOIN = " "
+_MOST = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HijackedPrompt:
+    """A fact's prompt with `n` sentences before it.
+
+    Attributes:
+        fact: The fact.
+        scheme: The scheme's name.
+        n: How many sentences stand before the prompt.
+        text: Sentences and prompt, joined by one space.
+        word: The word that the scheme works by, or None.
+        spans: Character spans in `text`: `sentence` (each), `word` (each time it occurs in a sentence), `subject` and
+            `prompt`. `lcalens.core.tokens.encode(tokenizer, [text], spans=[spans])` turns them into token spans.
+    """
+
+    fact: Fact
+    scheme: str
+    n: int
+    text: str
+    word: str | None
+    spans: Mapping[str, tuple[Span, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotPossible:
+    """A fact that a scheme has no `n` sentences for, and why."""
+
+    fact: Fact
+    scheme: str
+    n: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hijacks:
+    """The prompts of one scheme, and what could not be made.
+
+    Attributes:
+        prompts: One for each fact and n that exists, in the order of the facts and counts.
+        impossible: One for each that does not.
+    """
+
+    prompts: tuple[HijackedPrompt, ...]
+    impossible: tuple[NotPossible, ...]
+
+    def reasons(self) -> Counter[tuple[int, str]]:
+        """How many facts each reason ruled out, by n."""
+        return Counter((item.n, item.reason) for item in self.impossible)
+
+
+def hijack_prompts(
+    facts: Facts | Sequence[Fact],
+    scheme: str = "dont-think",
+    *,
+    counts: Sequence[int] = (0, 1, 2, 3, 5, 10),
+    seed: int = 0,
+    words: RelatedWords | None = None,
+) -> Hijacks:
+    """Every fact's prompt behind n sentences of a scheme, for every n.
+
+    Args:
+        facts: The facts; `factual` draws its sentences from their whole source, `facts.pool`.
+        scheme: A scheme's name, or a template such as `"Forget about {target_false}."`.
+        counts: The n's; 0 is the bare prompt.
+        seed: Of what is drawn at random: the order of `factual`, the unrelated words.
+        words: Where related words come from; the shipped table by default.
+
+    Raises:
+        LcalensError: An unknown scheme, a malformed template, counts that are not whole numbers from 0 up.
+    """
+    chosen = find_scheme(scheme)
+    wanted = check_counts(counts)
+    facts = facts if isinstance(facts, Facts) else Facts(list(facts))
+    around = Surroundings(facts, RelatedTable() if words is None else words, seed)
+    prompts, impossible = [], []
+    for fact in facts:
+        found: list[Sentence] = []
+        reason = "too few sentences of this kind exist"
+        try:
+            found.extend(islice(chosen.sentences(fact, around), max(wanted)))
+        except Impossible as error:
+            reason = str(error)
+        for n in wanted:
+            if n <= len(found):
+                prompts.append(put_before(fact, chosen.name, found[:n]))
+            else:
+                impossible.append(NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason))
+    return Hijacks(tuple(prompts), tuple(impossible))
+
+
+def put_before(fact: Fact, scheme: str, sentences: Sequence[Sentence]) -> HijackedPrompt:
+    """The sentences and the fact's prompt, joined by one space, with their spans."""
+    at, sentence_spans, word_spans = 0, [], []
+    for sentence in sentences:
+        sentence_spans.append((at, at + len(sentence.text)))
+        word_spans.extend((at + first, at + last) for first, last in sentence.places)
+        at += len(sentence.text) + len(JOIN)
+    text = JOIN.join([*(sentence.text for sentence in sentences), fact.text])
+    subject = at + fact.prompt.index("{}")
+    return HijackedPrompt(
+        fact=fact,
+        scheme=scheme,
+        n=len(sentences),
+        text=text,
+        word=sentences[0].word if sentences else None,
+        spans={
+            "sentence": tuple(sentence_spans),
+            "word": tuple(word_spans),
+            "subject": ((subject, subject + len(fact.subject)),),
+            "prompt": ((at, len(text)),),
+        },
+    )
+
+
+def check_counts(counts: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of sentences, each once, in rising order.
+
+    Raises:
+        LcalensError: Empty, or not whole numbers from 0 up.
+    """
+    if not isinstance(counts, Integral | Iterable):
+        raise LcalensError(f"counts: expected whole numbers from 0 up, got {counts!r:.60}; try (0, 1, 3).")
+    listed = [counts] if isinstance(counts, Integral) else list(counts)
+    bad = [n for n in listed if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= int(n) <= _MOST]
+    if bad or not listed:
+        shown = repr(bad[0] if bad else listed)
+        raise LcalensError(f"counts: {shown:.40} is not a whole number from 0 up, {_MOST:,} at most; try (0, 1, 3).")
+    return tuple(sorted({int(n) for n in listed}))

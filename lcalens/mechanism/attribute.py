@@ -1,0 +1,261 @@
+"""What a patch would do, estimated for every layer and head at once."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.provenance import model_info, versions
+from lcalens.core.results import EXAMPLE, Result
+from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.direct import direct_effects
+from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
+from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.contrast.inputs import Group, Positions
+from lcalens.mechanism.measured import clusters_of
+from lcalens.mechanism.sites import HEADS, SHARED, Site, check_aligned, check_site, head_labels
+from lcalens.mechanism.summary import ratio_of_means, site_table
+
+Method = Literal["patching", "integrated-gradients", "direct"]
+Direction = Literal["restore", "corrupt"]
+_DIRECT = ("head", "attn_out", "mlp_out")
+_PARTS = ("heads", "mlps", "embedding", "biases")
+_NOUGHT = 1e-6  # of the largest change: a relative gap is not told of less
+
+
+def attribute(
+    model: Any,
+    contrast: Contrast,
+    *,
+    method: Method = "patching",
+    site: Site = "head",
+    positions: Positions = "last",
+    direction: Direction = "restore",
+    metric: Literal["logit-difference"] = "logit-difference",
+    steps: int = 32,
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """Estimate what `patch` would measure, for every layer (and head) of a site at once.
+
+    `patching` is exact where the metric is linear in the site, as for the toy model's values under its own attention;
+    elsewhere it is good for screening: confirm with `patch`. `integrated-gradients` moves a layer's heads together, so
+    that their effects sum to what patching the layer whole does; the table `completeness` says how nearly. `direct` is
+    direct logit attribution: what a head or an MLP writes at the last position along the answers' direction, in the
+    source run less the base run, every norm's scale frozen at each run's own. What it does through later layers is left
+    out, and the parts sum to the whole: the table `balance`.
+
+    Args:
+        model: A TransformerBridge, of a toy or a real model.
+        contrast: Clean and hijacked runs.
+        method: `patching`, the gradient at the base run times the difference (Nanda 2023; Syed et al. 2023); or
+            `integrated-gradients`, its mean on the straight way from base to source (Sundararajan et al. 2017); or
+            `direct`.
+        site: As for `patch`. Key and value heads are one site each, named by the query heads they serve.
+        positions: As for `patch`; for `direct`, whose sites are `head`, `attn_out` and `mlp_out`, `last`, or `each` for
+            heads by the position that they look at (runs of equal length).
+        direction: `restore`: the base is the hijacked run, the source the clean one; `corrupt`: the reverse.
+        metric: logit(false) - logit(true), after any soft cap (`direct`: before it); no other is differentiated.
+        steps: Points of integrated gradients (Gauss-Legendre).
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axes example, layer, head (where the site has heads) and position (for `each`), with `effect`:
+        the predicted change of the metric when the site is patched, `value` of `patch` less the base run's. `summary`
+        has its means and the recovery that they predict (ratio of means), each with 95% bootstrap intervals over
+        examples. Of integrated gradients, `completeness` has for each layer the mean sum of effects, the mean exact
+        change, the mean absolute gap between the two, and that over the mean absolute exact change. Of direct effects,
+        `balance` has heads, MLPs, embedding, biases and their total, the metric, in the clean and the hijacked run, and
+        their `effect`, source less base.
+
+    Raises:
+        LcalensError: An argument that cannot be used, a site that does not align, or a model that cannot be read layer
+            by layer.
+    """
+    _check(model, contrast, method, site, direction, metric)
+    steps = check_int("steps", steps, low=1, high=4096)
+    if method == "direct":
+        _check_direct(site, positions, contrast)
+    places = contrast.places(positions)
+    decoder = read_decoder(model)
+    if isinstance(decoder, str):
+        raise LcalensError(
+            f"model: attribute() needs a model that lcalens reads layer by layer; {decoder}. Use patch()."
+        )
+    layer = decoder.layers[0]
+    labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(len(decoder.layers)))}
+    if site in HEADS | SHARED:
+        labels["head"] = head_labels(layer.heads, layer.kv_heads, site)
+    groups = max(map(len, places))
+    size = len(contrast)
+    effect = np.full((size, *(len(axis) for axis in labels.values()), groups), np.nan)
+    exact = np.full((size, len(decoder.layers), groups), np.nan)
+    base, source = np.full((2, size), np.nan)
+    parts = np.full((len(_PARTS), 2, size), np.nan)
+    integrates = method == "integrated-gradients"
+    done, total = 0, size * (len(decoder.layers) if integrates else 1)
+    with frozen(model), progress_callback(progress, unit="examples") as report:
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            report(done, total, f"{method} at {site}")
+
+        for rows, pairs in _pairs(contrast, places, decoder, direction):
+            if integrates:
+                found = integrated_effects(decoder, pairs, site, steps, tick)
+            elif method == "direct":
+                found, parts[..., rows] = _direct(decoder, pairs, site, positions == "each")
+            else:
+                found = patching_effects(decoder, pairs, site)
+            if not integrates:
+                tick(len(rows))
+            own = groups - pairs.chosen.shape[1]  # positions are counted from the end
+            effect[rows, ..., own:] = _numbers(found.effect)
+            base[rows], source[rows] = _numbers(found.base), _numbers(found.source)
+            if found.exact is not None:
+                exact[rows, :, own:] = _numbers(found.exact)
+    if positions == "each":
+        labels["position"] = tuple(range(-groups, 0))
+    else:
+        effect, exact = effect[..., 0], exact[..., 0]
+    clean, hijacked = (source, base) if direction == "restore" else (base, source)
+    tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples))}
+    if integrates:
+        tables["completeness"] = _completeness(effect, exact, labels)
+    if method == "direct":
+        tables["balance"] = _balance(parts, direction)
+    return Result(
+        kind="attribution",
+        axes={EXAMPLE: tuple(range(size)), **labels},
+        values={"effect": effect},
+        examples=contrast.examples.assign(clean=clean, hijacked=hijacked),
+        tables=tables,
+        provenance={
+            "model": model_info(model).to_dict(),
+            "method": method,
+            "site": site,
+            "positions": _plain(positions),
+            "direction": direction,
+            "metric": metric,
+            **({"steps": steps} if integrates else {}),
+            "excluded": len(contrast.excluded),
+            "versions": versions(),
+        },
+    )
+
+
+def _check(model: Any, contrast: Any, method: Any, site: Any, direction: Any, metric: Any) -> None:
+    model_info(model)
+    if not isinstance(contrast, Contrast):
+        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
+    for name, value, known in (("method", method, Method), ("direction", direction, Direction)):
+        if value not in get_args(known):
+            raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(get_args(known))}.")
+    check_site(site)
+    if metric != "logit-difference":
+        raise LcalensError(f"metric: {metric!r:.60} has no gradient here; take 'logit-difference', or use patch().")
+    check_aligned(site, contrast.aligned.tolist())
+
+
+def _check_direct(site: str, positions: Any, contrast: Contrast) -> None:
+    if site not in _DIRECT:
+        raise LcalensError(f"site: {site!r:.60} has no direct effect of its own; take one of {', '.join(_DIRECT)}.")
+    by_source = isinstance(positions, str) and positions == "each"
+    if not by_source and not (isinstance(positions, str) and positions == "last"):
+        raise LcalensError(
+            f"positions: {positions!r:.60} is not for direct effects, which are the last position's; take 'last', "
+            "or 'each' for heads by the position they look at; split() sums these by span."
+        )
+    if by_source and site != "head":
+        raise LcalensError(f"positions: only heads look at positions; take 'last' with site {site!r}.")
+    if by_source and not bool(contrast.aligned.all()):
+        raise LcalensError(
+            "positions: 'each' needs clean and hijacked runs of equal length; take 'last', or split(), where what is "
+            "inserted is a term of its own."
+        )
+
+
+def _plain(positions: Positions) -> Any:
+    return positions if isinstance(positions, str | int) else [int(at) for at in positions]
+
+
+def _numbers(values: torch.Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
+
+
+def _pairs(
+    contrast: Contrast, places: tuple[tuple[Group, ...], ...], decoder: Decoder, direction: str
+) -> Iterator[tuple[np.ndarray, Pairs]]:
+    """Examples of the same lengths and number of groups, as many together as memory allows, and which they are."""
+    device = decoder.unembed.device
+    for bucket in contrast.buckets():
+        own = [places[index] for index in bucket.indices.tolist()]
+        reach = max(-min(map(min, groups)) for groups in own)
+        # Examples of the same lengths have as many groups: one, or one for each position that both runs have.
+        chosen = torch.zeros(len(own), len(own[0]), reach, dtype=torch.bool)
+        for row, groups in enumerate(own):
+            for number, group in enumerate(groups):
+                chosen[row, number, list(group)] = True
+        runs = (bucket.hijacked, bucket.clean) if direction == "restore" else (bucket.clean, bucket.hijacked)
+        whole = Pairs(*(tensor.to(device) for tensor in (*runs, bucket.true, bucket.false, chosen)))
+        length = max(run.shape[1] for run in runs)
+        size = max(1, rows_at_once(decoder, length) // length)
+        for first in range(0, len(own), size):
+            some = slice(first, first + size)
+            yield bucket.indices[some].numpy(), whole[some]
+
+
+def _direct(decoder: Decoder, pairs: Pairs, site: str, by_source: bool) -> tuple[Effects, np.ndarray]:
+    """Direct effects, source less base; and the balance: part x (base, source) x example."""
+    runs = [direct_effects(decoder, tokens, pairs.true, pairs.false) for tokens in (pairs.base, pairs.source)]
+    if site == "head":
+        base, source = (run.heads_by_source if by_source else run.heads[..., None] for run in runs)
+    else:
+        base, source = (
+            (run.mlp if site == "mlp_out" else run.heads.sum(-1) + run.attention_bias)[..., None] for run in runs
+        )
+    balance = np.stack([[_numbers(run.balance[part]) for run in runs] for part in _PARTS])
+    return Effects(source - base, runs[0].metric, runs[1].metric), balance
+
+
+def _balance(parts: Float[np.ndarray, "part run example"], direction: str) -> pd.DataFrame:
+    base, source = np.vstack([means := parts.mean(-1), means.sum(0)]).T
+    clean, hijacked = (source, base) if direction == "restore" else (base, source)
+    named = {"part": [*_PARTS, "total"], "clean": clean, "hijacked": hijacked}
+    return pd.DataFrame(named | {"effect": source - base})
+
+
+def _summary(
+    effect: Float[np.ndarray, "example ..."],
+    clean: Float[np.ndarray, " example"],
+    hijacked: Float[np.ndarray, " example"],
+    base: Float[np.ndarray, " example"],
+    labels: Mapping[str, tuple[Any, ...]],
+    clusters: np.ndarray | None,
+) -> pd.DataFrame:
+    columns: dict[str, np.ndarray] = {}
+    columns |= dict(zip(("effect", "low", "high"), ratio_of_means(effect, np.ones(len(effect)), clusters), strict=True))
+    predicted = effect + (base - hijacked).reshape(-1, *(1 for _ in labels))
+    apart = clean - hijacked
+    nothing = np.full(effect.shape[1:], np.nan)
+    recovery = ratio_of_means(predicted, apart, clusters) if apart.any() else (nothing,) * 3
+    columns |= dict(zip(("recovery", "recovery_low", "recovery_high"), recovery, strict=True))
+    return site_table(labels, columns)
+
+
+def _completeness(
+    effect: Float[np.ndarray, "example layer *site"],
+    exact: Float[np.ndarray, "example layer *position"],
+    labels: Mapping[str, tuple[Any, ...]],
+) -> pd.DataFrame:
+    summed = effect.sum(2) if "head" in labels else effect
+    gap, size = np.nanmean(np.abs(summed - exact), 0), np.nanmean(np.abs(exact), 0)
+    relative = np.divide(gap, size, out=np.full(gap.shape, np.nan), where=size > _NOUGHT * size.max())
+    columns = {"effect": np.nanmean(summed, 0), "exact": np.nanmean(exact, 0), "gap": gap, "relative_gap": relative}
+    return site_table({name: axis for name, axis in labels.items() if name != "head"}, columns)

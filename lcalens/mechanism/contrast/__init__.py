@@ -1,0 +1,1 @@
+"""Clean and hijacked runs, made of texts or token ids."""

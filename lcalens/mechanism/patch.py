@@ -1,0 +1,224 @@
+"""Exact activation patching, fast: every patched variant joins one growing batch at its own layer.
+
+`patch` puts one run's activations, site by site, into the other run, and measures what becomes of the metric. The
+models that `read_decoder` can read run as `tracing` says; any other runs forward by forward through TransformerLens's
+hooks (`hooked`). Both are exact; the result's provenance says which ran.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lcalens.core.cells import CellStore, content_key
+from lcalens.core.checks import check_real
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import ProgressCallback, progress_callback
+from lcalens.core.provenance import active_hooks, fingerprint, model_info
+from lcalens.core.results import Result
+from lcalens.engine.by_hooks import patch_hooked
+from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.forward import trace
+from lcalens.engine.metrics import Metric, check_contrast, check_metric, of_variants, read
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.contrast.inputs import Positions
+from lcalens.mechanism.sites import (
+    HEADS,
+    SHARED,
+    Site,
+    check_aligned,
+    check_site,
+    head_labels,
+    kept_for,
+    roles,
+    row_bytes,
+    variants_of,
+)
+from lcalens.mechanism.summary import patching_result, told
+from lcalens.mechanism.whole import whole_answers
+
+Direction = Literal["restore", "corrupt"]
+_FORMAT = 1
+_ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Some examples of one bucket whose patched positions are the same.
+
+    Attributes:
+        bucket: The examples.
+        groups: Groups of positions, counted from the end; each is patched by itself.
+    """
+
+    bucket: Bucket
+    groups: tuple[tuple[int, ...], ...]
+
+
+def patch(
+    model: Any,
+    contrast: Contrast,
+    *,
+    site: Site = "head",
+    positions: Positions = "last",
+    direction: Direction = "restore",
+    metric: Metric = "logit-difference",
+    memory: float | int = 2.0,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | ProgressCallback = True,
+) -> Result:
+    """Patch every layer (and head) of a site, one at a time, and measure the metric.
+
+    Args:
+        model: A TransformerBridge, of a toy or a real model.
+        contrast: Clean and hijacked runs.
+        site: `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head` (z), `q`, `k`, `v`, `pattern` or `attn_scores`.
+            Key and value heads are one site each, named by the query heads they serve.
+        positions: `last`; `all`, at once; `each`, one at a time; a span's name; or indices. Query positions for `q`,
+            `head`, `pattern` and `attn_scores`, key positions for `k` and `v`.
+        direction: `restore` puts clean activations into the hijacked run, `corrupt` hijacked ones into the clean one.
+        metric: `logit-difference`, logit(false) - logit(true); `probability`, Pr[false] - Pr[true]; `kl`, KL(clean run
+            || patched run); `whole-answer`, log Pr[false answer] - log Pr[true answer]; or a function of (logits,
+            index of the example), row by row.
+        memory: GiB that the growing batch may take.
+        out: A folder for finished parts: the same call again computes only what is missing. With hooks attached to the
+            model, nothing is kept.
+        progress: True for a bar, False for silence, or a function of (done, total, what).
+
+    Returns:
+        A result over the axes example, layer, head (where the site has heads) and position (for `each`; -1 is the
+        last), with `value`, the patched run's metric, and `recovery`, 0 where it is the hijacked run's and 1 where it
+        is the clean run's. `summary` has the recovery of the means, with 95% bootstrap intervals over examples.
+
+    Raises:
+        LcalensError: An argument that cannot be used, or a site that does not align.
+    """
+    _check(model, contrast, site, direction, metric)
+    budget = check_real("memory", memory, low=1e-3) * 2**30
+    places = contrast.places(positions)
+    decoder = read_decoder(model)
+    if isinstance(decoder, str) and metric == "whole-answer":
+        raise LcalensError(f"metric: whole-answer needs a model that lcalens can read layer by layer; {decoder}.")
+    labels = _labels(model, decoder, site)
+    groups = max(len(row) for row in places)
+    # A hook changes what is computed, and no key can tell how.
+    store = CellStore(None if active_hooks(model) else out)
+    whose = [] if out is None else [_FORMAT, fingerprint(model), site, direction, _named(metric, out)]
+    values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
+    ends = np.full((len(contrast), 2), np.nan)
+    done = 0
+    with progress_callback(progress, unit="examples") as report:
+        for job in _jobs(contrast, places, decoder, site, budget):
+            rows = job.bucket.indices.numpy()
+            key = content_key([*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]])
+            cell = store.get(key)
+            if cell is None:
+                cell = _measure(model, decoder, contrast, job, site, direction, metric, budget)
+                store.put(key, cell)
+            values[rows, ..., groups - len(job.groups) :] = cell["value"]
+            ends[rows] = cell["ends"]
+            done += len(rows)
+            report(done, len(contrast), f"{site} at {positions if isinstance(positions, str) else 'positions'}")
+    each = isinstance(positions, str) and positions == "each"
+    if each:
+        labels["position"] = tuple(range(-groups, 0))
+    return patching_result(
+        contrast,
+        values if each else values[..., 0],
+        ends,
+        labels,
+        model=model_info(model).to_dict(),
+        settings={
+            "site": site,
+            "positions": told(positions),
+            "direction": direction,
+            "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+            "path": "hooks: " + decoder if isinstance(decoder, str) else "growing batch",
+        },
+    )
+
+
+def _check(model: Any, contrast: Any, site: Any, direction: Any, metric: Any) -> None:
+    model_info(model)
+    check_contrast(model, contrast)
+    check_site(site)
+    check_metric(metric)
+    if not isinstance(direction, str) or direction not in ("restore", "corrupt"):
+        raise LcalensError(f"direction: {direction!r:.60} is not one of restore, corrupt.")
+    check_aligned(site, contrast.aligned.tolist())
+
+
+def _named(metric: Metric, out: Any) -> str:
+    if not isinstance(metric, str):
+        raise LcalensError(f"out: parts of a metric of your own cannot be told apart; leave out={str(out)!r:.60} away.")
+    return metric
+
+
+def _labels(model: Any, decoder: Decoder | str, site: str) -> dict[str, tuple[Any, ...]]:
+    if isinstance(decoder, str):
+        heads, layers = int(model.cfg.n_heads), int(model.cfg.n_layers)
+        kv_heads = int(getattr(model.cfg, "n_key_value_heads", None) or heads)
+    else:
+        heads, kv_heads, layers = decoder.layers[0].heads, decoder.layers[0].kv_heads, len(decoder.layers)
+    labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(layers))}
+    if site in HEADS | SHARED:
+        labels["head"] = head_labels(heads, kv_heads, site)
+    return labels
+
+
+def _jobs(contrast: Contrast, places: Any, decoder: Decoder | str, site: str, budget: float) -> Iterator[Job]:
+    """Examples of the same lengths and positions, as many together as still run faster."""
+    per_example, bound = 1, _ROWS
+    if isinstance(decoder, Decoder):
+        layer = decoder.layers[0]
+        per_example = len(decoder.layers) * (layer.heads if site in HEADS | SHARED else 1)
+        bound = min(bound, int(budget // row_bytes(decoder)))
+    for bucket in contrast.buckets():
+        alike: dict[Any, list[int]] = {}
+        for row, index in enumerate(bucket.indices.tolist()):
+            alike.setdefault(places[index], []).append(row)
+        for groups, rows in alike.items():
+            longest = max(len(groups[0]), -min(min(group) for group in groups)) if groups else 1
+            size = max(1, bound // (per_example * longest))
+            for first in range(0, len(rows), size):
+                some = rows[first : first + size]
+                yield Job(Bucket(*(tensor[some] for tensor in bucket)), groups)
+
+
+@torch.no_grad()
+def _measure(
+    model: Any,
+    decoder: Decoder | str,
+    contrast: Contrast,
+    job: Job,
+    site: str,
+    direction: str,
+    metric: Metric,
+    budget: float,
+) -> dict[str, np.ndarray]:
+    bucket = job.bucket
+    if isinstance(decoder, str):
+        value, ends = patch_hooked(model, bucket, job.groups, site, direction, metric)
+    elif metric == "whole-answer":
+        value, ends = whole_answers(decoder, contrast, bucket, job.groups, site, direction, budget)
+    else:
+        device = decoder.unembed.device
+        keep = kept_for(site)
+        runs = {name: trace(decoder, getattr(bucket, name).to(device), keep=keep) for name in ("clean", "hijacked")}
+        base, source = (runs[name] for name in roles(direction))
+        clean, hijacked = (decoder.logits(run.final[:, -1]) for run in (runs["clean"], runs["hijacked"]))
+        asked = bucket.true.to(device), bucket.false.to(device), clean, bucket.indices.to(device)
+        ends = torch.stack([read(metric, clean, *asked), read(metric, hijacked, *asked)], 1)
+        value = torch.stack(
+            [
+                of_variants(metric, decoder, variants[:, :, -1], *asked)
+                for variants in variants_of(decoder, base, source, site, job.groups, budget)
+            ],
+            -1,
+        )
+    if site in HEADS | SHARED:
+        value = value.unflatten(1, (len(_labels(model, decoder, site)["layer"]), -1))
+    return {"value": value.double().cpu().numpy(), "ends": ends.double().cpu().numpy()}

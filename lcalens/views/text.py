@@ -1,0 +1,195 @@
+"""Results as text: for a terminal, and as a Markdown page."""
+
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from lcalens.core.results import Result
+
+_SUBSETS = {
+    "all": "all facts",
+    "known": "known facts: greedy decoding of the clean prompt gives the true object",
+    "prefers-true": "facts where the clean prompt gives the true object the higher probability",
+}
+_SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
+_ALPHA = 0.05
+
+
+def efficacy_screen(result: "Result") -> str:
+    """ES by scheme and n with intervals, the controls, and what could not be made."""
+    facts, config = result.provenance["facts"], result.provenance["config"]
+    lines = [
+        f"{_model(result)}; {facts['count']} facts of {facts['source']!r}; {_SCORING[config['scoring']]}"
+        + ("; through the chat template" if config["chat"] else ""),
+        "ES: share of facts where the false object is the more probable [95% Wilson interval]; retention = 1 - ES.",
+        f"*: differs from n=0 (McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
+    ]
+    for subset, table in result.summary.groupby("subset", sort=False):
+        lines += ["", f"ES, {_SUBSETS[str(subset)]}", _pivot(table)]
+    controls = result.tables["controls"]
+    last = max(result.axes["n"])
+    against = controls[(controls["subset"] == "all") & (controls["n"] == last)]
+    if last and len(against):
+        lines += [
+            "",
+            f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]",
+        ]
+        lines += [
+            f"  {_cut(row.scheme):28} - {_cut(row.control):16}{row.difference:+.2f} [{row.difference_low:+.2f}, "
+            f"{row.difference_high:+.2f}]{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
+            for row in against.itertuples()
+        ]
+    if len(result.tables["impossible"]):
+        lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
+        lines += [
+            f"  {_cut(scheme):28} n={','.join(map(str, rows['n']))}: {_counts(rows['facts'])} facts: {reason}"
+            for (scheme, reason), rows in _reasons(result)
+        ]
+    if facts["skipped"]:
+        lines += ["", f"{facts['skipped']} malformed records of the source were skipped (--strict stops at the first)."]
+    cells = result.provenance["cells"]
+    if cells["loaded"]:
+        lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Markdown's code span, whatever backticks the text holds."""
+    runs = re.findall("`+", text)
+    return f"`{text}`" if not runs else f"{(fence := '`' * (1 + max(map(len, runs))))} {text} {fence}"
+
+
+def efficacy_markdown(result: "Result", command: str) -> str:
+    """The same tables as a Markdown page, with the command that made them under them.
+
+    Args:
+        result: Of `efficacy`.
+        command: The command line.
+    """
+    facts, config, versions = (result.provenance[name] for name in ("facts", "config", "versions"))
+    lines = [
+        f"## {_escaped(_model(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
+        f"{_SCORING[config['scoring']]}" + (", chat template" if config["chat"] else ""),
+        "",
+        "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0 "
+        f"(McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
+    ]
+    heads = [f"n = {n}" for n in result.axes["n"]]
+    for subset, table in result.summary.groupby("subset", sort=False):
+        rows = [
+            [_escaped(scheme), rows["role"].iloc[0], str(rows["facts"].iloc[0]), *map(_cell, rows.itertuples())]
+            for scheme, rows in table.groupby("scheme", sort=False)
+        ]
+        title = _SUBSETS[str(subset)]
+        lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(["scheme", "role", "facts", *heads], rows)]
+    controls = result.tables["controls"]
+    if len(controls):
+        rows = [
+            [
+                _escaped(row.scheme),
+                str(row.control),
+                str(row.n),
+                str(row.facts),
+                f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]{_star(row.holm_p)}",
+            ]
+            for row in controls[(controls["subset"] == "all") & (controls["n"] > 0)].itertuples()
+        ]
+        title = "### ES of a scheme minus its control's [95% bootstrap interval, clustered by relation]"
+        lines += ["", title, "", *_table(["scheme", "control", "n", "facts", "difference"], rows)]
+    missing = [
+        [_escaped(scheme), ", ".join(map(str, rows["n"])), _counts(rows["facts"]), _escaped(reason)]
+        for (scheme, reason), rows in _reasons(result)
+    ]
+    if missing:
+        lines += ["", "### Not possible, and left out", "", *_table(["scheme", "n", "facts", "reason"], missing)]
+    made = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines += [
+        "",
+        f"Made by {_code(command)}",
+        f"({made}; facts {facts['digest']}, weights "
+        f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(result: "Result") -> Any:
+    """What could not be made, by scheme and reason, with the n's and how many facts each."""
+    return result.tables["impossible"].groupby(["scheme", "reason"], sort=False)
+
+
+def _counts(facts: pd.Series) -> str:
+    """How many facts at each n; once, where it is the same for all."""
+    return ", ".join(map(str, facts.unique() if facts.nunique() == 1 else facts))
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
+
+
+def _escaped(text: object) -> str:
+    return html.escape(str(text), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def _star(p: object) -> str:
+    return "\\*" if _significant(p) else ""
+
+
+def _cell(row: Any) -> str:
+    return f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{_star(row.holm_p)}" if row.facts else "-"
+
+
+def answers_screen(result: "Result") -> str:
+    """The top answers beside each other, and the whole answers' scores."""
+    table = result.tables["answers"]
+    config = result.provenance["config"]
+    contexts = result.axes["context"]
+    lines = [_model(result), f"  clean:    {config['prompt']}"]
+    if len(contexts) > 1:
+        lines.append(f"  hijacked: {' '.join(config['hijack'])} {config['prompt']}")
+    lines += ["", "  " + "    ".join(f"{context:<18}{'p':>6}" for context in contexts)]
+    for _, row in table.iterrows():
+        cells = [f"{_printable(row[context]):<18}{row[f'{context}_probability']:6.3f}" for context in contexts]
+        lines.append("  " + "    ".join(cells))
+    scored = result.tables["scored"]
+    if len(scored):
+        shown = scored.assign(answer=scored["answer"].map(_printable))
+        lines += ["", "log-probability of whole answers (nats)", shown.to_string(index=False, float_format="%.3f")]
+    return "\n".join(lines)
+
+
+def _model(result: "Result") -> str:
+    model = result.provenance["model"]
+    stored = "" if model["quantisation"] == "none" else f", {model['quantisation']}"
+    return f"{model['source']} ({model['dtype']}{stored})"
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters are written out, so that a token cannot steer a terminal."""
+    return repr(text)
+
+
+def _significant(p: object) -> bool:
+    return isinstance(p, float) and p < _ALPHA  # NaN, where nothing was tested, is not
+
+
+def _cut(name: object) -> str:
+    name = str(name)
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
+def _pivot(table: pd.DataFrame) -> str:
+    cells = [
+        "     -"
+        if not row.facts
+        else f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{'*' if _significant(row.holm_p) else ' '}"
+        for row in table.itertuples()
+    ]
+    schemes = table["scheme"].map(_cut)
+    frame = pd.DataFrame({"scheme": schemes, "facts": table["facts"], "n": table["n"], "cell": cells})
+    lines = ["  " + f"{'scheme':30}{'facts':>6}  " + "".join(f"{f'n={n}':21}" for n in frame["n"].unique()).rstrip()]
+    for (scheme, facts), rows in frame.groupby(["scheme", "facts"], sort=False):
+        lines.append(f"  {scheme:30}{facts:6d}  " + "".join(f"{cell:21}" for cell in rows["cell"]).rstrip())
+    return "\n".join(lines)
