@@ -16,7 +16,7 @@ import pandas as pd
 
 from lcalens import LatentConcepts
 from lcalens.lca.geometry import cosine, principal_angles
-from lcalens.lca.training.train import Run
+from lcalens.lca.training.runs import Run
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired
 from probes.harness.run import main

@@ -18,7 +18,7 @@ import torch
 
 from lcalens import LatentConcepts
 from lcalens.lca.model.closed_forms import with_value
-from lcalens.lca.training.train import Run
+from lcalens.lca.training.runs import Run
 from lcalens.lca.world.bayes import accuracy, bayes_accuracy
 from probes.harness.figures import curves
 from probes.harness.rules import Rule, over_seeds, paired

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -22,6 +23,19 @@ def wilson(successes: int, total: int, *, confidence: float = CONFIDENCE) -> tup
         return float("nan"), float("nan")
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def student_interval(values: Float[np.ndarray, " run"], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's t interval of a mean; NaN for both ends where there are fewer than two values.
+
+    Args:
+        values: Independent measurements, such as one a seed.
+        confidence: The interval's coverage.
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = student_t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def mcnemar(before: Bool[np.ndarray, " fact"], after: Bool[np.ndarray, " fact"]) -> float:

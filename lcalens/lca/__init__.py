@@ -12,8 +12,8 @@ _HOMES = {
     "LCAConfig": "lcalens.lca.model.model",
     "LCAForCausalLM": "lcalens.lca.model.model",
     "LatentConcepts": "lcalens.lca.world.concepts",
-    "Run": "lcalens.lca.training.train",
-    "Runs": "lcalens.lca.training.train",
+    "Run": "lcalens.lca.training.runs",
+    "Runs": "lcalens.lca.training.runs",
     "TrainConfig": "lcalens.lca.training.config",
     "attention_pattern": "lcalens.lca.summaries",
     "gram": "lcalens.lca.summaries",
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from lcalens.lca.summaries import attention_pattern as attention_pattern
     from lcalens.lca.summaries import gram as gram
     from lcalens.lca.training.config import TrainConfig as TrainConfig
-    from lcalens.lca.training.train import Run as Run
-    from lcalens.lca.training.train import Runs as Runs
+    from lcalens.lca.training.runs import Run as Run
+    from lcalens.lca.training.runs import Runs as Runs
     from lcalens.lca.training.train import train as train
     from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
 

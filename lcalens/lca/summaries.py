@@ -1,66 +1,17 @@
-"""What a trained model looks like, as results that show themselves: its training, its Gram matrix, its attention."""
-
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+"""What a trained model looks like, as results that show themselves: its Gram matrix, its attention."""
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from lcalens.core.checks import check_int
-from lcalens.core.results import EXAMPLE, Result
-from lcalens.core.statistics import CONFIDENCE
+from lcalens.core.results import Result
 from lcalens.lca.geometry import gram_hamming_fit
 from lcalens.lca.model.model import LCAForCausalLM
 from lcalens.lca.world.concepts import LatentConcepts
-
-if TYPE_CHECKING:
-    from lcalens.lca.training.train import Run
+from lcalens.lca.world.provenance import world_provenance
 
 _MOST_LATENTS = 10
-
-
-def training(runs: "Sequence[Run]") -> Result:
-    """Loss and accuracy over the steps of every run; `summary` has each recipe's mean accuracy with Student's interval.
-
-    Args:
-        runs: What `train` gave.
-
-    Returns:
-        A result over the axes example (a run) and evaluation, with `step`, `loss` (in nats) and `accuracy`.
-    """
-    configs = pd.DataFrame([asdict(run.config) for run in runs])
-    varied = [name for name in configs if configs[name].nunique() > 1]
-    examples = configs.assign(
-        seed=[run.seed for run in runs], bayes=[run.bayes for run in runs], final=[run.accuracy for run in runs]
-    )
-    width = max(len(run.history) for run in runs)
-    values = {name: np.full((len(runs), width), np.nan) for name in ("step", "loss", "accuracy")}
-    for row, run in enumerate(runs):
-        for name, array in values.items():
-            array[row, : len(run.history)] = run.history[name]
-    rows = []
-    for key, group in examples.groupby(varied, dropna=False) if varied else [((), examples)]:
-        sound = group["final"].dropna().to_numpy()
-        low, high = _student(sound)
-        named = dict(zip(varied, key if isinstance(key, tuple) else (key,), strict=True))
-        rows.append(
-            named
-            | {"runs": len(group), "diverged": len(group) - len(sound)}
-            | {"accuracy": sound.mean() if len(sound) else np.nan, "low": low, "high": high}
-            | {"bayes": group["bayes"].mean()}
-        )
-    return Result(
-        kind="training",
-        axes={EXAMPLE: tuple(range(len(runs))), "evaluation": tuple(range(width))},
-        values=values,
-        examples=examples,
-        tables={"summary": pd.DataFrame(rows)},
-        provenance=_provenance(runs[0].concepts),
-    )
 
 
 def gram(concepts: LatentConcepts, model: LCAForCausalLM) -> Result:
@@ -86,7 +37,7 @@ def gram(concepts: LatentConcepts, model: LCAForCausalLM) -> Result:
         axes={"distance": tuple(range(concepts.m + 1))},
         values={"mean": np.array([fit.b0, *fit.means]), "deviation": np.array([squared.std(), *fit.deviations])},
         tables={"summary": pd.DataFrame(fitted)},
-        provenance=_provenance(concepts),
+        provenance=world_provenance(concepts),
     )
 
 
@@ -112,19 +63,5 @@ def attention_pattern(concepts: LatentConcepts, model: LCAForCausalLM) -> Result
         kind="attention-pattern",
         axes={"query": names, "key": names},
         values={"attention": pattern.double().cpu().numpy()},
-        provenance=_provenance(concepts),
+        provenance=world_provenance(concepts),
     )
-
-
-def _student(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of the mean over seeds; NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def _provenance(concepts: LatentConcepts) -> dict[str, Any]:
-    from lcalens.core.provenance import versions
-
-    return {"concepts": asdict(concepts), "versions": versions(), "machine": platform.machine()}

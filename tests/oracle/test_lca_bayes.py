@@ -11,7 +11,7 @@ from scipy.linalg import hadamard
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from lcalens.lca.world import bayes
+from lcalens.lca.world import bayes, xor
 from lcalens.lca.world.concepts import LatentConcepts
 
 every_world = pytest.mark.parametrize("world", WORLDS, ids=NAMES)
@@ -83,17 +83,17 @@ def test_the_order_of_all_tokens_but_the_last_does_not_matter():
 @pytest.mark.parametrize("size", [1, 2, 8, 64, 512])
 def test_walsh_hadamard_is_hadamards_matrix(size):
     values = torch.randn(2, 3, size, generator=generator(), dtype=torch.float64)
-    found = bayes.walsh_hadamard(values)
+    found = xor.walsh_hadamard(values)
     np.testing.assert_allclose(found.numpy(), values.numpy() @ hadamard(size), rtol=0, atol=1e-12 * size)
-    torch.testing.assert_close(bayes.walsh_hadamard(found), size * values)
+    torch.testing.assert_close(xor.walsh_hadamard(found), size * values)
 
 
 @pytest.mark.parametrize("threshold", [2, 1 << 20])
 def test_xor_correlation_is_its_double_sum(monkeypatch, threshold):
-    monkeypatch.setattr(bayes, "_TRANSFORM_FROM", threshold)
+    monkeypatch.setattr(xor, "_TRANSFORM_FROM", threshold)
     counts, table = torch.randn(3, 16, generator=generator()).double(), torch.randn(16, generator=generator(1)).double()
     slow = [[math.fsum(row[t] * table[t ^ y].item() for t in range(16)) for y in range(16)] for row in counts.tolist()]
-    np.testing.assert_allclose(bayes.xor_correlate(counts, table).numpy(), slow, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(xor.xor_correlate(counts, table).numpy(), slow, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("omega", [0.5, 1.0])
@@ -106,7 +106,7 @@ def test_the_transform_gives_what_the_table_gives(monkeypatch, world, m, length,
     )
     found = []
     for threshold in (2, 1 << 20):
-        monkeypatch.setattr(bayes, "_TRANSFORM_FROM", threshold)
+        monkeypatch.setattr(xor, "_TRANSFORM_FROM", threshold)
         found.append([bayes.log_likelihood(concepts, counts, last), bayes.posterior(concepts, counts, last)])
     (fast, fast_posterior), (slow, slow_posterior) = found
     assert torch.equal(fast.isfinite(), slow.isfinite())
@@ -119,7 +119,7 @@ def test_the_transform_gives_what_the_table_gives(monkeypatch, world, m, length,
 def test_divergences_are_the_same_through_the_transform(monkeypatch, world, omega):
     concepts, found = LatentConcepts(10, omega=omega, **world), []
     for threshold in (2, 1 << 20):
-        monkeypatch.setattr(bayes, "_TRANSFORM_FROM", threshold)
+        monkeypatch.setattr(xor, "_TRANSFORM_FROM", threshold)
         found.append((bayes.kl_divergence(concepts), bayes.chernoff_information(concepts)))
     for fast, slow in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)

@@ -19,8 +19,8 @@ from lcalens.lca.theory.claims import (
     describe,
     population_margin,
 )
-from lcalens.lca.world.bayes import walsh_hadamard
 from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.lca.world.xor import walsh_hadamard
 
 LENGTHS = (8, 16, 32, 64, 128, 256)
 SAMPLES = 2000

@@ -5,8 +5,8 @@ resumed sees what it would have seen; and runs of one seed see the same contexts
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import numpy as np
@@ -17,83 +17,15 @@ from lcalens.core.cells import CellStore, content_key
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.results import Result
 from lcalens.core.tensors import check_device
-from lcalens.lca.model.model import LCAForCausalLM
-from lcalens.lca.summaries import training
 from lcalens.lca.training.config import TrainConfig
+from lcalens.lca.training.runs import Run, Runs
 from lcalens.lca.training.trainer import NEVER, Trainer, model_of
 from lcalens.lca.world.concepts import LatentConcepts
 
 _FORMAT = 1
 # A stack of so many numbers (runs x batch x vocabulary) still lies in the processor's cache.
 _STACKED = 1 << 17
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """One trained model.
-
-    Attributes:
-        model: The trained model.
-        concepts: The world it was trained on.
-        config: Its recipe.
-        seed: Of its weights and contexts.
-        accuracy: On 16,000 fresh contexts; NaN where it diverged.
-        bayes: The Bayes-optimal classifier's accuracy on the same contexts.
-        history: Columns `step`, `loss` (mean cross-entropy since the row before, in nats) and `accuracy` (on
-            `batch_size` fresh contexts).
-        diverged: The step by which the loss was not finite or above 50 nats; None for a sound run.
-    """
-
-    model: LCAForCausalLM = field(repr=False)
-    concepts: LatentConcepts
-    config: TrainConfig
-    seed: int
-    accuracy: float
-    bayes: float
-    history: pd.DataFrame = field(repr=False)
-    diverged: int | None = None
-
-
-class Runs(Sequence[Run]):
-    """Trained models, in the order of the recipes and, within each, of the seeds."""
-
-    def __init__(self, runs: Iterable[Run]):
-        self._runs = tuple(runs)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def to_frame(self) -> pd.DataFrame:
-        """A row a run: its recipe, `seed`, `accuracy`, `bayes`, `diverged`."""
-        return pd.DataFrame(
-            [
-                asdict(run.config)
-                | {"seed": run.seed, "accuracy": run.accuracy, "bayes": run.bayes, "diverged": run.diverged}
-                for run in self
-            ]
-        )
-
-    @property
-    def result(self) -> Result:
-        """The runs as a result: loss and accuracy over the steps, means with intervals, a figure."""
-        return training(self)
-
-    def plot(self) -> Any:
-        """Draw the accuracy over the steps, with Bayes: a matplotlib figure."""
-        return self.result.plot()
-
-    def __repr__(self) -> str:
-        return f"Runs({len(self)})"
-
-    def _repr_html_(self) -> str:
-        frame = self.to_frame()
-        varied = [name for name in frame if name in ("seed", "accuracy", "bayes") or frame[name].nunique() > 1]
-        return frame[varied].to_html(escape=True, index=False, float_format=lambda number: f"{number:.4g}")
 
 
 def train(

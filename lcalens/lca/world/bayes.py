@@ -1,8 +1,7 @@
 """What can be known: the Bayes-optimal classifier, divergences between concepts, and the bounds they give.
 
-Everything is a XOR convolution, so from V = 1024 on it goes through the Walsh-Hadamard transform. Double precision
-throughout. Where a token is impossible its log-probability is -inf and stays so: impossible tokens are counted by a
-transform of their own, and one of them rules a concept out.
+Everything is a XOR convolution (`xor`), in double precision throughout. Where a token is impossible its log-probability
+is -inf and stays so.
 """
 
 import math
@@ -14,41 +13,13 @@ from torch import Tensor
 
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
+from lcalens.lca.world import xor
 from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.lca.world.xor import xor_correlate
 
-_TRANSFORM_FROM = 1024
 _TIE = 1e-9
 _MIXTURE_LATENTS = 8
 _CHUNK = 1 << 22
-
-
-def walsh_hadamard(values: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-    """The Walsh-Hadamard transform of the last axis, not normalised: twice gives V times the values.
-
-    Args:
-        values: V of them, a power of 2, in the last axis.
-    """
-    size, width = values.shape[-1], 1
-    while width < size:
-        pairs = values.reshape(*values.shape[:-1], size // (2 * width), 2, width)
-        even, odd = pairs[..., 0, :], pairs[..., 1, :]
-        values = torch.stack([even + odd, even - odd], -2).reshape(values.shape)
-        width *= 2
-    return values
-
-
-def xor_correlate(counts: Float[Tensor, "batch vocab"], table: Float[Tensor, " vocab"]) -> Float[Tensor, "batch vocab"]:
-    """For every y the sum over t of counts(t) table(t XOR y).
-
-    Args:
-        counts: What is summed over.
-        table: A function of the offset.
-    """
-    size = len(table)
-    if size >= _TRANSFORM_FROM:
-        return walsh_hadamard(walsh_hadamard(counts) * walsh_hadamard(table)) / size
-    offsets = torch.arange(size, device=table.device)
-    return counts @ table[offsets[:, None] ^ offsets]
 
 
 def log_likelihood(
@@ -61,17 +32,7 @@ def log_likelihood(
         counts: How often each token occurs, the last one included.
         last: The last token, which comes from pi and not from p.
     """
-    counts = counts.double()
-    counts = counts - torch.nn.functional.one_hot(last, concepts.vocab_size)
-    log_p, log_pi = concepts.offset_log_p.to(last.device), concepts.offset_log_pi.to(last.device)
-    possible = log_p.isfinite()
-    centred = torch.where(possible, log_p - log_p[possible].mean(), 0.0)
-    scores = xor_correlate(counts, centred)
-    if not possible.all():
-        violations = xor_correlate(counts, (~possible).double()).round()
-        scores = scores.masked_fill(violations > 0, -math.inf)
-    offsets = torch.arange(concepts.vocab_size, device=last.device)
-    return scores + log_pi[last[:, None] ^ offsets]
+    return xor.log_likelihood(concepts.offset_log_p, concepts.offset_log_pi, counts, last)
 
 
 def posterior(

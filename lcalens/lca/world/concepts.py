@@ -10,10 +10,10 @@ a distribution is a table of V numbers over the *offset* t XOR y.
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import xor
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.tensors import check_tokens
+from lcalens.lca.world import xor
 from lcalens.lca.world.sampling import Counts, Sampler, halves, seed_words, words
 
 if TYPE_CHECKING:
@@ -233,9 +234,7 @@ class LatentConcepts:
         Raises:
             LcalensError: A token outside the vocabulary.
         """
-        from lcalens.lca.world import bayes
-
-        return bayes.posterior(self, *self.count(tokens))
+        return xor.log_likelihood(self.offset_log_p, self.offset_log_pi, *self.count(tokens)).softmax(-1)
 
     def count(self, tokens: Int[Tensor, "batch length"]) -> tuple[Float[Tensor, "batch vocab"], Int[Tensor, " batch"]]:
         """How often each token occurs in each context, and the last token.
@@ -276,7 +275,7 @@ class LatentConcepts:
         return IterableDataset.from_generator(rows)  # pyright: ignore[reportReturnType]
 
     def _xor(self, **pair: Any) -> Int[Tensor, "..."]:
-        return xor(*(check_tokens(name, values, self.vocab_size) for name, values in pair.items()))
+        return operator.xor(*(check_tokens(name, values, self.vocab_size) for name, values in pair.items()))
 
     def _check_sizes(self, batch: int, length: int) -> None:
         check_int("batch", batch, low=1)
