@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.closeness import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress
@@ -49,10 +50,10 @@ def test_planted_angles_are_found_on_their_own_sides(left, right):
     a = matrix(np.hstack([start, rest]), [4, 3, 1, 0.5], np.hstack([start, rest]))
     b = matrix(np.hstack([turned[0], rest]), [9, 8, 2, 1], np.hstack([turned[1], rest]))
     found = principal_angles(a, b, 2)
-    np.testing.assert_allclose(found.left, sorted(left), atol=1e-6)
-    np.testing.assert_allclose(found.right, sorted(right), atol=1e-6)
+    np.testing.assert_allclose(found.left, sorted(left), atol=1e-5)
+    np.testing.assert_allclose(found.right, sorted(right), atol=1e-5)
     assert found.gaps == pytest.approx((3.0, 4.0))
-    assert found.smallest == pytest.approx((min(left), min(right)), abs=1e-6)
+    assert found.smallest == pytest.approx((min(left), min(right)), abs=1e-5)
 
 
 def test_a_scaled_matrix_has_the_same_subspaces_and_a_full_rank_part_leaves_nothing_out():
@@ -95,7 +96,9 @@ def test_the_fit_is_a_regression_over_pairs(monkeypatch, d, chunk):
     assert fit.b0 == pytest.approx(float(rows.square().sum(1).mean()), abs=1e-10)
     means = [product[distance == k].mean() for k in range(1, 5)]
     np.testing.assert_allclose(fit.means, means, atol=1e-10)
-    np.testing.assert_allclose(fit.deviations, [product[distance == k].std() for k in range(1, 5)], atol=1e-8)
+    deviations = [product[distance == k].std() for k in range(1, 5)]
+    # A variance is as exact as the squares that it is the difference of.
+    np.testing.assert_allclose(fit.deviations, deviations, atol=rounding(torch.float64, product**2, 256) ** 0.5)
     assert fit.distances.tolist() == [1, 2, 3, 4]
     assert fit.r2_means == pytest.approx(linregress(range(1, 5), means).rvalue ** 2, abs=1e-10)
     worst = max(abs(product - (line.intercept + line.slope * distance)).max(), abs(rows.square().sum(1) - fit.b0).max())
@@ -107,10 +110,10 @@ def test_the_fit_is_a_regression_over_pairs(monkeypatch, d, chunk):
 def test_equation_5_2_is_found_again(m, a, above, more):
     b = a * m / 2 + above
     fit = gram_hamming_fit(LatentConcepts(m), hamming_embedding(m, a=a, b=b, b0=b + more))
-    assert (fit.a, fit.b, fit.b0) == pytest.approx((a, b, b + more), abs=1e-8)
+    assert (fit.a, fit.b, fit.b0) == pytest.approx((a, b, b + more), abs=1e-9)
     assert fit.r2_pairs == pytest.approx(1)
     assert fit.r2_means == pytest.approx(1)
-    assert fit.largest_error < 1e-8
+    assert fit.largest_error < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -177,7 +180,7 @@ def test_attention_mass_is_the_sum_over_positions(concepts):
     for row, (context, y) in enumerate(zip(tokens.tolist(), targets.tolist(), strict=True)):
         inside = {y, *concepts.neighbors(y).tolist()}
         paid = sum(float(pattern[row, place].detach()) for place, token in enumerate(context) if token in inside)
-        assert found.attended[row] == pytest.approx(paid, abs=1e-6)
+        assert found.attended[row] == pytest.approx(paid, abs=1e-5)
         assert found.uniform[row] == pytest.approx(sum(token in inside for token in context) / 10, abs=1e-12)
     assert found.means == pytest.approx((found.attended.mean(), found.uniform.mean()))
 
@@ -186,7 +189,7 @@ def test_uniform_attention_pays_the_share_of_the_cluster():
     concepts = LatentConcepts(5, neighborhood="cluster")
     drawn = concepts.sample_counts(2000, 64, seeded())
     attended, uniform = attention_mass(concepts, theorem1_model(concepts), *drawn).means
-    assert attended == pytest.approx(uniform, abs=1e-6)
+    assert attended == pytest.approx(uniform, abs=1e-5)
     assert uniform == pytest.approx((63 * (0.5 + 0.5 * 0.5) + 1) / 64, abs=0.005)
 
 

@@ -120,7 +120,7 @@ def test_the_margin_of_theorem_1_in_closed_form(m, omega):
     p = [omega * math.exp(-k) / norm * (k > 0) + (1 - omega) / 2**m for k in range(m + 1)]
     scores = [(k * p[k - 1] if k else 0) + ((m - k) * p[k + 1] if k < m else 0) for k in range(m + 1)]
     expected = (scores[0] - max(scores[1:])) / (max(scores) - min(scores))
-    assert population_margin(concepts, theorem1_model(concepts)) == pytest.approx(expected, abs=1e-6)
+    assert population_margin(concepts, theorem1_model(concepts)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_margin_of_a_model_that_looks_is_the_worst_of_every_last_token():
@@ -238,7 +238,7 @@ def test_the_distance_to_the_posterior_is_a_sum_over_tokens_not_in_x():
         true = np.array([math.prod(float(concepts.offset_log_pi.exp()[t ^ y]) for t in context) for y in free])
         said = np.exp(f) / np.exp(f).sum()
         distances.append(abs(said - true / true.sum()).sum() / 2)
-    assert found.numbers["distance_to_posterior"] == pytest.approx(np.mean(distances), abs=1e-6)
+    assert found.numbers["distance_to_posterior"] == pytest.approx(np.mean(distances), abs=1e-5)
 
 
 @pytest.mark.parametrize(("m", "length", "beta"), [(2, 3, 1.0), (3, 8, 0.5), (4, 5, 2.0)])
@@ -248,7 +248,7 @@ def test_theorem_3s_equations_leave_one_line(m, length, beta):
     assert found.numbers["free_constants"] == 1
     assert found.numbers["unknowns"] == 2**m * (2**m - 1) / 2
     line = -length / beta * (found.details.distance - found.details.distance.mean())
-    np.testing.assert_allclose(found.details.inner_product, line, atol=1e-8)
+    np.testing.assert_allclose(found.details.inner_product, line, atol=1e-9)
 
 
 def test_theorem_3s_equations_have_no_solution_in_a_noisy_world():

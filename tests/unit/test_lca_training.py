@@ -232,14 +232,14 @@ def test_the_training_can_be_drawn(trained, tmp_path):
 def test_the_attention_pattern_is_that_of_single_contexts(trained):
     model = trained[0].model
     pattern = attention_pattern(WORLD, model).values["attention"]
-    np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-5)
     tokens = torch.arange(16)
     for last in (0, 7, 15):
         context = torch.cat([tokens[tokens != last], tokens[[last]]])[None]
         seen = model(context, output_attentions=True, logits_to_keep=1).attentions[0][0, 0, 0]
         expected = torch.empty(16)
         expected[context[0]] = seen.detach()
-        np.testing.assert_allclose(pattern[last], expected, atol=1e-6)
+        np.testing.assert_allclose(pattern[last], expected, atol=1e-5)
 
 
 def test_a_table_of_all_pairs_is_refused_where_it_is_huge():

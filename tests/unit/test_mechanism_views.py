@@ -420,7 +420,7 @@ def test_the_toys_tokens_are_bits_and_nothing_is_masked(toy):
     assert view.clean.tokens == ("101", "001", "010")
     assert view.hijacked.tokens == ("101", "110", "010")
     assert not view.causal
-    np.testing.assert_allclose(view.clean.patterns.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(view.clean.patterns.sum(-1), 1, rtol=1e-5)
     assert '"maskUpperTri": false' in view._repr_html_()
 
 

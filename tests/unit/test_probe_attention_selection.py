@@ -29,7 +29,7 @@ def test_mass_is_what_the_full_pattern_pays_to_the_group(model):
         alike = (tokens & mask) == (tokens[:, -1:] & mask)
         paid, uniform = probe.mass(model, counts, last, mask)
         assert paid == pytest.approx(float((pattern * alike).sum(1).mean()), abs=1e-5)
-        assert uniform == pytest.approx(float(alike.double().mean()), abs=1e-6)
+        assert uniform == pytest.approx(float(alike.double().mean()), abs=1e-5)
 
 
 def test_mass_of_the_first_bits_is_that_of_the_cluster(model):
@@ -43,7 +43,7 @@ def test_mass_of_the_first_bits_is_that_of_the_cluster(model):
 def test_forced_uniform_pays_what_uniform_attention_pays(model):
     drawn = LatentConcepts(4).sample_counts(64, 16, torch.Generator().manual_seed(3))
     paid, uniform = probe.mass(probe.forced_uniform(model), drawn.counts, drawn.last, 0b1000)
-    assert paid == pytest.approx(uniform, abs=1e-6)
+    assert paid == pytest.approx(uniform, abs=1e-5)
     assert probe.mass(model, drawn.counts, drawn.last, 0b1000)[0] != pytest.approx(uniform, abs=1e-3)
 
 

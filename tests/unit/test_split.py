@@ -249,7 +249,7 @@ def test_the_toys_parts_sum_to_the_whole_logit_difference():
         assert abs(found.values["total"][i].sum() - (hijacked - clean).item()) < 1e-5 * (hijacked - clean).item()
     assert not found.values["scale"].any()
     balance = found.tables["balance"].set_index("part")["mean"]
-    assert balance["heads"] == pytest.approx(balance["total"], rel=1e-6)
+    assert balance["heads"] == pytest.approx(balance["total"], rel=1e-4)
     assert balance[["mlps", "embedding", "biases"]].eq(0).all()
 
 
