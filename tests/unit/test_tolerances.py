@@ -1,4 +1,4 @@
-"""The rule of helpers/closeness.py: its helpers refuse what they must; no test has a tolerance between the precisions."""
+"""The rule of helpers/closeness.py: it refuses what it must, and no tolerance of a test lies between the precisions."""
 
 import ast
 from pathlib import Path
