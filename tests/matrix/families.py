@@ -1,7 +1,7 @@
-"""Tiny random models of every decoder family, with the special settings of each small enough to bite at a few tokens.
+"""Tiny random models of every decoder family, the special settings of each small enough to bite at a few tokens.
 
-`build(name)` is Hugging Face's own model, `boot(name)` a TransformerBridge over a model of the same weights. Weights are
-random and large, and so are norms and biases: a model fresh from its configuration has norms of 1, biases of 0 and logits
+`build(name)` is Hugging Face's own model, `boot(name)` a TransformerBridge over a model of the same weights. These are
+random and large, norms and biases too: a model fresh from its configuration has norms of 1, biases of 0 and logits
 that nothing moves, and would hide most mistakes.
 """
 
@@ -281,6 +281,8 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, rounded: bool = Fals
         elif family.kind == "t5":
             model = transformers.T5ForConditionalGeneration(config).to(dtype)
         else:
+            if dtype == torch.float64:
+                config._experts_implementation = "eager"  # grouped products are for other dtypes alone
             model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     _randomise(model, family, torch.Generator().manual_seed(seed), rounded)
     model.config.architectures = [type(model).__name__]
