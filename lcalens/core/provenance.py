@@ -7,6 +7,7 @@ holds, so that no result is ever without.
 import hashlib
 import platform
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -119,6 +120,11 @@ def fingerprint(model: Any) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of Python, lcalens and the libraries whose numerics or tokenisation a result depends on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "lcalens": lcalens.__version__}
     for name in _REPORTED:
         try:
