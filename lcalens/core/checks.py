@@ -34,3 +34,16 @@ def check_real(name: str, value: Any, *, low: float | int, high: float | int = m
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
     return number
+
+
+def check_bridge(model: Any) -> None:
+    """Refuse what is no TransformerBridge.
+
+    Raises:
+        LcalensError: It is something else.
+    """
+    if not hasattr(model, "original_model") or not hasattr(model, "hook_dict"):
+        raise LcalensError(
+            f"model: expected a TransformerBridge, got {type(model).__name__}; "
+            "make one with lcalens.load_model(name), or load_model(hf_model, tokenizer=tokenizer)."
+        )

@@ -27,8 +27,10 @@ import xxhash
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from lcalens.core.checks import check_bridge
 from lcalens.core.errors import LcalensError
-from lcalens.core.provenance import model_info, versions
+from lcalens.core.rotary import recall_nothing, settle
+from lcalens.core.versions import versions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,15 +101,19 @@ def state_of(model: Any) -> State:
         model: A TransformerBridge.
     """
     held = (_held.get() or {}).get(id(model))
-    return held if held is not None else _Reader().read(model)
+    if held is not None:
+        return held
+    settle(model.original_model)
+    return _Reader().read(model)
 
 
 @contextmanager
 def steady(model: Any) -> Iterator[str]:
     """Hold a model as it is measured: in evaluation mode, outside autocast, its stamp read once.
 
-    Every module gets its own mode back. Inside, `stamp`, `state_of` and `PerState` read nothing again. It can be
-    entered again.
+    Every module gets its own mode back. Rotary embeddings whose frequencies depend on the lengths they have seen
+    forget them before every forward pass, so that no number depends on what ran before. Inside, `stamp`, `state_of`
+    and `PerState` read nothing again. It can be entered again.
 
     Args:
         model: A TransformerBridge.
@@ -129,16 +135,17 @@ def steady(model: Any) -> Iterator[str]:
         yield held[id(model)].digest
         return
     check_state(model)
-    training = [module for module in _modules(model) if module.training]
+    training = [module for module in every_module(model) if module.training]
     for module in training:
         module.training = False
     try:
-        state = _Reader().read(model)
-        token = _held.set({**held, id(model): state})
-        try:
-            yield state.digest
-        finally:
-            _held.reset(token)
+        with recall_nothing(model.original_model):
+            state = _Reader().read(model)
+            token = _held.set({**held, id(model): state})
+            try:
+                yield state.digest
+            finally:
+                _held.reset(token)
     finally:
         for module in training:
             module.training = True
@@ -168,7 +175,7 @@ def check_state(model: Any) -> None:
     Raises:
         LcalensError: It is no TransformerBridge; autocast is on; or weights are not in memory.
     """
-    model_info(model)
+    check_bridge(model)
     for device in _AUTOCAST:
         if torch.is_autocast_enabled(device):
             kind = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
@@ -205,8 +212,12 @@ class PerState:
         return kept[1]
 
 
-def _modules(model: Any) -> Iterator[nn.Module]:
-    """Every module once; the bridge does not register Hugging Face's model among its own."""
+def every_module(model: Any) -> Iterator[nn.Module]:
+    """Every module once; the bridge does not register Hugging Face's model among its own.
+
+    Args:
+        model: A TransformerBridge.
+    """
     seen: set[int] = set()
     for root in (model, model.original_model):
         for module in root.modules():

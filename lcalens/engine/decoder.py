@@ -9,19 +9,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.provenance import active_hooks
+from lcalens.core.stamp import PerState
 
 FAMILIES = frozenset({"gpt2", "llama", "gemma", "gemma2", "gemma3_text", "lca"})
 _TRIED = 6  # tokens of the trial
 _CLOSE = 1e-4
 Function = Callable[[Tensor], Tensor]
-_read: "WeakKeyDictionary[Any, tuple[Any, Any]]" = WeakKeyDictionary()
+_read = PerState()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,13 +157,7 @@ def read_decoder(model: Any) -> Decoder | str:
     hooked = active_hooks(model)
     if hooked:
         return f"hooks are attached ({', '.join(hooked[:3])})"
-    weights = list(model.original_model.parameters())
-    stamp = tuple((id(weight), weight._version, weight.device, weight.dtype) for weight in weights)
-    kept = _read.get(model)
-    if kept is None or kept[0] != stamp:
-        kept = (stamp, _try(model, weights))
-        _read[model] = kept
-    return kept[1]
+    return _read.get(model, lambda: _try(model, list(model.original_model.parameters())))
 
 
 @torch.no_grad()

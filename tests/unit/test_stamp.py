@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import standins
 from torch import nn
 
 from lcalens import LcalensError
@@ -376,7 +375,3 @@ def test_what_is_remembered_is_not_of_objects_that_were_replaced(fresh):
     linear.weight = nn.Parameter(old.detach().clone())
     old.data += 1
     assert remembered.get(model, lambda: linear.weight) is linear.weight
-
-
-def test_standins_are_what_the_tests_need():
-    assert set(FAMILIES) <= set(standins.FAMILIES)
