@@ -6,6 +6,7 @@ The public names are loaded on first use, so that importing the package costs no
 from typing import TYPE_CHECKING
 
 from lcalens.core.lazy import lazy_names
+from lcalens.core.moved import find_moved_modules
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ _HOMES = {
     "attribute": "lcalens.mechanism.attribute",
     "contrast_concepts": "lcalens.lca.contrasts",
     "contrast_facts": "lcalens.llm.contrasts",
-    "efficacy": "lcalens.llm.efficacy.efficacy",
+    "efficacy": "lcalens.llm.efficacy.measure",
     "knockout": "lcalens.mechanism.knockout",
     "lca_bridge": "lcalens.lca.model.bridge",
     "load_facts": "lcalens.llm.facts.facts",
@@ -32,7 +33,7 @@ _HOMES = {
     "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
     "split": "lcalens.mechanism.split",
-    "train": "lcalens.lca.training.train",
+    "train": "lcalens.lca.training.training",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
     from lcalens.lca.model.model import LCAConfig as LCAConfig
     from lcalens.lca.model.model import LCAForCausalLM as LCAForCausalLM
     from lcalens.lca.training.config import TrainConfig as TrainConfig
-    from lcalens.lca.training.train import train as train
+    from lcalens.lca.training.training import train as train
     from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
     from lcalens.llm.ask import ask as ask
     from lcalens.llm.contrasts import contrast_facts as contrast_facts
-    from lcalens.llm.efficacy.efficacy import efficacy as efficacy
+    from lcalens.llm.efficacy.measure import efficacy as efficacy
     from lcalens.llm.facts.facts import Fact as Fact
     from lcalens.llm.facts.facts import load_facts as load_facts
     from lcalens.llm.models.load import load_model as load_model
@@ -62,3 +63,4 @@ if TYPE_CHECKING:
     from lcalens.views import attention_view as attention_view
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+find_moved_modules()

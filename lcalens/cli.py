@@ -14,7 +14,7 @@ from lcalens.llm.prompts.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
-from lcalens.llm.efficacy.efficacy import EfficacyConfig
+from lcalens.llm.efficacy.measure import EfficacyConfig
 
 _OWN = '`"Forget about {target_false}."`'
 _SCHEMES_HELP = f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_OWN}."
@@ -142,7 +142,7 @@ def _first_line(command: type) -> str:
 def run_hijack(command: Hijack, arguments: list[str] | None = None) -> int:
     """Measure, print the table, and write what `--out` asks for."""
     from lcalens import efficacy, load_facts, load_model
-    from lcalens.llm.efficacy.efficacy import check_config
+    from lcalens.llm.efficacy.measure import check_config
     from lcalens.views.text import efficacy_markdown, efficacy_screen
 
     config = {field.name: getattr(command, field.name) for field in fields(EfficacyConfig)}

@@ -19,7 +19,7 @@ _HOMES = {
     "gram": "lcalens.lca.summaries",
     "lca_bridge": "lcalens.lca.model.bridge",
     "lca_tokenizer": "lcalens.lca.model.model",
-    "train": "lcalens.lca.training.train",
+    "train": "lcalens.lca.training.training",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lcalens.lca.training.config import TrainConfig as TrainConfig
     from lcalens.lca.training.runs import Run as Run
     from lcalens.lca.training.runs import Runs as Runs
-    from lcalens.lca.training.train import train as train
+    from lcalens.lca.training.training import train as train
     from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

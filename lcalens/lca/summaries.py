@@ -8,6 +8,7 @@ from lcalens.core.checks import check_int
 from lcalens.core.results import Result
 from lcalens.lca.geometry import gram_hamming_fit
 from lcalens.lca.model.model import LCAForCausalLM
+from lcalens.lca.training.runs import training as training
 from lcalens.lca.world.concepts import LatentConcepts
 from lcalens.lca.world.provenance import world_provenance
 

@@ -18,7 +18,7 @@ import pandas as pd
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.tokens import Encoded, check_length, encode, source_tokenizer
-from lcalens.llm.efficacy.efficacy import SAME_FIRST_TOKEN
+from lcalens.llm.efficacy.measure import SAME_FIRST_TOKEN
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
 from lcalens.llm.prompts.related import EmbeddingNeighbours, Impossible, RelatedTable

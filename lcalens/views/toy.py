@@ -16,7 +16,7 @@ def plot_training(result: "Result") -> "Figure":
     """Accuracy over the steps, a line for each recipe: the mean of its seeds, their range, and Bayes.
 
     Args:
-        result: Of `lcalens.lca.training.train`.
+        result: Of `lcalens.lca.training.training`.
     """
     from matplotlib import pyplot
 

@@ -31,7 +31,7 @@ import torch
 torch.set_num_threads(1)
 from faults_facts import FACTS, OPTIONS
 from lcalens import efficacy, load_model
-import lcalens.core.cells, lcalens.llm.efficacy.efficacy, lcalens.llm.efficacy.tables, safetensors.numpy
+import lcalens.core.cells, lcalens.llm.efficacy.measure, lcalens.llm.efficacy.tables, safetensors.numpy
 model = load_model({model!r})
 
 def die():

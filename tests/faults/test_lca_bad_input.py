@@ -12,7 +12,7 @@ import torch
 from lcalens.core.errors import LcalensError
 from lcalens.lca.model.model import LCAConfig, lca_tokenizer
 from lcalens.lca.training.config import TrainConfig
-from lcalens.lca.training.train import train
+from lcalens.lca.training.training import train
 from lcalens.lca.world import bayes
 from lcalens.lca.world.concepts import LatentConcepts
 

@@ -17,7 +17,7 @@ from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.closed_forms import theorem1_model
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.lca.training.config import TrainConfig
-from lcalens.lca.training.train import train
+from lcalens.lca.training.training import train
 from lcalens.lca.world.concepts import LatentConcepts
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism.contrast.contrast import Contrast

@@ -248,7 +248,7 @@ def test_an_interrupt_is_status_130(lc, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lcalens.llm.efficacy.efficacy.efficacy", interrupted)
+    monkeypatch.setattr("lcalens.llm.efficacy.measure.efficacy", interrupted)
     status, said, errors = lc(*lc.hijack)
     assert (status, said) == (130, "")
     assert "stopped" in errors

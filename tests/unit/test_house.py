@@ -27,11 +27,11 @@ def found():
 
 
 def test_no_room_imports_one_that_stands_on_it(found):
-    assert set(back_edges(found)) == OPEN_BACK_EDGES
+    assert set(back_edges(found)) <= OPEN_BACK_EDGES
 
 
 def test_no_circle_of_files(found):
-    assert circles(found) == OPEN_CIRCLES
+    assert [circle for circle in circles(found) if circle not in OPEN_CIRCLES] == []
 
 
 def test_every_module_has_a_room():
@@ -71,9 +71,9 @@ BACK_EDGES = {
     "through a room's facade": (
         "mechanism/knockout.py",
         "from lcalens.lca import train\n",
-        "lcalens.lca.training.train",
+        "lcalens.lca.training.training",
     ),
-    "as an attribute": ("llm/ask.py", "import lcalens\nlcalens.train\n", "lcalens.lca.training.train"),
+    "as an attribute": ("llm/ask.py", "import lcalens\nlcalens.train\n", "lcalens.lca.training.training"),
     "relative": ("core/lazy.py", "from ..views import style\n", "lcalens.views.style"),
 }
 
@@ -84,7 +84,7 @@ def test_a_planted_back_edge_is_seen(copy, how):
     path = copy / "lcalens" / file
     path.write_text(path.read_text(encoding="utf-8") + "\n" + code, encoding="utf-8")
     source = "lcalens." + file.removesuffix(".py").replace("/", ".")
-    assert set(back_edges(arrows(copy))) == OPEN_BACK_EDGES | {Arrow(source, target)}
+    assert set(back_edges(arrows(copy))) - OPEN_BACK_EDGES == {Arrow(source, target)}
 
 
 def test_a_planted_circle_is_seen(copy):

@@ -77,7 +77,7 @@ def test_importing_changes_no_global_state():
         "    torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), list(warnings.filters))\n"
         "before = state()\n"
         "import lcalens, lcalens.core.results, lcalens.views, lcalens.core.cells, lcalens.core.statistics\n"
-        "import lcalens.llm.efficacy.efficacy\n"
+        "import lcalens.llm.efficacy.measure\n"
         "print(before == state())"
     )
     assert python(script, env={"HF_HUB_OFFLINE": "1"}) == ["True"]
@@ -119,7 +119,7 @@ def test_the_type_checkers_names_are_the_lazy_ones():
         assert getattr(importlib.import_module(home), name) is getattr(lcalens, name)
 
 
-# --- the flow of the house ------------------------------------------------------------------------------------------
+# --- what modules may do (which rooms they may import: test_house.py) ------------------------------------------------
 
 
 def imports_of(path):
@@ -132,19 +132,10 @@ def imports_of(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOME)))
-def test_modules_keep_to_their_room(path):
-    room = path.relative_to(HOME).parts[0]
+def test_modules_run_no_text_and_unpickle_nothing(path):
     imported = set(imports_of(path))
-    forbidden = {"mechanism": ("lcalens.llm", "lcalens.lca"), "llm": ("lcalens.lca",), "lca": ("lcalens.llm",)}
-    for other in forbidden.get(room, ()):
-        assert not any(name == other or name.startswith(other + ".") for name in imported)
-    if room != "views":
-        assert not any(name.split(".")[0] == "matplotlib" for name in imported)
     calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    names = {call.id for call in calls if isinstance(call, ast.Name)}
-    if path.name not in ("cli.py", "page.py"):
-        assert "print" not in names
-    assert not names & {"eval", "exec"}
+    assert not {call.id for call in calls if isinstance(call, ast.Name)} & {"eval", "exec"}
     assert not imported & {"pickle", "argparse", "dill", "cloudpickle"}
 
 

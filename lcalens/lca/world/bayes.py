@@ -15,6 +15,7 @@ from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.lca.world import xor
 from lcalens.lca.world.concepts import LatentConcepts
+from lcalens.lca.world.xor import walsh_hadamard as walsh_hadamard
 from lcalens.lca.world.xor import xor_correlate
 
 _TIE = 1e-9
