@@ -1,7 +1,7 @@
 """What every verb should give, computed by a loop of edits on the plain Hugging Face model.
 
-Every function takes a `Plain` and token tensors of one length, and runs whole forward passes alone. Metrics are those of
-the last position, logit(false) - logit(true) before any soft cap and after any scale of the logits.
+Every function takes a `Plain` and token tensors of one length, and runs whole forward passes. Metrics are those of the
+last position, logit(false) - logit(true) before any soft cap and after any scale of the logits.
 """
 
 from collections.abc import Sequence
@@ -296,7 +296,9 @@ def _apart(site: str, base: Tensor, source: Tensor, groups: Sequence[Sequence[in
         difference = torch.zeros_like(base)
         for position in group:
             to, come = base.shape[axis] + position, source.shape[axis] + position
-            difference.select(axis, to).copy_(source.select(axis, come) - base.select(axis, to))
+            change = source.select(axis, come) - base.select(axis, to)
+            hidden = torch.isneginf(base.select(axis, to)) & torch.isneginf(source.select(axis, come))
+            difference.select(axis, to).copy_(change.masked_fill(hidden, 0.0))
         found.append(difference)
     return found
 
@@ -482,7 +484,7 @@ def direct(plain: Plain, tokens: Tensor, answers: Answers) -> Direct:
         tokens: The runs.
         answers: Of each.
     """
-    assert not plain.kind == "opt" or plain.config.do_layer_norm_before, "norms behind the sums: there is no such sum"
+    assert plain.kind != "opt" or plain.config.do_layer_norm_before, "norms behind the sums: there is no such sum"
     run = plain.run(tokens, keep=["pattern", "values", "z", "resid_pre", "resid_post", "mlp_out"])
     kept, last = run.kept, plain.layers - 1
     norm, projected = _final(plain.model)

@@ -5,8 +5,7 @@ activation is, and which features of a fused projection are whose; attention's s
 model calls `softmax`, and the values it averages where it multiplies the pattern by them.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,13 +255,6 @@ class _Softmax(TorchFunctionMode):
         return found.view(whole.shape)
 
 
-@contextmanager
-def graph(model: nn.Module) -> Iterator[None]:
-    """With gradients of activations, and none of parameters."""
-    with torch.enable_grad():
-        yield
-
-
 def _layers(model: Any, kind: str) -> list[Place]:
     if kind in ("mamba", "t5"):
         return []
@@ -435,8 +427,7 @@ def _toy(model: Any) -> Place:
 
     block_in = _Through()
     model.forward = forward
-    place = Place(_Ends(block_in, block), attention, write, added, nothing, projections, 1)
-    return place
+    return Place(_Ends(block_in, block), attention, write, added, nothing, projections, 1)
 
 
 class _Nought(nn.Module):

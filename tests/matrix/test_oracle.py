@@ -37,7 +37,7 @@ def test_hooks_change_nothing_and_patterns_are_hugging_faces(plain, runs):
     if plain.kind not in ("lca",):
         attentions = plain.model(input_ids=tokens, output_attentions=True, **options).attentions
         for layer, attention in enumerate(attentions):
-            assert torch.allclose(run.kept["pattern"][layer].double(), attention.double(), atol=1e-6), layer
+            assert torch.allclose(run.kept["pattern"][layer].double(), attention.double(), atol=1e-5), layer
     for layer in range(plain.layers):
         kept = {site: found[layer].double() for site, found in run.kept.items()}
         values = kept["values"].expand(-1, plain.places[0].heads, -1, -1)
@@ -55,7 +55,7 @@ def test_clean_into_clean_changes_nothing(plain, runs):
         if site == "k" and "k" not in plain.places[0].projections:
             continue
         found = oracle.patched(plain, clean, clean, answers, site, ALL)
-        assert np.allclose(found, before[:, None, None, None], rtol=1e-8, atol=1e-6), site
+        assert np.allclose(found, before[:, None, None, None], rtol=0, atol=1e-5), site
 
 
 def test_all_heads_at_once_are_the_attention_output_and_effects_are_large(plain, runs):
@@ -65,11 +65,11 @@ def test_all_heads_at_once_are_the_attention_output_and_effects_are_large(plain,
     every = [list(range(plain.places[0].heads))]
     z = oracle.patched(plain, hijacked, clean, answers, "z", ALL, heads=every)
     attn_out = oracle.patched(plain, hijacked, clean, answers, "attn_out", ALL)
-    assert np.allclose(z, attn_out, rtol=1e-6, atol=1e-5)
+    assert np.allclose(z, attn_out, rtol=0, atol=1e-5)
     assert np.abs(attn_out - base[:, None, None, None]).max() > 1
     assert np.abs(other - base).max() > 1
     first = oracle.patched(plain, hijacked, clean, answers, "resid_pre", ALL)[:, 0, 0, 0]
-    assert np.allclose(first, other, rtol=1e-6, atol=1e-5) or plain.kind == "gemma4_text"
+    assert np.allclose(first, other, rtol=0, atol=1e-5) or plain.kind == "gemma4_text"
     for site in ("pattern", "v"):  # both are not the sum of each
         assert (
             np.abs(oracle.patched(plain, hijacked, clean, answers, site, ALL) - base[:, None, None, None]).max() > 0.1
