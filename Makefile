@@ -5,7 +5,7 @@ PRESET ?= standard
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint bench paper publish docs clean
+.PHONY: demo test lint matrix bench paper publish docs clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -36,6 +36,10 @@ lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Every model family and verb against Hugging Face's own model; writes docs/matrix.md. FAMILIES="gpt2 llama" for some.
+matrix: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(if $(FAMILIES),--families $(FAMILIES))
 
 bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s

@@ -1,7 +1,7 @@
 """The cells of the matrix: a family, a verb and how it is called; and the verdict on each.
 
-`exact`: as the oracle says, in float32 within 1e-4 of the largest effect, which is above 1, and in bfloat16 with at most
-twice the error of Hugging Face's own bfloat16 run. `refused`: an LcalensError, its reason among the expected ones.
+`exact`: as the oracle says, in float32 within 1e-4 of the largest effect, which is above 1, and in bfloat16 with at
+most twice the error of Hugging Face's own bfloat16 run. `refused`: an LcalensError, its reason among the expected ones.
 `wrong`: anything else.
 """
 
@@ -312,9 +312,7 @@ def _patch_oracle(plain: Plain, cell: Cell, examples: Examples) -> Values:
             runs = [plain.run(tokens) for tokens in (clean, hijacked)]
         reference = runs[0].logits[:, -1]
         measured = [oracle.read(run, answers, metric, reference).numpy() for run in runs]
-        values.append(
-            oracle.patched(plain, base, source, answers, cell.site, groups, metric=metric, clean=reference)
-        )
+        values.append(oracle.patched(plain, base, source, answers, cell.site, groups, metric=metric, clean=reference))
         own = measured[1 if options["direction"] == "restore" else 0]
         bases.append(np.broadcast_to(own[:, None, None, None], values[-1].shape))
         ends[[order.index(row) for row in rows]] = np.stack(measured, 1)
@@ -332,9 +330,7 @@ def _whole_oracle(plain: Plain, cell: Cell, examples: Examples) -> Values:
         bucket, starts = [], []
         for at, row in enumerate(rows):
             true, false = examples.true[row], examples.false[row]
-            bucket.append(
-                oracle.whole_answer(plain, base[[at]], source[[at]], true, false, cell.site, groups)
-            )
+            bucket.append(oracle.whole_answer(plain, base[[at]], source[[at]], true, false, cell.site, groups))
             for column, side in enumerate((clean, hijacked)):
                 context = side[at].tolist()
                 scores = [oracle.log_probability(plain, [*context, *ids], len(context)) for ids in (false, true)]
@@ -401,9 +397,7 @@ def _knockout(model: Any, cell: Cell, examples: Examples) -> Measured:
         options["heads"] = _pairs(int(model.cfg.n_heads), int(model.cfg.n_layers))
     result = lcalens.knockout(model, examples.contrast(cell.batch), span="sentence", progress=False, **options)
     values = result.values["value"].reshape(len(examples.chosen(cell.batch)), -1)
-    buckets = [
-        _placed(values, rows, examples, cell.batch) for rows, *_ in examples.buckets(cell.batch)
-    ]
+    buckets = [_placed(values, rows, examples, cell.batch) for rows, *_ in examples.buckets(cell.batch)]
     ends = result.examples[["clean", "hijacked"]].to_numpy(float)
     return [*buckets, ends], str(result.provenance.get("path", ""))
 
@@ -431,9 +425,15 @@ def _knockout_oracle(plain: Plain, cell: Cell, examples: Examples) -> Values:
         measured = [oracle.read(run, answers, metric, reference).numpy() for run in runs]
         values.append(
             oracle.knocked_out(
-                plain, hijacked, answers, hidden, sets[options["heads"]],
-                renormalise=options["renormalise"], metric=metric, clean=reference,
-            )  # fmt: skip
+                plain,
+                hijacked,
+                answers,
+                hidden,
+                sets[options["heads"]],
+                renormalise=options["renormalise"],
+                metric=metric,
+                clean=reference,
+            )
         )
         bases.append(np.broadcast_to(measured[1][:, None], values[-1].shape))
         ends[[order.index(row) for row in rows]] = np.stack(measured, 1)
@@ -679,13 +679,19 @@ VERBS: dict[str, Verb] = {
 }  # fmt: skip
 
 
+def _turn(how: Verb, site: str, number: int) -> dict[str, Any]:
+    """The options whose turn it is; one key of many moves too little to be measured by itself."""
+    fitting = [one for one in how.options if site != "k" or one["positions"] != "last"]
+    return fitting[number % len(fitting)]
+
+
 def cells(families: Sequence[str] = tuple(FAMILIES)) -> Iterator[Cell]:
     """Every cell: each family, verb, site, control, dtype, batch; other options by turns, all of them met often."""
     for number, family in enumerate(families):
         for verb, how in VERBS.items():
             turn = itertools.count(number)
             for site, control, dtype, batch in itertools.product(how.sites, CONTROLS, DTYPES, BATCHES):
-                options = how.options[next(turn) % len(how.options)]
+                options = _turn(how, site, next(turn))
                 yield Cell(family, verb, site, control, dtype, batch, tuple(sorted(options.items())))
             if verb == "direct":
                 options = (("direction", "restore"), ("positions", "each"))
@@ -706,7 +712,7 @@ def quick_cells() -> Iterator[Cell]:
             best = min(rows, key=lambda row: sum(met.get(pair, 0) for pair in pairs(row)))
             for pair in pairs(best):
                 met[pair] = met.get(pair, 0) + 1
-            options = how.options[(number * 5 + len(verb)) % len(how.options)]
+            options = _turn(how, best[0], number * 5 + len(verb))
             yield Cell(family, verb, *best, tuple(sorted(options.items())))
 
 
@@ -771,4 +777,6 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
 
 
 def _rms(found: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-    return float(np.sqrt(np.mean(np.concatenate([(a - b).ravel() ** 2 for a, b in zip(found, reference, strict=True)]))))
+    return float(
+        np.sqrt(np.mean(np.concatenate([(a - b).ravel() ** 2 for a, b in zip(found, reference, strict=True)])))
+    )

@@ -29,7 +29,7 @@ class Family:
         config: Its settings beside the shared ones of `_SHARED`.
         notes: What sets it apart.
         gain: Of the weights: larger ones make sharper attention.
-        unembed: Of the unembedding, where it is not tied.
+        unembed: Of the unembedding; where that is tied, a third of it is the final norm's.
         embed: Of the embedding.
     """
 
@@ -38,7 +38,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
     gain: float = 1.3
-    unembed: float = 6.0
+    unembed: float = 18.0
     embed: float = 1.0
 
 
@@ -99,6 +99,7 @@ _NAMES |= {
         "max_position_embeddings": None,
     },
 }
+_FINAL_NORMS = ("ln_f.", "norm_f.", "final_layer_norm.", "final_layernorm.", "model.norm.")
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _GEMMA = {"head_dim": 12, "hidden_activation": "gelu_pytorch_tanh"}
 _MLA = {
@@ -215,17 +216,17 @@ _LISTED = (
            config={"use_parallel_residual": True, "qk_layernorm": True, "rope_parameters": {
                "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25}}),
     Family("cohere", "cohere", notes="parallel, centred norms without bias, interleaved rotary, a scale of the logits",
-           config={"logit_scale": 0.5}, unembed=12.0),
+           config={"logit_scale": 0.5}, unembed=36.0),
     Family("cohere-qk-norm", "cohere", notes="the same with norms of q and k by head",
            config={"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": True}, embed=0.7),
     Family("cohere2", "cohere2", notes="windows with rotary, full attention without positions",
-           config={"logit_scale": 0.5, "sliding_window": WINDOW, "layer_types": _WINDOWS}, unembed=12.0),
+           config={"logit_scale": 0.5, "sliding_window": WINDOW, "layer_types": _WINDOWS}, unembed=36.0),
     Family("granite", "granite", notes="multipliers of embedding, attention, residual and logits",
            config={"embedding_multiplier": 1.5, "attention_multiplier": 0.3, "residual_multiplier": 0.6,
-                   "logits_scaling": 2.0}, unembed=12.0),
+                   "logits_scaling": 2.0}, unembed=36.0),
     Family("granite-moe", "granitemoe", notes="the same with experts",
            config={"num_local_experts": 4, "num_experts_per_tok": 2, "embedding_multiplier": 1.5,
-                   "attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 2.0}, unembed=12.0),
+                   "attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 2.0}, unembed=36.0),
     Family("starcoder2", "starcoder2", notes="layer norms, biases, a window", config={"sliding_window": WINDOW}),
     Family("smollm3", "smollm3", notes="every other layer without positions, windows by layer",
            config={"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": WINDOW,
@@ -313,6 +314,7 @@ def _randomise(model: Any, family: Family, generator: torch.Generator, rounded: 
     tokens = {id(model.get_input_embeddings().weight)}
     output = model.get_output_embeddings()
     head = {id(output.weight)} - tokens if output is not None else set()
+    final = 1.0 if head else family.unembed / 6
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if "scalar" in name or "correction" in name]
     for name, weight in [*model.named_parameters(), *buffers]:
         noise = torch.randn(weight.shape, generator=generator)
@@ -329,6 +331,8 @@ def _randomise(model: Any, family: Family, generator: torch.Generator, rounded: 
         elif weight.ndim < 2 or name.endswith(("_proj_bias", ".bias")) or "layernorm" in name.lower():
             start = float(weight.float().mean().round()) if weight.numel() else 0.0  # norms begin at 1, the rest at 0
             drawn = start + 0.3 * noise
+            if ".layers." not in name and any(part in name for part in _FINAL_NORMS):
+                drawn = drawn * final
         else:
             fan_in = weight.shape[0] if id(weight) in conv else weight.shape[-1]
             drawn = noise * family.gain / math.sqrt(fan_in)
