@@ -238,9 +238,12 @@ def _examples(plain: Plain, control: str) -> Examples:
         prompt, rest = drawn[20 : 20 + _PROMPT], drawn[26:]
         hijacked = (start, *sentence, *prompt)
         clean = (start, *neutral, *prompt) if control == "aligned" else (start, *prompt)
-        with torch.no_grad():
-            change = [plain.run(torch.tensor([row])).uncapped[0, -1].double() for row in (clean, hijacked)]
-        moved = change[1] - change[0]
+        if plain.kind == "t5":  # which nothing can be asked of
+            moved = torch.arange(size)
+        else:
+            with torch.no_grad():
+                change = [plain.run(torch.tensor([row])).uncapped[0, -1].double() for row in (clean, hijacked)]
+            moved = change[1] - change[0]
         columns[0].append(clean)
         columns[1].append(hijacked)
         columns[2].append((int(moved.argmin()), rest[0]))
@@ -758,7 +761,7 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
     if not all(np.isfinite(value).all() for value in found):
         return "wrong", {"reason": "not finite", "path": path}
     effect = max(float(np.abs(value - base).max()) for value, base in zip(reference, bases, strict=True))
-    if verb.scale and not effect > 1:
+    if verb.scale and dict(cell.options).get("metric") != "kl" and not effect > 1:
         return "wrong", {"reason": f"nothing moves by more than 1: the matrix is too gentle here (path {path})",
                          "effect": effect, "path": path}  # fmt: skip
     if not rounded:

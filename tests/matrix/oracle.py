@@ -159,25 +159,36 @@ def whole_answer(
     """
     nobody = Answers(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     total = 0.0
-    for sign, answer in ((1.0, list(false)), (-1.0, list(true))):
+    pieces = [(sign, *piece) for sign, ids in ((1.0, false), (-1.0, true)) for piece in _pieces(plain, list(ids))]
+    for sign, before, answer in pieces:
+        base_here = torch.cat([base, torch.tensor([before], dtype=torch.long)], 1)
         ids = torch.tensor([answer])
-        longer = torch.cat([base, ids[:, :-1]], 1)
+        longer = torch.cat([base_here, ids[:, :-1]], 1)
 
         def of_answer(run: Any, times: int, ids: Tensor = ids) -> Tensor:
             logp = run.logits[:, -ids.shape[1] :].double().log_softmax(-1)
             return logp.gather(2, ids.repeat(len(logp), 1)[:, :, None]).sum((1, 2))
 
         total = total + sign * patched(
-            plain, longer, source, nobody, site, groups, beyond=ids.shape[1] - 1, read_runs=of_answer
+            plain, longer, source, nobody, site, groups, beyond=longer.shape[1] - base.shape[1], read_runs=of_answer
         )
     return np.asarray(total)
 
 
+def _pieces(plain: Plain, answer: list[int]) -> list[tuple[list[int], list[int]]]:
+    """What comes before, and what is scored in one run: a token at a time where positions see those behind them."""
+    return [([], answer)] if plain.causal else [(answer[:at], [token]) for at, token in enumerate(answer)]
+
+
 def log_probability(plain: Plain, ids: Sequence[int], start: int) -> float:
     """Of a text's tokens from `start` on, in nats."""
-    with torch.no_grad():
-        logp = plain.run(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
-    return float(sum(logp[at - 1, ids[at]] for at in range(start, len(ids))))
+    total, context, answer = 0.0, list(ids[:start]), list(ids[start:])
+    for before, scored in _pieces(plain, answer):
+        tokens = [*context, *before, *scored[:-1]]
+        with torch.no_grad():
+            logp = plain.run(torch.tensor([tokens])).logits[0, -len(scored) :].double().log_softmax(-1)
+        total += float(logp.gather(1, torch.tensor(scored)[:, None]).sum())
+    return total
 
 
 @torch.no_grad()
