@@ -110,7 +110,8 @@ def page(verdicts: Sequence[Verdict], seconds: float, jobs: int) -> str:
         "",
         "- **exact**: in float32 every number is within "
         f"{SHARE:g} of the largest effect of its cell; in bfloat16 the root mean square error against Hugging Face's "
-        f"float32 run of the same weights is at most {TIMES:g} times that of Hugging Face's own bfloat16 run.",
+        f"float32 run of the same weights is at most {TIMES:g} times that of Hugging Face's own bfloat16 run, "
+        "the largest of four examples.",
         "- **refused** (`r`): an error that says why, and that reason is on the committed list below. A refusal that "
         "is not on the list is counted as a failure, and so is an entry that no cell meets.",
         "- **wrong**: any other number or error. There must be none.",
