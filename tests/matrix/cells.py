@@ -2,8 +2,8 @@
 
 `exact`: as the oracle says, in float32 within 1e-4 of the largest effect, which is above 1, and in bfloat16 with at
 most twice the error of Hugging Face's own bfloat16 run (both root mean squares; of Hugging Face's the largest of four
-examples, for a single one's rounding may happen to be small). `refused`: an LcalensError, its reason among the expected ones.
-`wrong`: anything else.
+examples, for a single one's rounding may happen to be small). `refused`: an LcalensError, its reason among the
+expected ones. `wrong`: anything else.
 """
 
 import dataclasses

@@ -56,7 +56,8 @@ FAULTS = {
     "rotated where there is no position": (
         "smollm3", "whole-answer", "q", each_layer(rotary=lambda layer: layer.rotary or "plain")),
     "soft cap of scores dropped": ("gemma2", "knockout", "", each_layer(softcap=lambda layer: None)),
-    "scores scaled where they are not": ("gpt-neo", "patch", "attn_out", each_layer(scale=lambda layer: layer.scale / 2)),
+    "scores scaled where they are not": (
+        "gpt-neo", "patch", "attn_out", each_layer(scale=lambda layer: layer.scale / 2)),
     "sinks dropped": ("gpt-oss", "view", "", each_layer(sinks=lambda layer: None)),
     "MLP after attention, not beside it": (
         "gpt-neox", "patch", "attn_out", each_layer(parallel=lambda layer: not layer.parallel)),
