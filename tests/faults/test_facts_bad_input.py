@@ -209,9 +209,9 @@ def test_nan_only_spoils_the_field_it_is_in(tmp_path):
 )
 def test_ten_megabytes_in_one_record(tmp_path, changes):
     path = file(tmp_path, [GOOD, nested(2, **changes), nested(3)])
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: the machine may be busy
     loaded = load_facts(path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert [fact.case_id for fact in loaded] == [1, 3]
     assert len(loaded.skipped[0].reason) < 300
 

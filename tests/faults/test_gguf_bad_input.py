@@ -47,10 +47,10 @@ def test_a_header_that_promises_too_much(tiny, tmp_path):
         damaged[place : place + 8] = (1 << 60).to_bytes(8, "little")
         path = tmp_path / f"greedy{place}.gguf"
         path.write_bytes(damaged)
-        started = time.monotonic()
+        started = time.process_time()  # of this process alone: the machine may be busy
         with pytest.raises(LcalensError, match=path.name):
             load_model(path, cache_dir=tmp_path / "cache")
-        assert time.monotonic() - started < 20
+        assert time.process_time() - started < 20
 
 
 def test_an_architecture_that_transformers_does_not_read(tmp_path):

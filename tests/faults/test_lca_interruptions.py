@@ -57,7 +57,7 @@ print(json.dumps([lives, begun, open(folder + "/whole").read(), open(folder + "/
 def test_a_training_killed_at_ten_random_moments_ends_bit_identical(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     lives, begun, whole, resumed = json.loads(done.stdout)
     assert begun

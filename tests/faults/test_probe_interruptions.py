@@ -24,7 +24,7 @@ def test_a_probe_killed_in_its_middle_goes_on_and_ends_the_same(tmp_path):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
     whole = start(tmp_path / "whole")
-    assert "0 cells were there, 7 measured now" in whole.communicate(timeout=300)[0]
+    assert "0 cells were there, 7 measured now" in whole.communicate(timeout=600)[0]
 
     cut = tmp_path / "cut"
     killed = start(cut)
@@ -37,8 +37,8 @@ def test_a_probe_killed_in_its_middle_goes_on_and_ends_the_same(tmp_path):
     assert 3 <= there < 7
     assert not (cut / "quick").exists()
 
-    told = start(cut).communicate(timeout=300)[0]
+    told = start(cut).communicate(timeout=600)[0]
     assert f"{there} cells were there, {7 - there} measured now" in told
     assert page(cut) == page(tmp_path / "whole")
-    assert "7 cells were there, 0 measured now" in start(cut).communicate(timeout=300)[0]
+    assert "7 cells were there, 0 measured now" in start(cut).communicate(timeout=600)[0]
     assert page(cut) == page(tmp_path / "whole")

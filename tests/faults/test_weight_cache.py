@@ -221,7 +221,7 @@ while len(list(go.parent.glob("ready-*"))) < 2:
 print(convert_gguf(Path(sys.argv[1]), Path(sys.argv[2])).folder)
 """
     both = [start(code, tiny[0], tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     (folder,) = folders(tmp_path)
     assert [out.strip() for out, _ in said] == [str(folder)] * 2
@@ -238,7 +238,7 @@ transformers.PreTrainedModel.save_pretrained = dies
 convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
 """
     killed = start(code, tiny[0], tmp_path)
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=600)
     assert killed.returncode == -signal.SIGKILL
     (left,) = folders(tmp_path)
     converted = convert_gguf(tiny[0], tmp_path)
@@ -259,7 +259,7 @@ except LcalensError as error:
 """
     assert resource.RLIMIT_FSIZE
     process = start(code, tiny[0], tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "cache_dir" in out
     assert "LCALENS_CACHE" in out

@@ -23,9 +23,6 @@ from transformers import (
     set_seed,
 )
 
-# Quicker for models so small, and twenty times so where other work runs beside.
-torch.set_num_threads(1)
-
 CAPITALS = {
     "France": "Paris",
     "Italy": "Rome",

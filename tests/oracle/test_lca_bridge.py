@@ -713,6 +713,6 @@ else:
     script = tmp_path / "page.py"
     script.write_text(first + before + without + line + after + AFTERWARDS, encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.stdout.endswith("all true\n"), ran.stderr
