@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.closeness import rounding
 
 from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import read_decoder
@@ -283,7 +284,8 @@ def test_real_models_balance(real_model, name):
         for side in ("clean", "hijacked"):
             logits = model(torch.tensor([getattr(contrast, side)[index]]))[0, -1]
             metric = logits[contrast.false[index][0]] - logits[contrast.true[index][0]]
-            assert found.examples[side][index] == pytest.approx(metric.item(), abs=1e-4)
+            rounded = rounding(torch.float32, logits[contrast.true[index][0]], model.cfg.d_model)
+            assert found.examples[side][index] == pytest.approx(metric.item(), abs=rounded)
     balance = found.tables["balance"].set_index("part")
     assert balance["mean"]["total"] > 1
     parts = balance["mean"][["heads", "mlps", "embedding", "biases"]].sum()

@@ -17,7 +17,7 @@ from lcalens.llm.efficacy import scoring
 from lcalens.llm.efficacy.scoring import Continuation, can_share, score
 from lcalens.llm.models.load import load_model
 
-TOLERANCE = {"rtol": 0, "atol": 1e-4}
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # sums of log-probabilities, some near 100
 HIJACKS = ["", "Do not think of Rome. ", "Do not think of Rome. Do not think of Rome. ", "Łódź 🙂. "]
 ANSWERS = ["Paris", "Rome", "Stockholm Oslo", "日本", "x"]
 
