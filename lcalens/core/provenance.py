@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcalens.core.checks import check_bridge
+from lcalens.core.offload import check_in_memory
 from lcalens.core.stamp import PerState, every_module
 from lcalens.core.versions import versions
 
@@ -87,9 +88,10 @@ def model_info(model: Any) -> ModelInfo:
         model: A TransformerBridge.
 
     Raises:
-        LcalensError: It is something else.
+        LcalensError: It is something else, or some of its weights are offloaded.
     """
     check_bridge(model)
+    check_in_memory(model.original_model)
     now = {"dtype": _dtypes(model), "processing": processing_of(model)}
     info = vars(model).get(_ATTRIBUTE)
     if isinstance(info, ModelInfo):

@@ -76,11 +76,13 @@ CASES = [
 
 @pytest.mark.parametrize("wrap", [lambda error: error, wrapped], ids=["bare", "wrapped"])
 @pytest.mark.parametrize(("error", "fix"), CASES, ids=[type(error).__name__ for error, _ in CASES])
-@pytest.mark.parametrize("where", ["AutoTokenizer", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("where", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
 def test_what_the_hub_and_the_machine_may_refuse(monkeypatch, where, error, fix, wrap):
     def refuse(*args, **options):
         raise wrap(error)
 
+    tiny = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **options: tiny)
     monkeypatch.setattr(getattr(transformers, where), "from_pretrained", refuse)
     said = refusal("google/gemma-2b", tokenizer=None if where == "AutoTokenizer" else SomeTokenizer())
     assert "'google/gemma-2b'" in said

@@ -1,5 +1,6 @@
 """What can go wrong while a model is loaded, and what a person can do about it."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,9 @@ _FAULTS = (
     _fault(
         "",
         ("does not recognize this architecture", "unrecognized model", "unsupported arch", "unrecognized config"),
-        "has an architecture that transformers or TransformerLens does not know as a causal language model",
-        "use a causal language model that both support; upgrading them may help",
+        "has an architecture that transformers does not know",
+        "check the model_type in its config.json, or use a causal language model that it supports; upgrading "
+        "transformers may help",
     ),
     _fault(
         "",
@@ -76,6 +78,12 @@ _FAULTS = (
         "has weights that do not fit its config.json",
         "download or copy both again",
     ),
+    _fault(
+        "FileNotFoundError",
+        ("no such file or directory",),
+        "lacks a file that it should have",
+        "download or copy it again, with every shard of its weights",
+    ),
     _fault("", ("tokenizer",), "has no tokenizer that can be read", "give one with tokenizer="),
     _fault(
         "",
@@ -84,7 +92,7 @@ _FAULTS = (
         f"check the spelling, or use {_EMBEDDED}",
     ),
 )
-_OTHER = "check its config.json and files, or load it with transformers and give the model and tokenizer="
+_OTHER = "if its files are whole, load it with transformers and give the model and tokenizer="
 
 
 def explain(source: str, error: BaseException) -> LcalensError:
@@ -121,19 +129,56 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def explain_bridging(source: str, kind: str, error: BaseException) -> LcalensError:
+    """The error for a model that transformers has built and TransformerLens' adapter cannot wrap.
+
+    Args:
+        source: What the user asked for.
+        kind: The model's class.
+        error: What TransformerLens raised.
+    """
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}:
+        return explain(source, error)
+    return LcalensError(
+        f"source: {source!r:.200} is loaded, but TransformerLens' adapter for {kind} fails on it "
+        f"({type(error).__name__}: {error!s:.300}). Its files are whole: this is between TransformerLens and this "
+        "configuration. Try another version of TransformerLens, or another model."
+    )
+
+
+# What a checkpoint may hold besides the language model: masks and frequencies that are computed, towers for other
+# senses, and layers that guess several tokens ahead.
+_SPARE = re.compile(
+    r"\.(attn|attention|self_attn|self_attention)\.(masked_)?bias$|\brotary_emb\.|\binv_freq$|\bposition_ids$"
+    r"|(^|\.)(vision_tower|vision_model|visual|image_newline|multi_modal_projector|mm_projector|audio_tower|mtp)\b"
+)
+
+
 def check_complete(source: str, notes: Any) -> None:
-    """Refuse a checkpoint that leaves parameters at random, of which Hugging Face only warns.
+    """Refuse a checkpoint that leaves parameters at random or holds more than its configuration uses.
+
+    Hugging Face only warns of both, and a model cut short or without its biases computes other numbers.
 
     Args:
         source: What the user asked for.
         notes: Hugging Face's loading information.
 
     Raises:
-        LcalensError: Parameters are missing, or of another shape.
+        LcalensError: Parameters are missing, of another shape, or not used.
     """
     absent = sorted(map(str, [*notes.get("missing_keys", ()), *notes.get("mismatched_keys", ())]))
     if absent:
         raise LcalensError(
-            f"source: {source!r:.200} lacks {len(absent)} parameters ({', '.join(absent[:3])}, ...), which would "
+            f"source: {source!r:.200} lacks {len(absent)} parameters ({_listed(absent)}), which would "
             "be random: its config.json does not fit its weights, or a file is missing. Download or copy it again."
         )
+    spare = sorted(str(name) for name in notes.get("unexpected_keys", ()) if not _SPARE.search(str(name)))
+    if spare:
+        raise LcalensError(
+            f"source: {source!r:.200} holds {len(spare)} parameters that its config.json has no place for "
+            f"({_listed(spare)}), and without them it is another model. Download or copy both again."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import torch
 
 from lcalens.core.cache import cache_root
 from lcalens.core.errors import LcalensError
+from lcalens.core.offload import check_in_memory, offload_problem, offloaded_modules
 from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.core.quiet import quiet_libraries
 from lcalens.core.tensors import check_device
-from lcalens.llm.models.errors import check_complete, check_tokenizer, explain
+from lcalens.llm.models.bridging import mend_attention_scale, text_only
+from lcalens.llm.models.errors import check_complete, check_tokenizer, explain, explain_bridging
 from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
+from lcalens.llm.models.hub import reach_hub
+from lcalens.llm.models.kinds import check_kind
+from lcalens.llm.models.memory import check_memory, count_parameters
+from lcalens.llm.models.trial import check_bridge, check_finite, check_weights, first_unfinite, run_trial
 
 _EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -77,32 +84,45 @@ def load_model(
     on_hub = info is None and not Path(place).is_dir()
     if revision is not None and not on_hub:
         raise LcalensError(f"revision: {revision!r} is for hub ids only; {os.fspath(source)!r} is on this machine.")
-    reach: dict[str, Any] = {"revision": revision, "token": token} if on_hub else {}
-    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    name = os.fspath(source)
     with quiet_libraries():
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            own = tokenizer
-            if own is None:
-                own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
-            loaded, notes = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                place,
-                dtype=chosen,
-                attn_implementation="eager",
-                trust_remote_code=False,
-                output_loading_info=True,
-                **placement,
-                **reach,
-            )
-            check_complete(os.fspath(source), notes)
-            if device_map is None:
-                loaded = loaded.to(torch.device(device or "cpu"))  # pyright: ignore[reportArgumentType]
+            reach = reach_hub(place, revision, token) if on_hub else {}
+            own, loaded = _read(name, place, reach, tokenizer, chosen, device, device_map)
         except LcalensError:
             raise
         except Exception as error:
-            raise explain(os.fspath(source), error) from error
-    return _boot(loaded, own, info or _described(os.fspath(source), loaded))
+            raise explain(name, error) from error
+    check_weights(name, loaded)
+    return _boot(loaded, own, info or _described(name, loaded))
+
+
+def _read(
+    name: str, place: str, reach: dict[str, Any], tokenizer: Any, dtype: torch.dtype, device: Any, device_map: Any
+) -> tuple[Any, Any]:
+    """The tokenizer and the model of a folder or hub id, once its configuration says that they can be used."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **reach)
+    check_kind(name, config)
+    own = tokenizer
+    if own is None:
+        own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
+    target = torch.device(device or "cpu")
+    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    if device_map is None and getattr(config, "quantization_config", None) is None:
+        check_memory(name, count_parameters(config), dtype, target)
+    loaded, notes = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        place,
+        dtype=dtype,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        output_loading_info=True,
+        **placement,
+        **reach,
+    )
+    check_complete(name, notes)
+    return own, loaded.to(target) if device_map is None else loaded  # pyright: ignore[reportArgumentType]
 
 
 def _resolve(
@@ -145,33 +165,71 @@ def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, devic
     given = {"device": device, "dtype": dtype, "device_map": device_map}
     extra = [name for name, value in given.items() if value is not None]
     if extra:
-        raise LcalensError(f"{extra[0]}: the model is loaded already; place and cast it before you hand it over.")
+        raise LcalensError(
+            f"{extra[0]}: the model is loaded already and stays as it is; place and cast it before you hand it over "
+            "(model.to(device, dtype), or device_map= where transformers loads it)."
+        )
     if tokenizer is None:
         raise LcalensError("tokenizer: a model already loaded needs its tokenizer; give tokenizer=.")
     check_tokenizer(tokenizer)
     if not hasattr(model, "config") or not hasattr(model.config, "model_type"):
         raise LcalensError(f"source: {type(model).__name__} is not a Hugging Face model (it has no config).")
+    source = str(getattr(model.config, "_name_or_path", "")) or "in memory"
     # Bridging rewires the module it is given: give it one of its own that shares the parameters.
     shared = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    return _boot(shared, tokenizer, _described(str(getattr(model.config, "_name_or_path", "")) or "in memory", model))
+    if not getattr(shared.config, "architectures", None):  # a model made in memory does not say; its class does
+        shared.config.architectures = [type(model).__name__]
+    check_kind(source, shared.config)
+    if not getattr(model, "hf_device_map", None):  # with one, Hugging Face can still run it
+        check_in_memory(model)
+    unfinite = first_unfinite(shared)
+    if unfinite is not None:
+        warnings.warn(
+            f"The model handed to load_model has weights that are NaN or infinite, first in {unfinite}: nothing can be "
+            "measured on it until they are mended (the bridge shares them).",
+            stacklevel=3,
+        )
+    return _boot(shared, tokenizer, _described(source, model), finite=unfinite is None)
 
 
-def _boot(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
+def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -> Any:
+    """The bridge of a model, which has said before what the bridge must say after."""
     model.eval()
-    place = None if getattr(model, "hf_device_map", None) else str(next(model.parameters()).device)
-    dtype = next(model.parameters()).dtype
+    offloaded = offloaded_modules(model)
+    if offloaded:
+        warnings.warn(f"load_model: {offload_problem(offloaded)}", stacklevel=4)
     with quiet_libraries():
         try:
-            bridge = TransformerBridge.boot_transformers(
-                info.source, hf_model=model, tokenizer=_for_bridge(tokenizer), device=place, dtype=dtype
-            )
+            if hasattr(model, "set_attn_implementation"):
+                model.set_attn_implementation("eager")
+            trial = run_trial(model)
         except Exception as error:
             raise explain(info.source, error) from error
+        if finite:
+            check_finite(info.source, trial)
+        bridge = _bridged(model, tokenizer, info)
+        if not offloaded:  # TransformerLens cannot run every offloaded model, and lcalens measures none
+            check_bridge(info.source, bridge, trial)
     family = str(getattr(model.config, "model_type", type(model).__name__))
-    details = {"family": family, "dtype": str(dtype).removeprefix("torch."), "tokenizer": tokenizer}
-    attach_info(bridge, ModelInfo(**(info.to_dict() | details)))
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    attach_info(bridge, ModelInfo(**(info.to_dict() | {"family": family, "dtype": dtype, "tokenizer": tokenizer})))
+    return bridge
+
+
+def _bridged(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    first = next(model.parameters())
+    place = None if getattr(model, "hf_device_map", None) else str(first.device)
+    kind = type(model).__name__
+    try:
+        with text_only():
+            bridge = TransformerBridge.boot_transformers(
+                info.source, hf_model=model, tokenizer=_for_bridge(tokenizer), device=place, dtype=first.dtype
+            )
+        mend_attention_scale(bridge)
+    except Exception as error:
+        raise explain_bridging(info.source, kind, error) from error
     return bridge
 
 

@@ -1,0 +1,58 @@
+"""What TransformerLens' bridge does besides wrapping a model, kept off, and what it overlooks, mended.
+
+Whether a mended bridge is right is for the trial to say (`lcalens.llm.models.trial`).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def text_only() -> Iterator[None]:
+    """Within it, bridging looks for no image or audio processor.
+
+    It would ask the hub for one, and install torchvision by pip where one needs it. lcalens reads text alone.
+    """
+    from transformer_lens.model_bridge.sources.transformers import helpers, source
+
+    loader: Any = source  # a function that it has imported, and does not export
+    kept = loader.load_modality_processor, helpers._ensure_torchvision
+    loader.load_modality_processor = lambda *arguments, **options: None
+    helpers._ensure_torchvision = lambda: False
+    try:
+        yield
+    finally:
+        loader.load_modality_processor, helpers._ensure_torchvision = kept
+
+
+def mend_attention_scale(bridge: Any) -> None:
+    """Give attention with fused queries, keys and values (GPT-2's) the scale that its configuration asks for.
+
+    TransformerLens 4.3 divides their scores by the square root of the head's width, whatever `scale_attn_weights` says.
+    """
+    from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
+
+    for component in bridge.modules():
+        if type(component) is not JointQKVAttentionBridge:  # its children scale their scores themselves
+            continue
+        own = component.original_component
+        scale, width = getattr(own, "scaling", None), getattr(own, "head_dim", None)
+        if not isinstance(scale, float) or not isinstance(width, int):
+            continue
+        assumed = width**-0.5
+        if getattr(component.config, "scale_attn_by_inverse_layer_idx", False) and component._layer_idx is not None:
+            assumed /= component._layer_idx + 1
+        if abs(scale / assumed - 1) > 1e-6:
+            component._reconstruct_attention = _rescaled(component._reconstruct_attention, scale / assumed)
+
+
+def _rescaled(reconstruct: Any, factor: float) -> Any:
+    """Attention whose scores are multiplied by a factor, by way of its queries; hooks on q see them as they were."""
+
+    def rescaled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
+        return reconstruct(q * factor, k, v, **options)
+
+    return rescaled
