@@ -183,12 +183,6 @@ def check_state(model: Any) -> None:
                 f"model: autocast to {kind} is on for {device}, so that its numbers are not those of its own dtype; "
                 f"leave the autocast block, or load the model with dtype={kind!r}."
             )
-    absent = [name for name, weight in model.original_model.named_parameters() if weight.device.type == "meta"]
-    if absent:
-        raise LcalensError(
-            f"model: {len(absent)} parameters are not in memory ({', '.join(absent[:3])}): offloaded, or never loaded; "
-            "load the whole model onto its devices."
-        )
 
 
 class PerState:
