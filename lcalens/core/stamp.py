@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lcalens.core.checks import check_bridge
 from lcalens.core.errors import LcalensError
+from lcalens.core.offload import check_in_memory
 from lcalens.core.rotary import recall_nothing, settle
 from lcalens.core.versions import versions
 
@@ -176,6 +177,7 @@ def check_state(model: Any) -> None:
         LcalensError: It is no TransformerBridge; autocast is on; or weights are not in memory.
     """
     check_bridge(model)
+    check_in_memory(model.original_model)
     for device in _AUTOCAST:
         if torch.is_autocast_enabled(device):
             kind = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
