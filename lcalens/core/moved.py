@@ -63,7 +63,7 @@ MOVED = {
     "lcalens.statistics": "lcalens.core.statistics",
     "lcalens.tensors": "lcalens.core.tensors",
     "lcalens.tokens": "lcalens.core.tokens",
-    "lcalens.trace": "lcalens.commands.tracing",
+    "lcalens.trace": "lcalens.llm.trace",
 }
 """The modules of 0.1 that stand elsewhere, with their new names."""
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
+    from lcalens.llm.trace import Trace
 
 _SUBSETS = {
     "all": "all facts",
@@ -16,6 +17,7 @@ _SUBSETS = {
 }
 _SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
 _ALPHA = 0.05
+_LEADING = 10
 
 
 def efficacy_screen(result: "Result") -> str:
@@ -58,8 +60,15 @@ def efficacy_screen(result: "Result") -> str:
 
 def _code(text: str) -> str:
     """Markdown's code span, whatever backticks the text holds."""
-    runs = re.findall("`+", text)
-    return f"`{text}`" if not runs else f"{(fence := '`' * (1 + max(map(len, runs))))} {text} {fence}"
+    if "`" not in text:
+        return f"`{text}`"
+    fence = "`" * (1 + _longest_run(text))
+    return f"{fence} {text} {fence}"
+
+
+def _longest_run(text: str) -> int:
+    """The most backticks in a row."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def efficacy_markdown(result: "Result", command: str) -> str:
@@ -193,3 +202,65 @@ def _pivot(table: pd.DataFrame) -> str:
     for (scheme, facts), rows in frame.groupby(["scheme", "facts"], sort=False):
         lines.append(f"  {scheme:30}{facts:6d}  " + "".join(f"{cell:21}" for cell in rows["cell"]).rstrip())
     return "\n".join(lines)
+
+
+def trace_screen(traced: "Trace") -> str:
+    """The ten leading heads, attention against recall, and the balance, for a terminal."""
+    ranked, held_out = len(traced.contrast[::2]), len(traced.contrast[1::2])
+    model = traced.patched.provenance["model"]
+    lines = [
+        f"{model['source']} ({model['dtype']}); {traced.contrast!r}",
+        "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
+        f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
+        "",
+        "The leading heads, patched exactly (z at the last position):",
+        f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",
+    ]
+    for row in traced.ranked.summary.head(_LEADING).itertuples():
+        lines.append(
+            f"  L{row.layer}H{row.head}".ljust(10)
+            + f"{row.value:8.2f}{row.held_out:10.2f}  [{row.held_out_low:.2f}, {row.held_out_high:.2f}]"
+        )
+    lines += ["", "Attention against recall, logits by span (hijacked less clean, summed over heads):"]
+    lines += ["  " + line for line in _wide(traced.parts.summary).splitlines()]
+    lines += ["", "What makes up the metric's change:"]
+    lines += [
+        "  " + line for line in traced.parts.tables["balance"].to_string(index=False, float_format="%.3f").split("\n")
+    ]
+    if len(traced.parts.tables.get("twin", ())):
+        lines += [
+            "",
+            "The leading heads' patterns, values or both made clean (chosen on one half, measured on the other):",
+        ]
+        lines += [
+            "  " + line for line in traced.parts.tables["twin"].to_string(index=False, float_format="%.2f").split("\n")
+        ]
+    lines += ["", "How far cheaper methods agree with exact patching:"]
+    shown = traced.agreement[["of", "measure", "value", "low", "high", "chance"]]
+    lines += _indented(shown, 2)
+    return "\n".join(lines)
+
+
+def _wide(summary: pd.DataFrame) -> str:
+    estimates = zip(summary["mean"], summary["low"], summary["high"], strict=True)
+    cells = ["" if pd.isna(mean) else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in estimates]
+    table = summary.assign(cell=cells).pivot_table(
+        index="group", columns="part", values="cell", aggfunc="first", sort=False
+    )
+    return table.to_string()
+
+
+def _indented(table: pd.DataFrame, digits: int) -> list[str]:
+    return ["  " + line for line in table.to_string(index=False, float_format=f"%.{digits}f").split("\n")]
+
+
+def trace_markdown(traced: "Trace", command: str) -> str:
+    """The same as a Markdown page.
+
+    Args:
+        traced: The trace.
+        command: What was typed.
+    """
+    text = trace_screen(traced)
+    fence = "`" * max(3, 1 + _longest_run(text))
+    return f"{_code(command)}\n\n{fence}\n{text}\n{fence}\n"

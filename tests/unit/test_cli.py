@@ -13,7 +13,9 @@ from helpers import standins
 
 import lcalens
 from lcalens import cli
+from lcalens.commands import shared
 from lcalens.llm.prompts.schemes import SCHEMES
+from lcalens.views import text
 
 CITIES, LANDS = list(standins.CAPITALS.values()), list(standins.CAPITALS)
 
@@ -244,15 +246,78 @@ def test_a_malformed_command_line_is_status_2(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_interrupt_is_status_130(lc, monkeypatch):
+@pytest.mark.parametrize("out", [True, False])
+@pytest.mark.parametrize("command", ["hijack", "trace", "ask"])
+def test_an_interrupt_is_status_130_and_promises_what_is_true(lc, place, tmp_path, monkeypatch, command, out):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lcalens.llm.efficacy.measure.efficacy", interrupted)
-    status, said, errors = lc(*lc.hijack)
+    monkeypatch.setattr("lcalens.llm.trace.trace_facts", interrupted)
+    monkeypatch.setattr("lcalens.llm.ask.ask", interrupted)
+    arguments = {"hijack": lc.hijack, "trace": ("trace", *lc.model, "--facts", place), "ask": ("ask", "x", *lc.model)}
+    status, said, errors = lc(*arguments[command], *(["--out", tmp_path / "out"] if out else []))
     assert (status, said) == (130, "")
-    assert "stopped" in errors
+    assert errors.startswith("\nlcalens: stopped; ")
     assert "Traceback" not in errors
+    assert ("goes on from there" in errors) == (out and command != "ask")
+    assert ("--out" in errors) == (not out and command != "ask")
+
+
+def drawn_facts(lc, monkeypatch, command, place, seed):
+    """The facts that a command measures."""
+    seen = []
+
+    def measured(model, facts, **options):
+        seen.extend(fact.case_id for fact in facts)
+        raise lcalens.LcalensError("enough")
+
+    monkeypatch.setattr("lcalens.llm.efficacy.measure.efficacy", measured)
+    monkeypatch.setattr("lcalens.llm.trace.trace_facts", measured)
+    lc(command, *lc.model, "--facts", place, "--limit", 5, "--seed", seed)
+    return seen
+
+
+def test_the_seed_draws_the_same_facts_for_every_command(lc, place, monkeypatch):
+    drawn = {
+        (command, seed): drawn_facts(lc, monkeypatch, command, place, seed)
+        for command in ("hijack", "trace")
+        for seed in (0, 1)
+    }
+    for seed in (0, 1):
+        expected = [fact.case_id for fact in lcalens.load_facts(place, limit=5, seed=seed)]
+        assert drawn["hijack", seed] == drawn["trace", seed] == expected
+    assert drawn["hijack", 0] != drawn["hijack", 1]
+
+
+EARLY = [
+    ("hijack", "--counts", "-1"),
+    ("hijack", "--limit", "0"),
+    ("hijack", "--seed", "-1"),
+    ("hijack", "--schemes", "dont_think"),
+    ("trace", "--n", "0"),
+    ("trace", "--limit", "3"),
+    ("trace", "--scheme", "Forget {it}."),
+    ("ask", ""),
+    ("ask", "x", "--top", "0"),
+    ("ask", "x", "--answers", " "),
+    ("ask", "x", "--out", "FILE"),
+    ("hijack", "--out", "FILE"),
+    ("trace", "--out", "FILE"),
+]
+
+
+@pytest.mark.parametrize("arguments", EARLY, ids=" ".join)
+def test_arguments_are_checked_before_a_model_is_loaded(lc, tmp_path, monkeypatch, arguments):
+    def loaded(*arguments, **options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("lcalens.llm.models.load.load_model", loaded)
+    (tmp_path / "FILE").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    status, said, errors = lc(*arguments)
+    assert (status, said) == (2, "")
+    assert errors.startswith("lcalens: ")
 
 
 def test_a_closed_pipe_is_no_error(lc, monkeypatch):
@@ -283,6 +348,39 @@ def test_help_lists_commands_schemes_and_options(capsys):
         assert name in said
     for name in ("--hijack", "--answers", "--top", "--model", "--out"):
         assert name in help_of(capsys, "ask")
+
+
+def test_help_is_quick_and_loads_no_model_library():
+    script = (
+        "import sys\nfrom lcalens import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    assert not [
+        name for name in ("transformer_lens", "transformers", "datasets", "matplotlib") if f"'{name}'" in loaded
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", ["lcalens trace --scheme '<b> & c'", "a `b`", "``", "`a", "lcalens trace --scheme '```'"]
+)
+def test_a_command_in_a_page_reads_as_it_was_typed(command):
+    span = text._code(command)
+    fence = re.match("`+", span).group()
+    inside = span[len(fence) : -len(fence)]
+    assert span.endswith(fence)
+    assert not re.search(rf"(?<!`){fence}(?!`)", inside)  # nothing in it ends the span
+    # A space at both ends is no part of a code span (CommonMark 6.1).
+    assert (inside[1:-1] if inside[0] == inside[-1] == " " else inside) == command
+
+
+def test_a_command_of_several_lines_is_written_in_one():
+    line = shared.typed(["ask", "a\nb'c\\", "plain"])
+    assert "\n" not in line
+    told = subprocess.run(
+        ["bash", "-c", f"lcalens() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, check=True
+    )
+    assert told.stdout.decode().split("\0")[:-1] == ["ask", "a\nb'c\\", "plain"]
 
 
 def test_a_whole_process_ends_as_main_says(tmp_path):
@@ -316,7 +414,8 @@ def trace(lc, place):
 
 def test_trace_prints_and_writes_and_goes_on(trace, tmp_path):
     out = tmp_path / "out"
-    arguments = ("--limit", "12", "--control", "other-object", "--views", "1", "--out", out)
+    template = "Think of <b>{target_false}</b> & `no` other."
+    arguments = ("--limit", "12", "--control", "other-object", "--views", "1", "--out", out, "--scheme", template)
     status, said, errors = trace(*arguments)
     assert (status, errors) == (0, "")
     ranked = lcalens.Result.load(out / "ranking").summary
@@ -332,6 +431,7 @@ def test_trace_prints_and_writes_and_goes_on(trace, tmp_path):
     written = {path.name for path in out.iterdir()}
     assert {"trace.md", "heads.png", "ranking.png", "split.png", "attention-0.html"} <= written
     page = (out / "trace.md").read_text()
+    assert template in page.splitlines()[0]
     assert said.split("\n\nWritten to")[0] in page
     cells = {path: path.stat().st_mtime_ns for path in (out / "patching" / "cells").iterdir()}
     assert cells

@@ -1,6 +1,5 @@
-"""What `lcalens trace` does: contrasts of facts, patched, attributed and split, and a page of text about it."""
+"""A hijack traced through a model: contrasts of facts, patched, attributed and split."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,63 +86,3 @@ def trace_facts(
         parts=split(model, contrast, progress=progress),
         agreement=pd.concat(rows, ignore_index=True),
     )
-
-
-def trace_text(found: Trace) -> str:
-    """The ten leading heads, attention against recall, and the balance, for a terminal."""
-    ranked, held_out = len(found.contrast[::2]), len(found.contrast[1::2])
-    model = found.patched.provenance["model"]
-    lines = [
-        f"{model['source']} ({model['dtype']}); {found.contrast!r}",
-        "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
-        f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
-        "",
-        "The leading heads, patched exactly (z at the last position):",
-        f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",
-    ]
-    for row in found.ranked.summary.head(_LEADING).itertuples():
-        lines.append(
-            f"  L{row.layer}H{row.head}".ljust(10)
-            + f"{row.value:8.2f}{row.held_out:10.2f}  [{row.held_out_low:.2f}, {row.held_out_high:.2f}]"
-        )
-    lines += ["", "Attention against recall, logits by span (hijacked less clean, summed over heads):"]
-    lines += ["  " + line for line in _wide(found.parts.summary).splitlines()]
-    lines += ["", "What makes up the metric's change:"]
-    lines += [
-        "  " + line for line in found.parts.tables["balance"].to_string(index=False, float_format="%.3f").split("\n")
-    ]
-    if len(found.parts.tables.get("twin", ())):
-        lines += [
-            "",
-            "The leading heads' patterns, values or both made clean (chosen on one half, measured on the other):",
-        ]
-        lines += [
-            "  " + line for line in found.parts.tables["twin"].to_string(index=False, float_format="%.2f").split("\n")
-        ]
-    lines += ["", "How far cheaper methods agree with exact patching:"]
-    shown = found.agreement[["of", "measure", "value", "low", "high", "chance"]]
-    lines += _indented(shown, 2)
-    return "\n".join(lines)
-
-
-def _wide(summary: pd.DataFrame) -> str:
-    told = zip(summary["mean"], summary["low"], summary["high"], strict=True)
-    cells = ["" if pd.isna(mean) else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in told]
-    table = summary.assign(cell=cells).pivot_table(
-        index="group", columns="part", values="cell", aggfunc="first", sort=False
-    )
-    return table.to_string()
-
-
-def _indented(table: pd.DataFrame, digits: int) -> list[str]:
-    return ["  " + line for line in table.to_string(index=False, float_format=f"%.{digits}f").split("\n")]
-
-
-def trace_markdown(found: Trace, command: str) -> str:
-    """The same as a Markdown page.
-
-    Args:
-        found: The trace.
-        command: What was typed.
-    """
-    return f"`{html.escape(command, quote=False)}`\n\n```\n{trace_text(found)}\n```\n"

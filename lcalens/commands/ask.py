@@ -1,0 +1,62 @@
+"""`lcalens ask`: the model's top answers before and after a sentence is put before the prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import tyro
+
+from lcalens.commands.shared import Source, check_folder, write_result
+from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Source):
+    """The model's top answers before and after a sentence is put before the prompt (Figure 1).
+
+    Attributes:
+        prompt: The question, ready to be continued: "The Eiffel Tower is in".
+        hijack: One or more sentences to put before it.
+        answers: Whole answers to score beside.
+        top: How many answers to show.
+        chat: Ask through the chat template.
+        out: A folder for the table and the figure.
+    """
+
+    keeps_parts: ClassVar[bool] = False
+
+    prompt: tyro.conf.Positional[str]
+    hijack: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    top: int = 5
+    chat: bool = False
+    out: Path | None = None
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Ask, print the table, and write what `--out` asks for.
+
+        Args:
+            arguments: The command line.
+        """
+        for name, text in [("prompt", self.prompt), *(("answers", answer) for answer in self.answers)]:
+            if not text.strip():  # seen before a model is loaded
+                raise LcalensError(f"{name}: {text!r} is empty; give a text, such as 'The Eiffel Tower is in'.")
+        check_int("top", self.top, low=1)
+        check_folder(self.out)
+
+        from lcalens import ask
+        from lcalens.views.text import answers_screen
+
+        result = ask(
+            self.load(),
+            self.prompt,
+            hijack=self.hijack or None,
+            answers=self.answers,
+            top=self.top,
+            chat=self.chat,
+        )
+        print(answers_screen(result))
+        if self.out is not None:
+            write_result(result, self.out)

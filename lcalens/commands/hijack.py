@@ -1,0 +1,63 @@
+"""`lcalens hijack`: how often sentences before the prompt make the model prefer the false object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed, write_result
+from lcalens.llm.efficacy.measure import EfficacyConfig
+from lcalens.llm.prompts.schemes import SCHEMES
+
+_TEMPLATE = '`"Forget about {target_false}."`'
+_SCHEMES_HELP = f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_TEMPLATE}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hijack(EfficacyConfig, Source):
+    """How often sentences before the prompt make the model prefer the false object (Figure 2).
+
+    Attributes:
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        relations: Keep only these relations (`P190`).
+        limit: At most so many facts, drawn at random.
+        seed: Of all that is drawn: the facts that --limit keeps, sentences, the bootstrap.
+        strict: Stop at the first malformed record.
+        out: A folder for tables, figure and finished parts; the same command again computes only what is missing.
+        measure: What the figure shows: `es`, or `retention` (1 - ES, the paper's falling curves).
+    """
+
+    keeps_parts: ClassVar[bool] = True
+
+    schemes: Annotated[tuple[str, ...], tyro.conf.arg(help=_SCHEMES_HELP)] = ("dont-think", "neutral", "unrelated")
+    facts: str = "sample"
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    strict: bool = False
+    out: Path | None = None
+    measure: Literal["es", "retention"] = "es"
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Measure, print the table, and write what `--out` asks for.
+
+        Args:
+            arguments: The command line, for the page.
+        """
+        from lcalens import efficacy, load_facts
+        from lcalens.llm.efficacy.measure import check_config
+        from lcalens.views.text import efficacy_markdown, efficacy_screen
+
+        config = {field.name: getattr(self, field.name) for field in fields(EfficacyConfig)}
+        check_config(**config)  # before a model is loaded, as all that can be checked without one
+        check_folder(self.out)
+        facts = load_facts(
+            self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed, strict=self.strict
+        )
+        result = efficacy(self.load(), facts, **config, out=self.out, progress=on_a_terminal())
+        print(efficacy_screen(result))
+        if self.out is not None:
+            page = efficacy_markdown(result, typed(arguments))
+            write_result(result, self.out, page, measure=self.measure)

@@ -1,0 +1,104 @@
+"""What the commands share: which model, what was typed, a result in a folder."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lcalens.core.errors import LcalensError
+
+if TYPE_CHECKING:
+    from lcalens.core.results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which model, and where it runs.
+
+    Attributes:
+        model: `smollm2`, `gemma3-270m`, a hub id, a Hugging Face folder or a .gguf file.
+        device: Where it runs: `cpu`, `cuda`, `mps`.
+        dtype: The type of its parameters.
+    """
+
+    model: str = "smollm2"
+    device: str | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+
+    def load(self) -> Any:
+        """The model, loaded."""
+        from lcalens import load_model
+
+        return load_model(self.model, device=self.device, dtype=self.dtype, progress=on_a_terminal())
+
+
+def on_a_terminal() -> bool:
+    """Whether somebody watches, and bars are to be drawn."""
+    return sys.stderr.isatty()
+
+
+def typed(arguments: Sequence[str]) -> str:
+    """The command line as a shell takes it, in one line.
+
+    Args:
+        arguments: All but the program's name.
+    """
+    return " ".join(["lcalens", *map(_quoted, arguments)])
+
+
+def _quoted(argument: str) -> str:
+    if "\n" not in argument:
+        return shlex.quote(argument)
+    return "$'" + argument.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+def check_folder(out: Path | None) -> None:
+    """See before anything is computed that a folder can be written.
+
+    Args:
+        out: The folder, made where it is missing.
+
+    Raises:
+        LcalensError: It is a file, or cannot be made.
+    """
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(out, error) from error
+
+
+def cannot_be_written(out: Path, error: OSError) -> LcalensError:
+    """The error of a folder in which something cannot be written.
+
+    Args:
+        out: The folder.
+        error: What the system says.
+    """
+    return LcalensError(f"out: {str(out)!r} cannot be written ({error.strerror or error}).")
+
+
+def write_result(result: "Result", out: Path, table: str = "", **options: str) -> None:
+    """Write the result (parquet, safetensors, JSON), its tidy table and its figure into one folder, and say so.
+
+    Args:
+        result: Any with a figure.
+        out: The folder.
+        table: A Markdown page; none is written where it is empty.
+        options: For the figure.
+
+    Raises:
+        LcalensError: Something cannot be written there.
+    """
+    try:
+        result.save(out / "result")
+        result.to_frame().to_parquet(out / "values.parquet")
+        result.plot(**options).savefig(out / "figure.png", dpi=200)
+        if table:
+            (out / "table.md").write_text(table, encoding="utf-8")
+    except OSError as error:
+        raise cannot_be_written(out, error) from error
+    print(f"\nWritten to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")

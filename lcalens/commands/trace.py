@@ -1,0 +1,79 @@
+"""`lcalens trace`: which heads carry a hijack, and whether by where they look or by what they recall."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lcalens.commands.shared import Source, cannot_be_written, check_folder, on_a_terminal, typed
+from lcalens.core.checks import check_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace(Source):
+    """Which heads carry a hijack, and whether by where they look or by what they recall.
+
+    Attributes:
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        relations: Keep only these relations (`P190`).
+        limit: At most so many facts, drawn at random; heads are ranked on one half and reported on the other.
+        scheme: What hijacks them: a scheme's name or a sentence of your own.
+        n: How many sentences.
+        control: The clean run: a `neutral` sentence of as many tokens, or one that names an `other-object`.
+        seed: Of all that is drawn: the facts that --limit keeps, sentences.
+        views: For how many facts the leading heads' attention is written as a page.
+        out: A folder for tables, figures, attention views and finished parts.
+    """
+
+    keeps_parts: ClassVar[bool] = True
+
+    facts: str = "sample"
+    relations: tuple[str, ...] = ()
+    limit: int = 32
+    scheme: str = "dont-think"
+    n: int = 1
+    control: Literal["neutral", "other-object"] = "neutral"
+    seed: int = 0
+    views: int = 2
+    out: Path | None = None
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Trace, print what was found, and write what `--out` asks for.
+
+        Args:
+            arguments: The command line, for the page.
+
+        Raises:
+            LcalensError: An argument that cannot be used, or a folder that cannot be written.
+        """
+        for name, low in (("n", 1), ("limit", 4), ("seed", 0), ("views", 0)):
+            check_int(name, getattr(self, name), low=low)  # before anything is loaded
+        check_folder(self.out)
+
+        from lcalens import attention_view, load_facts
+        from lcalens.llm.prompts.schemes import find_scheme
+        from lcalens.llm.trace import trace_facts
+        from lcalens.views.text import trace_markdown, trace_screen
+
+        find_scheme(self.scheme)
+        facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
+        model = self.load()
+        options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
+        traced = trace_facts(model, facts, **options, progress=on_a_terminal())
+        print(trace_screen(traced))
+        if self.out is None:
+            return
+        leading = traced.ranked.summary.iloc[0]
+        results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
+        try:
+            for name, result in results.items():
+                result.save(self.out / name)
+                result.plot().savefig(self.out / f"{name}.png", dpi=200)
+            for example in range(min(self.views, len(traced.contrast))):
+                view = attention_view(model, traced.contrast, int(leading["layer"]), example=example)
+                view.save(self.out / f"attention-{example}.html")
+            (self.out / "trace.md").write_text(trace_markdown(traced, typed(arguments)), encoding="utf-8")
+        except OSError as error:
+            raise cannot_be_written(self.out, error) from error
+        print(f"\nWritten to {self.out}: trace.md, {', '.join(f'{name}.png' for name in results)}, attention views, "
+              "results (lcalens.Result.load reads them)")  # fmt: skip
