@@ -26,12 +26,15 @@ _HOMES = {
     "contrast_concepts": "lcalens.lca.contrasts",
     "contrast_facts": "lcalens.llm.contrasts",
     "efficacy": "lcalens.llm.efficacy.measure",
+    "exchange": "lcalens.mechanism.exchange",
+    "hook_name": "lcalens.mechanism.hook_names",
     "knockout": "lcalens.mechanism.knockout",
     "lca_bridge": "lcalens.lca.model.bridge",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
     "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
+    "site_of": "lcalens.mechanism.hook_names",
     "split": "lcalens.mechanism.split",
     "train": "lcalens.lca.training.training",
 }
@@ -55,6 +58,9 @@ if TYPE_CHECKING:
     from lcalens.llm.models.load import load_model as load_model
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast
+    from lcalens.mechanism.exchange import exchange as exchange
+    from lcalens.mechanism.hook_names import hook_name as hook_name
+    from lcalens.mechanism.hook_names import site_of as site_of
     from lcalens.mechanism.knockout import knockout as knockout
     from lcalens.mechanism.patch import patch as patch
     from lcalens.mechanism.ranking import agreement as agreement

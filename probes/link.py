@@ -20,11 +20,13 @@ from lcalens import (
     LatentConcepts,
     contrast_concepts,
     contrast_facts,
+    exchange,
     lca_bridge,
     load_facts,
     patch,
 )
-from lcalens.mechanism.exchange import TWINS, Head, exchange
+from lcalens.mechanism.arguments import Head
+from lcalens.mechanism.exchange import TWINS
 from probes.harness.figures import curves, dots
 from probes.harness.rules import Estimate, Evidence, Rule, over_seeds, paired, ratio_of_facts, unpaired
 from probes.harness.run import main
@@ -154,14 +156,14 @@ def _heads(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     names = [f"{count} leading" for count in cell["heads"]] + ["random"] * cell["draws"]
     yield {
         "set": "ends",
-        "clean": found.clean,
-        "hijacked": found.hijacked,
+        "clean": found.examples["clean"].to_numpy(),
+        "hijacked": found.examples["hijacked"].to_numpy(),
         "cluster": second.examples["cluster"].tolist(),
         "names": [f"L{layer}H{head}" for layer, head in order[:most]],
     }
     for number, (name, one) in enumerate(zip(names, sets, strict=True)):
         for twin, kind in enumerate(TWINS):
-            yield {"set": name, "twin": kind, "count": len(one), "patched": found.patched[:, number, twin]}
+            yield {"set": name, "twin": kind, "count": len(one), "patched": found.values["value"][:, number, twin]}
 
 
 def _others(order: list[Head], count: int, seed: int) -> list[Head]:
@@ -183,7 +185,8 @@ def _toy(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
         contrast = contrast_concepts(concepts, **sizes, control=control, generator=torch.Generator().manual_seed(0))
         for run in runs:
             found = exchange(lca_bridge(run.model), contrast, [[(0, 0)]], progress=False)
-            moved = (found.hijacked[:, None] - found.patched[:, 0]).mean(0) / (found.hijacked - found.clean).mean()
+            clean, hijacked = (found.examples[end].to_numpy() for end in ("clean", "hijacked"))
+            moved = (hijacked[:, None] - found.values["value"][:, 0]).mean(0) / (hijacked - clean).mean()
             yield {"control": control, "seed": run.seed} | dict(zip(TWINS, moved.tolist(), strict=True))
 
 

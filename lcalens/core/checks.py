@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 from lcalens.core.errors import LcalensError
@@ -36,14 +37,54 @@ def check_real(name: str, value: Any, *, low: float | int, high: float | int = m
     return number
 
 
+def check_choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """The value, seen to be one of some words.
+
+    Args:
+        name: The argument.
+        value: What was given for it.
+        known: The words.
+
+    Raises:
+        LcalensError: It is none of them.
+    """
+    words = tuple(known)
+    if not isinstance(value, str) or value not in words:
+        raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(words)}.")
+    return str(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """The value, seen to be True or False.
+
+    Args:
+        name: The argument.
+        value: What was given for it.
+
+    Raises:
+        LcalensError: It is neither.
+    """
+    if not isinstance(value, bool):
+        raise LcalensError(f"{name}: expected True or False, got {value!r:.60}.")
+    return value
+
+
 def check_bridge(model: Any) -> None:
-    """Refuse what is no TransformerBridge.
+    """Refuse what is no TransformerBridge, with the call that makes one of it.
+
+    Args:
+        model: What was given as the model.
 
     Raises:
         LcalensError: It is something else.
     """
-    if not hasattr(model, "original_model") or not hasattr(model, "hook_dict"):
-        raise LcalensError(
-            f"model: expected a TransformerBridge, got {type(model).__name__}; "
-            "make one with lcalens.load_model(name), or load_model(hf_model, tokenizer=tokenizer)."
-        )
+    if hasattr(model, "original_model") and hasattr(model, "hook_dict") and not isinstance(model, type):
+        return
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family == "lca":
+        advice = "lcalens.lca_bridge(model) makes one of it"
+    elif isinstance(family, str):
+        advice = "lcalens.load_model(model, tokenizer=tokenizer) makes one of it"
+    else:
+        advice = "lcalens.load_model(name) makes one, and lcalens.lca_bridge(model) one of a toy model"
+    raise LcalensError(f"model: expected a TransformerBridge, got {type(model).__name__}; {advice}.")

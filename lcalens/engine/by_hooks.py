@@ -34,6 +34,7 @@ def patch_hooked(
     site: str,
     direction: str,
     metric: Metric,
+    layers: range | None = None,
 ) -> tuple[Float[Tensor, "batch variant group"], Float[Tensor, "batch 2"]]:
     """The patched runs' metric, and the clean and hijacked run's.
 
@@ -44,6 +45,7 @@ def patch_hooked(
         site: What is patched.
         direction: `restore` or `corrupt`.
         metric: The metric.
+        layers: Which layers are patched; all by default.
 
     Raises:
         LcalensError: The model does not let the site be edited.
@@ -51,7 +53,7 @@ def patch_hooked(
     device = next(model.original_model.parameters()).device
     tokens = {name: getattr(bucket, name).to(device) for name in ("clean", "hijacked")}
     base, source = (tokens[name] for name in roles(direction))
-    names = [f"blocks.{layer}.{_POINTS[site]}" for layer in range(model.cfg.n_layers)]
+    names = [f"blocks.{layer}.{_POINTS[site]}" for layer in layers or range(model.cfg.n_layers)]
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

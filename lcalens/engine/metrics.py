@@ -1,7 +1,7 @@
 """What is read of a patched run: by default logit(false) - logit(true), which hijacking raises."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,43 +9,11 @@ from torch import Tensor
 
 from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import Decoder
-from lcalens.mechanism.contrast.contrast import Contrast
 
 MetricName = Literal["logit-difference", "probability", "kl", "whole-answer"]
 OwnMetric = Callable[[Float[Tensor, "row vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
 Metric = MetricName | OwnMetric
 _LOGIT_NUMBERS = 1 << 25
-
-
-def check_metric(metric: Any) -> None:
-    """Refuse what is no metric.
-
-    Raises:
-        LcalensError: It is neither a name nor callable.
-    """
-    if not callable(metric) and not (isinstance(metric, str) and metric in get_args(MetricName)):
-        raise LcalensError(
-            f"metric: {metric!r:.60} is not one of {', '.join(get_args(MetricName))}; or give a function of "
-            "(logits of the last position, index of the example), row by row."
-        )
-
-
-def check_contrast(model: Any, contrast: Any) -> None:
-    """Refuse what is no contrast, or none of this model's tokens.
-
-    Raises:
-        LcalensError: It is not.
-    """
-    if not isinstance(contrast, Contrast):
-        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
-    largest = max(
-        max(ids) for rows in (contrast.clean, contrast.hijacked, contrast.true, contrast.false) for ids in rows
-    )
-    if largest >= int(model.cfg.d_vocab):
-        raise LcalensError(
-            f"contrast: token {largest} is none of the model's {int(model.cfg.d_vocab)}; make the contrast with the "
-            "model's own tokenizer."
-        )
 
 
 def read(

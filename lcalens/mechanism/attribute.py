@@ -8,24 +8,37 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from lcalens.core.checks import check_int
+from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info, versions
 from lcalens.core.results import EXAMPLE, Result
-from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
+from lcalens.mechanism.arguments import (
+    Direction,
+    Positions,
+    check_aligned,
+    check_contrast,
+    check_layer,
+    check_metric,
+    check_model,
+    read_direction,
+    read_layers,
+    read_positions,
+    read_site,
+)
 from lcalens.mechanism.contrast.contrast import Contrast
-from lcalens.mechanism.contrast.inputs import Group, Positions
+from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.sites import HEADS, SHARED, Site, check_aligned, check_site, head_labels
-from lcalens.mechanism.summary import ratio_of_means, site_table
+from lcalens.mechanism.sites import HEADS, SHARED, head_labels
+from lcalens.mechanism.summary import plain_positions, ratio_of_means, site_table
 
 Method = Literal["patching", "integrated-gradients", "direct"]
-Direction = Literal["restore", "corrupt"]
-_DIRECT = ("head", "attn_out", "mlp_out")
+_DIRECT = ("z", "attn_out", "mlp_out")
 _PARTS = ("heads", "mlps", "embedding", "biases")
+_NO_GRADIENT = ("probability", "kl", "whole-answer")
 _NOUGHT = 1e-6  # of the largest change: a relative gap is not told of less
 
 
@@ -34,7 +47,7 @@ def attribute(
     contrast: Contrast,
     *,
     method: Method = "patching",
-    site: Site = "head",
+    site: str = "z",
     positions: Positions = "last",
     direction: Direction = "restore",
     metric: Literal["logit-difference"] = "logit-difference",
@@ -77,17 +90,20 @@ def attribute(
         LcalensError: An argument that cannot be used, a site that does not align, or a model that cannot be read layer
             by layer.
     """
-    _check(model, contrast, method, site, direction, metric)
+    check_model(model)
+    check_contrast(model, contrast)
+    check_choice("method", method, get_args(Method))
+    asked, direction = read_site(site), read_direction(direction)
+    check_metric(metric, "attribute", but=_NO_GRADIENT, own="it differentiates logit(false) - logit(true); use patch()")
+    check_aligned(asked.site, contrast)
     steps = check_int("steps", steps, low=1, high=4096)
+    positions = read_positions(positions)
     if method == "direct":
-        _check_direct(site, positions, contrast)
+        _check_direct(asked.site, positions, contrast)
     places = contrast.places(positions)
-    decoder = read_decoder(model)
-    if isinstance(decoder, str):
-        raise LcalensError(
-            f"model: attribute() needs a model that lcalens reads layer by layer; {decoder}. Use patch()."
-        )
-    layer = decoder.layers[0]
+    decoder = read_layers(model, "attribute")
+    check_layer(asked, len(decoder.layers))
+    site, layer = asked.inside, decoder.layers[0]
     labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(len(decoder.layers)))}
     if site in HEADS | SHARED:
         labels["head"] = head_labels(layer.heads, layer.kv_heads, site)
@@ -104,7 +120,7 @@ def attribute(
         def tick(count: int) -> None:
             nonlocal done
             done += count
-            report(done, total, f"{method} at {site}")
+            report(done, total, f"{method} at {asked.site}")
 
         for rows, pairs in _pairs(contrast, places, decoder, direction):
             if integrates:
@@ -124,6 +140,9 @@ def attribute(
         labels["position"] = tuple(range(-groups, 0))
     else:
         effect, exact = effect[..., 0], exact[..., 0]
+    if asked.layer is not None:
+        labels["layer"] = (asked.layer,)
+        effect, exact = (array[:, [asked.layer]] for array in (effect, exact))
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
     tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples))}
     if integrates:
@@ -139,8 +158,8 @@ def attribute(
         provenance={
             "model": model_info(model).to_dict(),
             "method": method,
-            "site": site,
-            "positions": _plain(positions),
+            "site": asked.site,
+            "positions": plain_positions(positions),
             "direction": direction,
             "metric": metric,
             **({"steps": steps} if integrates else {}),
@@ -148,19 +167,6 @@ def attribute(
             "versions": versions(),
         },
     )
-
-
-def _check(model: Any, contrast: Any, method: Any, site: Any, direction: Any, metric: Any) -> None:
-    model_info(model)
-    if not isinstance(contrast, Contrast):
-        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
-    for name, value, known in (("method", method, Method), ("direction", direction, Direction)):
-        if value not in get_args(known):
-            raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(get_args(known))}.")
-    check_site(site)
-    if metric != "logit-difference":
-        raise LcalensError(f"metric: {metric!r:.60} has no gradient here; take 'logit-difference', or use patch().")
-    check_aligned(site, contrast.aligned.tolist())
 
 
 def _check_direct(site: str, positions: Any, contrast: Contrast) -> None:
@@ -172,17 +178,13 @@ def _check_direct(site: str, positions: Any, contrast: Contrast) -> None:
             f"positions: {positions!r:.60} is not for direct effects, which are the last position's; take 'last', "
             "or 'each' for heads by the position they look at; split() sums these by span."
         )
-    if by_source and site != "head":
+    if by_source and site != "z":
         raise LcalensError(f"positions: only heads look at positions; take 'last' with site {site!r}.")
     if by_source and not bool(contrast.aligned.all()):
         raise LcalensError(
             "positions: 'each' needs clean and hijacked runs of equal length; take 'last', or split(), where what is "
             "inserted is a term of its own."
         )
-
-
-def _plain(positions: Positions) -> Any:
-    return positions if isinstance(positions, str | int) else [int(at) for at in positions]
 
 
 def _numbers(values: torch.Tensor) -> np.ndarray:

@@ -4,44 +4,41 @@ Only at the last position, and only between runs of equal length. Both exchanged
 does for one head at a time, here for sets of heads together.
 """
 
-from collections.abc import Iterator, Sequence
-from numbers import Integral
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.core.provenance import model_info
+from lcalens.core.results import Result
+from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import average, compare, trace, write
+from lcalens.mechanism.arguments import (
+    Head,
+    Heads,
+    check_contrast,
+    check_equal_lengths,
+    check_model,
+    read_head_sets,
+    read_layers,
+)
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.summary import patching_result
 
 TWINS = ("pattern", "values", "both")
 _TOKENS = 4096  # run at once, clean and hijacked together
-Head = tuple[int, int]
-
-
-class Exchanged(NamedTuple):
-    """The metric, logit(false) - logit(true) before any soft cap, of both runs and of the exchanged ones.
-
-    Attributes:
-        clean: The clean run's.
-        hijacked: The hijacked run's.
-        patched: With the pattern, the values, or both of each set's heads exchanged.
-    """
-
-    clean: Float[np.ndarray, " example"]
-    hijacked: Float[np.ndarray, " example"]
-    patched: Float[np.ndarray, "example set twin"]
 
 
 def exchange(
-    model: Any, contrast: Contrast, sets: Sequence[Sequence[Head]], *, progress: bool | ProgressCallback = True
-) -> Exchanged:
+    model: Any, contrast: Contrast, sets: Iterable[Heads], *, progress: bool | ProgressCallback = True
+) -> Result:
     """Put the clean run's pattern, values or both of several heads, together, into the hijacked run's last position.
+
+    Both together are the clean run's z, so that the twin `both` of one head is what `patch` measures at the site `z`.
 
     Args:
         model: A TransformerBridge of a family that lcalens reads layer by layer.
@@ -49,49 +46,42 @@ def exchange(
         sets: Sets of heads as (layer, head); each is exchanged by itself, its heads together.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
+    Returns:
+        A result over the axes example, set (numbered as given) and twin (`pattern`, `values`, `both`), with `value`,
+        the metric logit(false) - logit(true) before any soft cap, and `recovery`, 0 where it is the hijacked run's and
+        1 where it is the clean run's. `provenance["sets"]` lists each set's heads.
+
     Raises:
         LcalensError: A model that cannot be read, runs of different lengths, or no such head.
+
+    Example:
+        >>> found = exchange(model, contrast, [[(3, 1), (3, 2)], [(4, 0)]])  # doctest: +SKIP
+        >>> found.summary  # what the two sets' patterns, values and both recover  # doctest: +SKIP
     """
-    decoder = read_decoder(model)
-    if isinstance(decoder, str):
-        raise LcalensError(f"model: exchange needs one that lcalens can read layer by layer, and here {decoder}.")
-    if not bool(contrast.aligned.all()):
-        raise LcalensError("contrast: exchange needs runs of equal length; give a control of as many tokens.")
-    chosen = [check_heads("sets", one, decoder) for one in sets]
-    if not chosen or not all(chosen):
-        raise LcalensError(f"sets: expected sets of heads, got {sets!r:.80}; give one head at least in each.")
-    clean, hijacked = np.zeros((2, len(contrast)))
-    patched = np.zeros((len(contrast), len(chosen), len(TWINS)))
+    check_model(model)
+    check_contrast(model, contrast)
+    check_equal_lengths("exchange", contrast)
+    decoder = read_layers(model, "exchange")
+    chosen = read_head_sets("sets", sets, len(decoder.layers), decoder.layers[0].heads)
+    ends = np.zeros((len(contrast), 2))
+    values = np.zeros((len(contrast), len(chosen), len(TWINS)))
     done = 0
     with progress_callback(progress, unit="examples") as report:
         for bucket in batches(contrast, decoder):
             rows = bucket.indices.cpu().numpy()
-            for whole, part in zip((clean, hijacked, patched), exchange_bucket(decoder, bucket, chosen), strict=True):
-                whole[rows] = part.cpu().numpy()
+            clean, hijacked, patched = (part.cpu().numpy() for part in exchange_bucket(decoder, bucket, chosen))
+            ends[rows, 0], ends[rows, 1], values[rows] = clean, hijacked, patched
             done += len(rows)
             report(done, len(contrast), "exchange")
-    return Exchanged(clean, hijacked, patched)
-
-
-def check_heads(name: str, heads: Any, decoder: Decoder) -> tuple[Head, ...]:
-    """The heads, each once and in order.
-
-    Args:
-        name: The argument's name, for the error.
-        heads: Pairs (layer, head).
-        decoder: The model's.
-
-    Raises:
-        LcalensError: What is given is not such pairs, or the model has no such head.
-    """
-    layers, count = len(decoder.layers), decoder.layers[0].heads
-    fits = isinstance(heads, Sequence) and not isinstance(heads, str)
-    found = [head for head in heads if _is_head(head, layers, count)] if fits else []
-    if not fits or len(found) < len(heads):
-        raise LcalensError(
-            f"{name}: expected a number of heads or pairs (layer, head) below ({layers}, {count}), got {heads!r:.80}."
-        )
-    return tuple(sorted({(int(layer), int(head)) for layer, head in found}))
+    return patching_result(
+        contrast,
+        values,
+        ends,
+        {"set": tuple(range(len(chosen))), "twin": TWINS},
+        kind="exchange",
+        model=model_info(model).to_dict(),
+        settings={"sets": [[list(head) for head in one] for one in chosen], "metric": "logit-difference"},
+    )
 
 
 def batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
@@ -161,10 +151,3 @@ def _metric(
     found = torch.einsum("bvd,bd->bv", decoder.final_norm(resid).double(), difference)
     bias = decoder.unembed_bias
     return found if bias is None else found + (bias[bucket.false] - bias[bucket.true]).double()[:, None]
-
-
-def _is_head(given: Any, layers: int, heads: int) -> bool:
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
-        return False
-    sound = all(isinstance(at, Integral) and not isinstance(at, bool) for at in given)
-    return sound and 0 <= int(given[0]) < layers and 0 <= int(given[1]) < heads

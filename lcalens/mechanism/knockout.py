@@ -4,8 +4,6 @@ Patching needs a clean run whose positions align. Where what differs is a senten
 this is the intervention that is defined: the hijacked run goes on as it was, but some heads no longer see the span.
 """
 
-from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lcalens.core.checks import check_bool, check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
-from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import Trace, average, run_on, trace
-from lcalens.engine.metrics import Metric, check_contrast, check_metric, of_variants, read
+from lcalens.engine.metrics import Metric, of_variants, read
+from lcalens.mechanism.arguments import (
+    Heads,
+    Positions,
+    check_contrast,
+    check_metric,
+    check_model,
+    read_heads,
+    read_layers,
+    read_positions,
+)
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
-from lcalens.mechanism.contrast.inputs import Positions, place
+from lcalens.mechanism.contrast.inputs import place
 from lcalens.mechanism.sites import written_by_heads
-from lcalens.mechanism.summary import patching_result, told
+from lcalens.mechanism.summary import patching_result, plain_positions
 
-Heads = str | Iterable[tuple[int, int]]
+_WHICH = ("all", "each")
 _EXAMPLES = 16
 
 
@@ -35,7 +44,7 @@ def knockout(
     *,
     span: str = "sentence",
     positions: Positions = "all",
-    heads: Heads = "all",
+    heads: str | Heads = "all",
     renormalise: bool = True,
     metric: Metric = "logit-difference",
     progress: bool | ProgressCallback = True,
@@ -59,20 +68,15 @@ def knockout(
     Raises:
         LcalensError: An argument that cannot be used, or a model that cannot be read.
     """
-    model_info(model)
-    check_metric(metric)
+    check_model(model)
     check_contrast(model, contrast)
-    if metric == "whole-answer":
-        raise LcalensError("metric: knockout measures at the last position; use logit-difference, probability or kl.")
-    if not isinstance(renormalise, bool):
-        raise LcalensError(f"renormalise: expected True or False, got {renormalise!r:.60}.")
-    if not isinstance(span, str) or span not in contrast.spans:
-        raise LcalensError(f"span: {span!r:.60} is not one of {', '.join(contrast.spans)}.")
-    decoder = read_decoder(model)
-    if isinstance(decoder, str):
-        raise LcalensError(f"model: knockout reads the model layer by layer, and cannot here: {decoder}.")
+    metric = check_metric(metric, "knockout", but=("whole-answer",))
+    check_bool("renormalise", renormalise)
+    check_choice("span", span, contrast.spans)
+    positions = read_positions(positions)
+    decoder = read_layers(model, "knockout")
     chosen = _chosen(decoder, heads)
-    shape = (len(decoder.layers), decoder.layers[0].heads) if isinstance(heads, str) and heads == "each" else ()
+    shape = (len(decoder.layers), decoder.layers[0].heads) if chosen is None else ()
     values, ends = np.full((len(contrast), *shape), np.nan), np.full((len(contrast), 2), np.nan)
     done = 0
     with progress_callback(progress, unit="examples") as report:
@@ -87,7 +91,7 @@ def knockout(
     labels = {"layer": tuple(range(shape[0])), "head": tuple(range(shape[1]))} if shape else {}
     settings = {
         "span": span,
-        "positions": told(positions),
+        "positions": plain_positions(positions),
         "heads": heads if isinstance(heads, str) else sorted(chosen or []),
         "renormalise": renormalise,
         "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
@@ -101,21 +105,10 @@ def _chosen(decoder: Decoder, heads: Any) -> set[tuple[int, int]] | None:
     """The heads that are cut together; None for one at a time."""
     count, layers = decoder.layers[0].heads, len(decoder.layers)
     if isinstance(heads, str):
-        if heads not in ("all", "each"):
-            raise LcalensError(f"heads: {heads!r:.60} is not one of all, each; or give pairs (layer, head).")
-        return None if heads == "each" else {(layer, head) for layer in range(layers) for head in range(count)}
-    given = list(heads) if isinstance(heads, Iterable) else []
-    for pair in given:
-        fits = isinstance(pair, tuple | list | np.ndarray) and len(pair) == 2 and all(map(_is_index, pair))
-        if not fits or not (0 <= pair[0] < layers and 0 <= pair[1] < count):
-            raise LcalensError(f"heads: {pair!r:.60} is no (layer, head) of {layers} layers of {count} heads.")
-    if not given:
-        raise LcalensError(f"heads: expected all, each or pairs (layer, head), got {heads!r:.60}.")
-    return {(int(pair[0]), int(pair[1])) for pair in given}
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+        if check_choice("heads", heads, _WHICH) == "each":
+            return None
+        return {(layer, head) for layer in range(layers) for head in range(count)}
+    return set(read_heads("heads", heads, layers, count))
 
 
 @torch.no_grad()

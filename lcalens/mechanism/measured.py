@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import EXAMPLE, Result
 
@@ -48,10 +49,8 @@ def _checked(name: str, result: Any, quantity: str | None) -> str:
         raise LcalensError(
             f"{name}: a result of kind {result.kind!r} over {', '.join(result.axes)} has no effects by example."
         )
-    chosen = quantity or DEFAULT.get(result.kind, next(iter(result.values)))
-    if chosen not in result.values:
-        raise LcalensError(f"quantity: {chosen!r:.60} is not one of {', '.join(result.values)}.")
-    return chosen
+    chosen = DEFAULT.get(result.kind, next(iter(result.values))) if quantity is None else quantity
+    return check_choice("quantity", chosen, result.values)
 
 
 def _flat(result: Result, values: np.ndarray) -> tuple[dict[str, tuple[Any, ...]], Float[np.ndarray, "example place"]]:
@@ -164,11 +163,9 @@ def clusters_of(examples: pd.DataFrame, cluster: str | None = None) -> np.ndarra
     Raises:
         LcalensError: The examples have no such column.
     """
-    if cluster is not None and cluster not in examples:
-        raise LcalensError(f"cluster: {cluster!r:.60} is not one of {', '.join(map(str, examples.columns))}.")
-    if cluster is None and CLUSTER not in examples:
-        return None
-    return examples[cluster or CLUSTER].to_numpy()
+    if cluster is not None:
+        return examples[check_choice("cluster", cluster, map(str, examples.columns))].to_numpy()
+    return examples[CLUSTER].to_numpy() if CLUSTER in examples else None
 
 
 def bootstrap_weights(

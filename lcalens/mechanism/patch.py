@@ -8,7 +8,7 @@ hooks (`hooked`). Both are exact; the result's provenance says which ran.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +22,25 @@ from lcalens.core.results import Result
 from lcalens.engine.by_hooks import patch_hooked
 from lcalens.engine.decoder import Decoder, read_decoder
 from lcalens.engine.forward import trace
-from lcalens.engine.metrics import Metric, check_contrast, check_metric, of_variants, read
-from lcalens.mechanism.contrast.contrast import Bucket, Contrast
-from lcalens.mechanism.contrast.inputs import Positions
-from lcalens.mechanism.sites import (
-    HEADS,
-    SHARED,
-    Site,
+from lcalens.engine.metrics import Metric, of_variants, read
+from lcalens.mechanism.arguments import (
+    Direction,
+    Positions,
     check_aligned,
-    check_site,
-    head_labels,
-    kept_for,
-    roles,
-    row_bytes,
-    variants_of,
+    check_contrast,
+    check_layer,
+    check_metric,
+    check_model,
+    read_direction,
+    read_positions,
+    read_site,
 )
-from lcalens.mechanism.summary import patching_result, told
+from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.hook_names import Place
+from lcalens.mechanism.sites import HEADS, SHARED, head_labels, kept_for, roles, row_bytes, variants_of
+from lcalens.mechanism.summary import patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
-Direction = Literal["restore", "corrupt"]
 _FORMAT = 1
 _ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
 
@@ -62,7 +62,7 @@ def patch(
     model: Any,
     contrast: Contrast,
     *,
-    site: Site = "head",
+    site: str = "z",
     positions: Positions = "last",
     direction: Direction = "restore",
     metric: Metric = "logit-difference",
@@ -75,11 +75,13 @@ def patch(
     Args:
         model: A TransformerBridge, of a toy or a real model.
         contrast: Clean and hijacked runs.
-        site: `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head` (z), `q`, `k`, `v`, `pattern` or `attn_scores`.
-            Key and value heads are one site each, named by the query heads they serve.
+        site: `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `z` (or `head`), `q`, `k`, `v`, `pattern` or
+            `attn_scores`; or a TransformerLens hook's name, `attn.hook_z`, or `blocks.3.attn.hook_z` for that layer
+            alone. Key and value heads are one site each, named by the query heads they serve.
         positions: `last`; `all`, at once; `each`, one at a time; a span's name; or indices. Query positions for `q`,
             `head`, `pattern` and `attn_scores`, key positions for `k` and `v`.
-        direction: `restore` puts clean activations into the hijacked run, `corrupt` hijacked ones into the clean one.
+        direction: `restore` (or `denoise`) puts clean activations into the hijacked run, `corrupt` (or `noise`)
+            hijacked ones into the clean one.
         metric: `logit-difference`, logit(false) - logit(true); `probability`, Pr[false] - Pr[true]; `kl`, KL(clean run
             || patched run); `whole-answer`, log Pr[false answer] - log Pr[true answer]; or a function of (logits,
             index of the example), row by row.
@@ -96,32 +98,36 @@ def patch(
     Raises:
         LcalensError: An argument that cannot be used, or a site that does not align.
     """
-    _check(model, contrast, site, direction, metric)
+    check_model(model)
+    check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
+    asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")
+    check_aligned(asked.site, contrast)
     budget = check_real("memory", memory, low=1e-3) * 2**30
+    positions = read_positions(positions)
     places = contrast.places(positions)
     decoder = read_decoder(model)
     if isinstance(decoder, str) and metric == "whole-answer":
         raise LcalensError(f"metric: whole-answer needs a model that lcalens can read layer by layer; {decoder}.")
-    labels = _labels(model, decoder, site)
+    labels = _labels(model, decoder, asked)
     groups = max(len(row) for row in places)
     # A hook changes what is computed, and no key can tell how.
     store = CellStore(None if active_hooks(model) else out)
-    whose = [] if out is None else [_FORMAT, fingerprint(model), site, direction, _named(metric, out)]
+    whose = [] if out is None else [_FORMAT, fingerprint(model), *asked, direction, _named(metric, out)]
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = 0
     with progress_callback(progress, unit="examples") as report:
-        for job in _jobs(contrast, places, decoder, site, budget):
+        for job in _jobs(contrast, places, decoder, asked, budget):
             rows = job.bucket.indices.numpy()
             key = content_key([*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]])
             cell = store.get(key)
             if cell is None:
-                cell = _measure(model, decoder, contrast, job, site, direction, metric, budget)
+                cell = _measure(model, decoder, contrast, job, asked, direction, metric, budget)
                 store.put(key, cell)
             values[rows, ..., groups - len(job.groups) :] = cell["value"]
             ends[rows] = cell["ends"]
             done += len(rows)
-            report(done, len(contrast), f"{site} at {positions if isinstance(positions, str) else 'positions'}")
+            report(done, len(contrast), f"{asked.site} at {positions if isinstance(positions, str) else 'positions'}")
     each = isinstance(positions, str) and positions == "each"
     if each:
         labels["position"] = tuple(range(-groups, 0))
@@ -132,23 +138,13 @@ def patch(
         labels,
         model=model_info(model).to_dict(),
         settings={
-            "site": site,
-            "positions": told(positions),
+            "site": asked.site,
+            "positions": plain_positions(positions),
             "direction": direction,
             "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
             "path": "hooks: " + decoder if isinstance(decoder, str) else "growing batch",
         },
     )
-
-
-def _check(model: Any, contrast: Any, site: Any, direction: Any, metric: Any) -> None:
-    model_info(model)
-    check_contrast(model, contrast)
-    check_site(site)
-    check_metric(metric)
-    if not isinstance(direction, str) or direction not in ("restore", "corrupt"):
-        raise LcalensError(f"direction: {direction!r:.60} is not one of restore, corrupt.")
-    check_aligned(site, contrast.aligned.tolist())
 
 
 def _named(metric: Metric, out: Any) -> str:
@@ -157,24 +153,31 @@ def _named(metric: Metric, out: Any) -> str:
     return metric
 
 
-def _labels(model: Any, decoder: Decoder | str, site: str) -> dict[str, tuple[Any, ...]]:
+def _labels(model: Any, decoder: Decoder | str, asked: Place) -> dict[str, tuple[Any, ...]]:
     if isinstance(decoder, str):
         heads, layers = int(model.cfg.n_heads), int(model.cfg.n_layers)
         kv_heads = int(getattr(model.cfg, "n_key_value_heads", None) or heads)
     else:
         heads, kv_heads, layers = decoder.layers[0].heads, decoder.layers[0].kv_heads, len(decoder.layers)
-    labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(layers))}
-    if site in HEADS | SHARED:
-        labels["head"] = head_labels(heads, kv_heads, site)
+    check_layer(asked, layers)
+    labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(layers)) if asked.layer is None else (asked.layer,)}
+    if asked.inside in HEADS | SHARED:
+        labels["head"] = head_labels(heads, kv_heads, asked.inside)
     return labels
 
 
-def _jobs(contrast: Contrast, places: Any, decoder: Decoder | str, site: str, budget: float) -> Iterator[Job]:
+def _patched_layers(asked: Place) -> range | None:
+    """The one layer that is patched; None for every one."""
+    return None if asked.layer is None else range(asked.layer, asked.layer + 1)
+
+
+def _jobs(contrast: Contrast, places: Any, decoder: Decoder | str, asked: Place, budget: float) -> Iterator[Job]:
     """Examples of the same lengths and positions, as many together as still run faster."""
     per_example, bound = 1, _ROWS
     if isinstance(decoder, Decoder):
         layer = decoder.layers[0]
-        per_example = len(decoder.layers) * (layer.heads if site in HEADS | SHARED else 1)
+        layers = len(decoder.layers) if asked.layer is None else 1
+        per_example = layers * (layer.heads if asked.inside in HEADS | SHARED else 1)
         bound = min(bound, int(budget // row_bytes(decoder)))
     for bucket in contrast.buckets():
         alike: dict[Any, list[int]] = {}
@@ -194,31 +197,31 @@ def _measure(
     decoder: Decoder | str,
     contrast: Contrast,
     job: Job,
-    site: str,
+    asked: Place,
     direction: str,
     metric: Metric,
     budget: float,
 ) -> dict[str, np.ndarray]:
-    bucket = job.bucket
+    bucket, site, layers = job.bucket, asked.inside, _patched_layers(asked)
     if isinstance(decoder, str):
-        value, ends = patch_hooked(model, bucket, job.groups, site, direction, metric)
+        value, ends = patch_hooked(model, bucket, job.groups, site, direction, metric, layers)
     elif metric == "whole-answer":
-        value, ends = whole_answers(decoder, contrast, bucket, job.groups, site, direction, budget)
+        value, ends = whole_answers(decoder, contrast, bucket, job.groups, site, direction, budget, layers)
     else:
         device = decoder.unembed.device
         keep = kept_for(site)
         runs = {name: trace(decoder, getattr(bucket, name).to(device), keep=keep) for name in ("clean", "hijacked")}
         base, source = (runs[name] for name in roles(direction))
         clean, hijacked = (decoder.logits(run.final[:, -1]) for run in (runs["clean"], runs["hijacked"]))
-        asked = bucket.true.to(device), bucket.false.to(device), clean, bucket.indices.to(device)
-        ends = torch.stack([read(metric, clean, *asked), read(metric, hijacked, *asked)], 1)
+        told = bucket.true.to(device), bucket.false.to(device), clean, bucket.indices.to(device)
+        ends = torch.stack([read(metric, clean, *told), read(metric, hijacked, *told)], 1)
         value = torch.stack(
             [
-                of_variants(metric, decoder, variants[:, :, -1], *asked)
-                for variants in variants_of(decoder, base, source, site, job.groups, budget)
+                of_variants(metric, decoder, variants[:, :, -1], *told)
+                for variants in variants_of(decoder, base, source, site, job.groups, budget, layers=layers)
             ],
             -1,
         )
     if site in HEADS | SHARED:
-        value = value.unflatten(1, (len(_labels(model, decoder, site)["layer"]), -1))
+        value = value.unflatten(1, (len(_labels(model, decoder, asked)["layer"]), -1))
     return {"value": value.double().cpu().numpy(), "ends": ends.double().cpu().numpy()}

@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from lcalens.core.checks import check_int, check_real
+from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import versions
 from lcalens.core.results import EXAMPLE, Result
@@ -63,8 +63,7 @@ def ranking(
     Raises:
         LcalensError: No such quantity, no examples, or a `held_out` of other sites or of the same examples.
     """
-    if by not in get_args(By):
-        raise LcalensError(f"by: {by!r:.60} is not one of {', '.join(get_args(By))}.")
+    check_choice("by", by, get_args(By))
     check_real("confidence", confidence, low=0, high=1)
     check_int("resamples", resamples, low=1)
     check_int("seed", seed, low=0)
@@ -153,7 +152,7 @@ def agreement(
     check_real("confidence", confidence, low=0, high=1)
     check_int("resamples", resamples, low=1)
     check_int("seed", seed, low=0)
-    names = (quantity, quantity) if quantity is None or isinstance(quantity, str) else tuple(quantity)
+    names = quantity if isinstance(quantity, tuple | list) else (quantity, quantity)
     if len(names) != 2:
         raise LcalensError(f"quantity: expected a name, or one for each of the two results, got {quantity!r:.60}.")
     first, second = (

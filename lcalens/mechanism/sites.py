@@ -1,48 +1,21 @@
 """The places in a model that can be patched, what they are called, and how a patched one differs from the base run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import Trace, average, compare, run_on
 
-Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "pattern", "attn_scores"]
 HEADS = frozenset({"head", "q", "pattern", "attn_scores"})  # a head each
 SHARED = frozenset({"k", "v"})  # a key or value head each, which may serve several heads
 NEEDS_ALIGNED = frozenset({"k", "v", "pattern", "attn_scores"})
+ALIGNED_FROM_THE_END = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q")
 _KEPT = {"attn_scores": "pattern", "resid_pre": "", "resid_post": ""}
-
-
-def check_site(site: Any) -> None:
-    """Refuse an unknown site.
-
-    Raises:
-        LcalensError: It is unknown.
-    """
-    if not isinstance(site, str) or site not in get_args(Site):
-        raise LcalensError(f"site: {site!r:.60} is not one of {', '.join(get_args(Site))}.")
-
-
-def check_aligned(site: str, aligned: Sequence[bool]) -> None:
-    """Refuse sites that hold a value for each key position, where clean and hijacked differ in length.
-
-    Raises:
-        LcalensError: They do.
-    """
-    apart = sum(not same for same in aligned)
-    if site in NEEDS_ALIGNED and apart:
-        raise LcalensError(
-            f"site: {site!r} has a value for each key position, and {apart} of {len(aligned)} examples have clean and "
-            "hijacked runs of different lengths, whose positions do not align. Use a control of equal length, or "
-            "knockout(), which takes the sentence away; resid_pre, resid_post, attn_out, mlp_out, head and q align "
-            "from the end."
-        )
 
 
 def head_labels(heads: int, kv_heads: int, site: str) -> tuple[Any, ...]:
@@ -215,6 +188,7 @@ def variants_of(
     budget: float,
     *,
     beyond: int = 0,
+    layers: range | None = None,
 ) -> Iterator[Float[Tensor, "batch variant read d"]]:
     """For each group of positions, the final residual streams of every layer's (and head's) patched run.
 
@@ -226,10 +200,14 @@ def variants_of(
         groups: Positions counted from the end of the context.
         budget: Bytes that the growing batch may take.
         beyond: Positions of the base run after the context; they are read as well.
+        layers: Which layers are patched, one after the other; all by default.
     """
     batch, length = base.final.shape[:2]
     ends = length - beyond, source.final.shape[1]
-    layers, first_apart = len(decoder.layers), _first_apart(base.tokens, source.tokens, ends[0] == ends[1])
+    layers, first_apart = (
+        layers or range(len(decoder.layers)),
+        _first_apart(base.tokens, source.tokens, ends[0] == ends[1]),
+    )
     for group in groups:
         start = max(ends[0] + min(group), first_apart) if decoder.causal else 0
         moved = [position for position in group if ends[0] + position >= start]
@@ -237,8 +215,8 @@ def variants_of(
         each = decoder.layers[0].heads if site in HEADS | SHARED else 1
         size = max(1, int(budget // (row_bytes(decoder) * batch * each * (length - start))))
         parts = []
-        for first in range(0, layers, size):
-            wanted = range(first, min(first + size, layers))
+        for first in range(0, len(layers), size):
+            wanted = layers[first : first + size]
             one = Patch(decoder, base, source, site, rows, others, start, wanted)
             parts.append(run_on(decoder, base, start, one.join, reads=1 + beyond))
         yield torch.cat(parts, 1)

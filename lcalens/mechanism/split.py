@@ -11,17 +11,16 @@ from torch import Tensor
 
 from lcalens.core.cells import content_key
 from lcalens.core.checks import check_int
-from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info, versions
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import clustered_mean_interval
-from lcalens.core.tokens import check_length
-from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
+from lcalens.mechanism.arguments import Head, Heads, check_contrast, check_model, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
-from lcalens.mechanism.exchange import TWINS, Head, batches, check_heads, exchange_bucket
+from lcalens.mechanism.exchange import TWINS, batches, exchange_bucket
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.summary import ratio_of_means
 
@@ -34,7 +33,7 @@ def split(
     contrast: Contrast,
     *,
     groups: Sequence[str] | None = None,
-    twin: int | Sequence[Head] = _LEADING,
+    twin: int | Heads = _LEADING,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Divide what each head adds to a hijack into where it looks, what it recalls there, and the norms' scale.
@@ -71,13 +70,9 @@ def split(
     Raises:
         LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
     """
-    info = model_info(model)
-    if not isinstance(contrast, Contrast):
-        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
-    decoder = read_decoder(model)
-    if isinstance(decoder, str):
-        raise LcalensError(f"model: split needs one that lcalens can read layer by layer, and here {decoder}.")
-    _check_tokens(model, decoder, contrast)
+    check_model(model)
+    check_contrast(model, contrast)
+    decoder = read_layers(model, "split")
     names = group_names(contrast, groups)
     chosen = _check_twin(decoder, twin)
     labels, lone = group_positions(contrast, names)
@@ -122,7 +117,7 @@ def split(
             tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, own)
     axes = {EXAMPLE: tuple(range(shape[0])), "layer": tuple(range(shape[1])), "head": tuple(range(shape[2]))}
     provenance = {
-        "model": info.to_dict(),
+        "model": model_info(model).to_dict(),
         "contrast": content_key(contrast.content()),
         "groups": list(names),
         "twin": [list(head) for head in heads],
@@ -140,20 +135,11 @@ def split(
     )
 
 
-def _check_tokens(model: Any, decoder: Decoder, contrast: Contrast) -> None:
-    check_length(model, max(len(row) for row in (*contrast.clean, *contrast.hijacked)))
-    size = len(decoder.unembed)
-    every = (contrast.clean, contrast.hijacked, contrast.true, contrast.false)
-    highest = max(max(row) for rows in every for row in rows)
-    if highest >= size:
-        raise LcalensError(f"contrast: token {highest} is none of the model's {size}; encode with its own tokenizer.")
-
-
 def _check_twin(decoder: Decoder, twin: Any) -> int | tuple[Head, ...]:
+    layers, count = len(decoder.layers), decoder.layers[0].heads
     if isinstance(twin, Integral):
-        most = len(decoder.layers) * decoder.layers[0].heads
-        return min(check_int("twin", twin, low=0, why="it is a number of heads"), most)
-    return check_heads("twin", twin, decoder)
+        return min(check_int("twin", twin, low=0, why="it is a number of heads"), layers * count)
+    return read_heads("twin", twin, layers, count)
 
 
 def _sides(rows: Sequence[Any], bucket: Bucket) -> tuple[Tensor, Tensor]:

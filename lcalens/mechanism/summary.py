@@ -1,7 +1,6 @@
 """Patched values as a result: recovery, and its intervals over examples."""
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -60,15 +59,13 @@ def site_table(labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, Floa
     return pd.DataFrame(named | {name: values.ravel() for name, values in columns.items()}).infer_objects()
 
 
-def told(positions: Any) -> str | int | list[int]:
+def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[int]:
     """Positions as JSON can hold them.
 
     Args:
-        positions: As a user gives them.
+        positions: As `read_positions` gives them.
     """
-    if isinstance(positions, str):
-        return positions
-    return int(positions) if isinstance(positions, Integral) else [int(position) for position in positions]
+    return list(positions) if isinstance(positions, tuple) else positions
 
 
 def patching_result(

@@ -18,6 +18,7 @@ def whole_answers(
     site: str,
     direction: str,
     budget: float,
+    layers: range | None = None,
 ) -> tuple[Float[Tensor, "batch variant group"], Float[Tensor, "batch 2"]]:
     """The patched runs' metric, and the clean and hijacked run's.
 
@@ -31,6 +32,7 @@ def whole_answers(
         site: What is patched.
         direction: `restore` or `corrupt`.
         budget: Bytes that the growing batch may take.
+        layers: Which layers are patched; all by default.
     """
     device, keep = decoder.unembed.device, kept_for(site)
     base_name, source_name = roles(direction)
@@ -49,7 +51,9 @@ def whole_answers(
                 ends[rows, column] += sign * _log_probability(decoder, runs[name].final[:, None, -length:], ids)[:, 0]
             found = [
                 _log_probability(decoder, variants, ids)
-                for variants in variants_of(decoder, runs[base_name], source, site, groups, budget, beyond=length - 1)
+                for variants in variants_of(
+                    decoder, runs[base_name], source, site, groups, budget, beyond=length - 1, layers=layers
+                )
             ]
             part = sign * torch.stack(found, -1)
             if value is None:

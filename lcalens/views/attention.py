@@ -137,20 +137,15 @@ def attention_view(
     Raises:
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
     """
-    from lcalens.core.tokens import check_length
-    from lcalens.mechanism.contrast.contrast import Contrast
+    from lcalens.mechanism.arguments import check_contrast, check_model
 
+    check_model(model)
+    check_contrast(model, contrast)
     tokenizer = tokenizer_of(model)
-    if not isinstance(contrast, Contrast):
-        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
     layer = check_int("layer", layer, low=0, high=int(model.cfg.n_layers) - 1)
     chosen = _chosen(heads, int(model.cfg.n_heads))
     example = check_int("example", example, low=0, high=len(contrast) - 1)
     runs = [contrast.clean[example], contrast.hijacked[example]]
-    check_length(model, max(map(len, runs)))
-    highest, size = max(map(max, runs)), int(model.cfg.d_vocab)
-    if highest >= size:
-        raise LcalensError(f"contrast: token {highest} is none of the model's {size}; encode with its own tokenizer.")
     patterns = [_patterns(model, tokens, layer)[list(chosen)] for tokens in runs]
     sides = [
         Side(

@@ -438,9 +438,9 @@ def test_arguments_that_cannot_be_used(world, standin):
     one = world("gpt2")
     for options, named in (
         ({"method": "gradients"}, "method: 'gradients'"),
-        ({"site": "z"}, "site: 'z'"),
+        ({"site": "Z"}, "site: 'Z'"),
         ({"direction": "both"}, "direction: 'both'"),
-        ({"metric": "kl"}, "metric: 'kl'"),
+        ({"metric": "kl"}, "metric: attribute does not measure 'kl'"),
         ({"steps": 0}, "steps"),
         ({"positions": "nowhere"}, "positions: 'nowhere'"),
         ({"method": "direct", "site": "q"}, "site: 'q'"),

@@ -424,7 +424,7 @@ def test_what_cannot_be_used_is_named(standin):
         with pytest.raises(LcalensError, match="groups: expected names of spans"):
             group_names(contrast, groups)
     for twin in ([(9, 0)], [(0, 4)], [(0, -1)], [3], "all", 2.5, None, [(0, True)], [(0, 1, 2)]):
-        with pytest.raises(LcalensError, match="twin: expected a number of heads or pairs"):
+        with pytest.raises(LcalensError, match=r"^twin: "):
             _check_twin(read_decoder(model), twin)
     with pytest.raises(LcalensError, match="twin: expected an integer of at least 0, got -1"):
         split(model, contrast, progress=False, twin=-1)
@@ -438,7 +438,7 @@ def test_what_cannot_be_used_is_named(standin):
 def test_a_model_that_cannot_be_read_is_refused_with_the_reason(standin):
     stand = standin("gpt_neo")
     ids = torch.arange(1, 9)[None]
-    with pytest.raises(LcalensError, match=r"split needs one that lcalens can read.*gpt_neo"):
+    with pytest.raises(LcalensError, match=r"split needs a model that lcalens reads layer by layer.*gpt_neo"):
         split(stand.model, Contrast(ids, ids + 1, true=1, false=2), progress=False)
     hooked = load_model(standin("gpt2").folder)
     hooked.blocks[0].attn.hook_z.add_hook(lambda value, hook: value * 2)
@@ -453,14 +453,14 @@ def test_sets_of_heads_are_exchanged_each_by_itself(standin, family):
     sets = [[(0, 1), (1, 3), (0, 2)], [(2, 0)], [(1, 1), (2, 2)]]
     found = exchange(model, contrast, sets, progress=False)
     for index in range(3):
-        assert found.clean[index] != pytest.approx(found.hijacked[index])
+        assert found.examples["clean"][index] != pytest.approx(found.examples["hijacked"][index])
         for number, heads in enumerate(sets):
             for twin, kind in enumerate(("pattern", "values", "both")):
                 expected = by_hooks(hooked, contrast, index, heads, kind)
-                assert found.patched[index, number, twin] == pytest.approx(expected, rel=1e-3, abs=2e-3)
+                assert found.values["value"][index, number, twin] == pytest.approx(expected, rel=1e-3, abs=2e-3)
     ends = split(model, contrast, progress=False, twin=0).examples
-    np.testing.assert_allclose(found.clean, ends["clean"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found.hijacked, ends["hijacked"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.examples["clean"], ends["clean"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.examples["hijacked"], ends["hijacked"], rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_exchanged_is_refused(standin):
@@ -468,5 +468,5 @@ def test_what_cannot_be_exchanged_is_refused(standin):
     with pytest.raises(LcalensError, match="equal length"):
         exchange(model, pairs(model, [(7, 9)]), [[(0, 0)]], progress=False)
     for sets in ([], [[]], [[(0, 99)]]):
-        with pytest.raises(LcalensError, match="sets: expected"):
+        with pytest.raises(LcalensError, match=r"^sets: "):
             exchange(model, pairs(model, [(9, 9)]), sets, progress=False)
