@@ -1,7 +1,8 @@
 """The one door of every verb: what a user gives, seen to be usable and made plain, in one wording.
 
 Every verb takes its arguments through these functions, so that what one verb accepts (a NumPy integer, a tensor of
-positions, a hook's name for a site) every verb accepts, and what it refuses it refuses in the same words.
+positions, a hook's name for a site) every verb accepts, and what it refuses it refuses in the same words. The model
+itself is seen to, and held steady, by `lcalens.core.stamp.holds_steady`, which every verb is wrapped in.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
-from lcalens.core.provenance import model_info
 from lcalens.engine.decoder import Decoder, read_decoder
 from lcalens.engine.metrics import MetricName
 from lcalens.mechanism.contrast.contrast import Contrast
@@ -32,18 +32,6 @@ Heads = Iterable[Any]
 """Pairs (layer, head) in any collection: lists, sets, iterators, NumPy arrays, tensors."""
 Positions = str | SupportsIndex | Sequence[SupportsIndex] | np.ndarray | Tensor
 """`last`, `all`, `each`, a span's name, or indices: negative from the end, else from the hijacked tokens' start."""
-
-
-def check_model(model: Any) -> None:
-    """Refuse what is no TransformerBridge, or one in a state in which it is not to be measured.
-
-    Args:
-        model: What was given as the model.
-
-    Raises:
-        LcalensError: It is something else; the message says how to make a bridge of it.
-    """
-    model_info(model)
 
 
 def check_contrast(model: Any, contrast: Any, *, answers: bool = False) -> None:

@@ -13,6 +13,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info, versions
 from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
@@ -23,7 +24,6 @@ from lcalens.mechanism.arguments import (
     check_contrast,
     check_layer,
     check_metric,
-    check_model,
     read_direction,
     read_layers,
     read_positions,
@@ -42,6 +42,7 @@ _NO_GRADIENT = ("probability", "kl", "whole-answer")
 _NOUGHT = 1e-6  # of the largest change: a relative gap is not told of less
 
 
+@holds_steady
 def attribute(
     model: Any,
     contrast: Contrast,
@@ -90,7 +91,6 @@ def attribute(
         LcalensError: An argument that cannot be used, a site that does not align, or a model that cannot be read layer
             by layer.
     """
-    check_model(model)
     check_contrast(model, contrast)
     check_choice("method", method, get_args(Method))
     asked, direction = read_site(site), read_direction(direction)

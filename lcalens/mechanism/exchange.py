@@ -15,6 +15,7 @@ from torch import Tensor
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
+from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import average, compare, trace, write
 from lcalens.mechanism.arguments import (
@@ -22,7 +23,6 @@ from lcalens.mechanism.arguments import (
     Heads,
     check_contrast,
     check_equal_lengths,
-    check_model,
     read_head_sets,
     read_layers,
 )
@@ -33,6 +33,7 @@ TWINS = ("pattern", "values", "both")
 _TOKENS = 4096  # run at once, clean and hijacked together
 
 
+@holds_steady
 def exchange(
     model: Any, contrast: Contrast, sets: Iterable[Heads], *, progress: bool | ProgressCallback = True
 ) -> Result:
@@ -58,7 +59,6 @@ def exchange(
         >>> found = exchange(model, contrast, [[(3, 1), (3, 2)], [(4, 0)]])  # doctest: +SKIP
         >>> found.summary  # what the two sets' patterns, values and both recover  # doctest: +SKIP
     """
-    check_model(model)
     check_contrast(model, contrast)
     check_equal_lengths("exchange", contrast)
     decoder = read_layers(model, "exchange")

@@ -16,6 +16,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
+from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import Trace, average, run_on, trace
 from lcalens.engine.metrics import Metric, of_variants, read
@@ -24,7 +25,6 @@ from lcalens.mechanism.arguments import (
     Positions,
     check_contrast,
     check_metric,
-    check_model,
     read_heads,
     read_layers,
     read_positions,
@@ -38,6 +38,7 @@ _WHICH = ("all", "each")
 _EXAMPLES = 16
 
 
+@holds_steady
 def knockout(
     model: Any,
     contrast: Contrast,
@@ -68,7 +69,6 @@ def knockout(
     Raises:
         LcalensError: An argument that cannot be used, or a model that cannot be read.
     """
-    check_model(model)
     check_contrast(model, contrast)
     metric = check_metric(metric, "knockout", but=("whole-answer",))
     check_bool("renormalise", renormalise)

@@ -19,6 +19,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, fingerprint, model_info
 from lcalens.core.results import Result
+from lcalens.core.stamp import holds_steady
 from lcalens.engine.by_hooks import patch_hooked
 from lcalens.engine.decoder import Decoder, read_decoder
 from lcalens.engine.forward import trace
@@ -30,7 +31,6 @@ from lcalens.mechanism.arguments import (
     check_contrast,
     check_layer,
     check_metric,
-    check_model,
     read_direction,
     read_positions,
     read_site,
@@ -58,6 +58,7 @@ class Job:
     groups: tuple[tuple[int, ...], ...]
 
 
+@holds_steady
 def patch(
     model: Any,
     contrast: Contrast,
@@ -98,7 +99,6 @@ def patch(
     Raises:
         LcalensError: An argument that cannot be used, or a site that does not align.
     """
-    check_model(model)
     check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
     asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")
     check_aligned(asked.site, contrast)

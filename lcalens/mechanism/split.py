@@ -14,10 +14,11 @@ from lcalens.core.checks import check_int
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info, versions
 from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.stamp import holds_steady
 from lcalens.core.statistics import clustered_mean_interval
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
-from lcalens.mechanism.arguments import Head, Heads, check_contrast, check_model, read_heads, read_layers
+from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.exchange import TWINS, batches, exchange_bucket
@@ -28,6 +29,7 @@ _TOTAL = "total"
 _LEADING = 10
 
 
+@holds_steady
 def split(
     model: Any,
     contrast: Contrast,
@@ -70,7 +72,6 @@ def split(
     Raises:
         LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
     """
-    check_model(model)
     check_contrast(model, contrast)
     decoder = read_layers(model, "split")
     names = group_names(contrast, groups)

@@ -137,9 +137,15 @@ def attention_view(
     Raises:
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
     """
-    from lcalens.mechanism.arguments import check_contrast, check_model
+    from lcalens.core.stamp import steady
 
-    check_model(model)
+    with steady(model):
+        return _view(model, contrast, layer, heads, example)
+
+
+def _view(model: Any, contrast: "Contrast", layer: Any, heads: Any, example: Any) -> AttentionView:
+    from lcalens.mechanism.arguments import check_contrast
+
     check_contrast(model, contrast)
     tokenizer = tokenizer_of(model)
     layer = check_int("layer", layer, low=0, high=int(model.cfg.n_layers) - 1)

@@ -5,6 +5,7 @@ A verb's argument that the table does not know is a failure, so that no argument
 
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ SAME_POSITIONS = [
 def test_positions_in_every_form_are_the_same_positions_in_every_verb(gpt2):
     contrast = made_contrast()
     for verb in (patch, attribute, knockout):
-        whole = {"site": "resid_pre"} if verb is not knockout else {}
+        whole: dict[str, Any] = {"site": "resid_pre"} if verb is not knockout else {}
         found = [verb(gpt2, contrast, positions=at, **whole, progress=False) for at in SAME_POSITIONS]
         for one in found:
             for name, values in one.values.items():
