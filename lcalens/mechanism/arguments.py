@@ -160,9 +160,7 @@ def read_positions(positions: Any) -> str | int | tuple[int, ...]:
     """
     if isinstance(positions, str):
         return str(positions)
-    if is_index(positions):
-        return int(positions)
-    plain = positions.tolist() if isinstance(positions, np.ndarray | np.generic | Tensor) else positions
+    plain: Any = positions.tolist() if isinstance(positions, np.ndarray | np.generic | Tensor) else positions
     if is_index(plain):
         return int(plain)
     listed = _listed(plain)
