@@ -1,21 +1,23 @@
 """Run folders: every cell of a study is kept as it is finished, so that a second run does only what is missing.
 
-A cell is a content key and the arrays that a pure function made for it. Cells are written whole or not at all, may be
-written by several processes at once, and a damaged one counts as missing.
+A cell is a key and the arrays that a pure function made for it; the key holds everything that they depend on. Cells are
+written whole or not at all, may be written by several processes at once, and a damaged one counts as missing.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
+import lcalens
 from lcalens.core.errors import LcalensError
+from lcalens.core.sources import sources
 
 _ABANDONED_SECONDS = 3600
 
@@ -23,6 +25,20 @@ _ABANDONED_SECONDS = 3600
 def content_key(content: Any) -> str:
     """A key that changes with anything in `content`, which JSON can write."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cell_key(code: Callable[..., Any] | type | Sequence[Callable[..., Any] | type], content: Any) -> str:
+    """A cell's key: what it is of, the code that computes it, and the version of lcalens.
+
+    What it is of must hold everything else that the values depend on: the model's `stamp`, facts, settings. A number
+    that is measured on the way, such as a trial's error, must not be among it: no two machines agree on it.
+
+    Args:
+        code: The functions and classes that compute the cell; all that they reach counts, see `sources`.
+        content: What JSON can write.
+    """
+    roots = code if isinstance(code, Sequence) else [code]
+    return content_key([lcalens.__version__, sources(*roots), content])
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

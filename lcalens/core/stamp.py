@@ -31,6 +31,7 @@ from lcalens.core.checks import check_bridge
 from lcalens.core.errors import LcalensError
 from lcalens.core.offload import check_in_memory
 from lcalens.core.rotary import recall_nothing, settle
+from lcalens.core.sources import sources
 from lcalens.core.versions import versions
 
 P = ParamSpec("P")
@@ -425,7 +426,9 @@ def _of_lens(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _class_of(kind: type, forward: Any) -> str:
-    return f"{kind.__module__}.{kind.__qualname__} {_code_of(forward)}"
+    # Of lcalens's own modules, the toy model's, with all that they call; libraries are told by their versions.
+    code = sources(kind) if kind.__module__.startswith("lcalens.") else ""
+    return f"{kind.__module__}.{kind.__qualname__} {_code_of(forward)} {code}"
 
 
 def _filled(cell: Any) -> bool:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lcalens.core.cells import CellStore, content_key
+from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import active_hooks, fingerprint, model_info
+from lcalens.core.provenance import active_hooks, model_info
 from lcalens.core.results import Result
-from lcalens.core.stamp import holds_steady
+from lcalens.core.stamp import holds_steady, stamp
 from lcalens.engine.by_hooks import patch_hooked
 from lcalens.engine.decoder import Decoder, read_decoder
 from lcalens.engine.forward import trace
@@ -41,7 +41,6 @@ from lcalens.mechanism.sites import HEADS, SHARED, head_labels, kept_for, roles,
 from lcalens.mechanism.summary import patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
-_FORMAT = 1
 _ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
 
 
@@ -112,14 +111,15 @@ def patch(
     groups = max(len(row) for row in places)
     # A hook changes what is computed, and no key can tell how.
     store = CellStore(None if active_hooks(model) else out)
-    whose = [] if out is None else [_FORMAT, fingerprint(model), *asked, direction, _named(metric, out)]
+    whose = [] if out is None else [stamp(model), *asked, direction, _named(metric, out)]
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = 0
     with progress_callback(progress, unit="examples") as report:
         for job in _jobs(contrast, places, decoder, asked, budget):
             rows = job.bucket.indices.numpy()
-            key = content_key([*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]])
+            what = [*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]]
+            key = "" if out is None else cell_key((_measure, read_decoder), what)
             cell = store.get(key)
             if cell is None:
                 cell = _measure(model, decoder, contrast, job, asked, direction, metric, budget)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from lcalens.core.cells import CellStore, content_key
+from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
+from lcalens.core.versions import versions
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.page import duration, page, verdict_table
 from probes.harness.study import Outcome, Report, Settings, name_of, run_probe
@@ -215,7 +216,7 @@ def _naive(outcomes: Sequence[Outcome]) -> float:
     store = CellStore(outcomes[0].settings.out)
     total = 0.0
     for shape, count in steps.items():
-        key = content_key(["naive step", *shape])
+        key = cell_key(seconds_a_step, ["naive step", *shape, versions()])
         found = store.get(key)
         if found is None:
             found = {"seconds": np.array(seconds_a_step(shape))}

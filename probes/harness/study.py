@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +13,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
-import lcalens
-from lcalens.core.cells import CellStore, content_key
+from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import progress_callback
+from lcalens.core.versions import versions
 from probes.harness.rules import Evidence, Rule, Verdict
 from probes.harness.work import Work
 
@@ -115,7 +114,6 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
         LcalensError: Settings that cannot be used; or a report that leaves out a rule.
     """
     name = name_of(probe)
-    code = sha256(Path(str(probe.__file__)).read_bytes()).hexdigest()
     store = CellStore(settings.out)
     work = Work(settings.out, settings.device)
     rows: list[dict[str, Any]] = []
@@ -125,7 +123,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
     with progress_callback(progress, unit="cells") as told:
         for done, cell in enumerate(cells):
             told(done, len(cells), name)
-            key = content_key([name, code, lcalens.__version__, settings.device, cell, _weights(cell)])
+            key = cell_key(probe.measure, [name, settings.device, cell, _weights(cell), versions()])
             found = _read(store.get(key))
             if found is None:
                 with _timed() as took:

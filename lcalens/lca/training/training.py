@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lcalens.core.cells import CellStore, content_key
+from lcalens.core.cells import CellStore, cell_key, content_key
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.tensors import check_device
+from lcalens.core.versions import versions
 from lcalens.lca.training.config import TrainConfig
 from lcalens.lca.training.runs import Run, Runs
 from lcalens.lca.training.trainer import NEVER, Trainer, model_of
 from lcalens.lca.world.concepts import LatentConcepts
 
-_FORMAT = 1
 # A stack of so many numbers (runs x batch x vocabulary) still lies in the processor's cache.
 _STACKED = 1 << 17
 
@@ -57,7 +57,10 @@ def train(
     check_real("checkpoint_seconds", checkpoint_seconds, low=0)
     device = check_device(device)
     store = CellStore(out)
-    keys = [content_key([_FORMAT, asdict(concepts), asdict(one), seed]) for one, seed in plan]
+    keys = [
+        cell_key((Trainer, _stacks), [asdict(concepts), asdict(one), seed, str(device), versions()])
+        for one, seed in plan
+    ]
     found: dict[str, Run] = {}
     for (one, seed), key in zip(plan, keys, strict=True):
         cell = store.get(key)

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from lcalens.core.cells import CellStore, content_key
+from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, fingerprint, model_info, versions
 from lcalens.core.results import Result
+from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.efficacy.tables import summarise
@@ -24,7 +25,6 @@ from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable, Relat
 from lcalens.llm.prompts.schemes import SCHEMES, find_scheme
 
 _CELL_FACTS = 64
-_CELL_FORMAT = 1
 _QUANTITIES = ("logp_true", "logp_false", "greedy")
 _MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
@@ -51,6 +51,7 @@ class EfficacyConfig:
     seed: int = 0
 
 
+@holds_steady
 def efficacy(
     model: Any,
     facts: Facts | Sequence[Fact],
@@ -106,8 +107,6 @@ def efficacy(
     impossible: Counter[tuple[str, int, str]] = Counter()
     store = CellStore(None if active_hooks(model) else out)
     weights = fingerprint(model)
-    info = {name: value for name, value in model_info(model).to_dict().items() if name != "source"}
-    key = [_CELL_FORMAT, weights, info]
     paths: set[str] = set()
     with progress_callback(progress, unit="prompts") as report:
         done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
@@ -119,7 +118,7 @@ def efficacy(
             total -= len(found.impossible)
             report(done, total, what)
             for chunk in _chunks(found.prompts):
-                cell = _cell(store, key, _continuations(tokenizer, chunk, config.chat), model, paths)
+                cell = _cell(store, _continuations(tokenizer, chunk, config.chat), model, paths)
                 for i, prompt in enumerate(chunk):
                     if config.scoring == "first" and cell["alike"][i]:
                         continue
@@ -216,10 +215,10 @@ def _continuations(tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool
 
 
 def _cell(
-    store: CellStore, key: list[Any], continuations: Sequence[Continuation], model: Any, paths: set[str]
+    store: CellStore, continuations: Sequence[Continuation], model: Any, paths: set[str]
 ) -> dict[str, np.ndarray]:
-    """One part's arrays, for both scorings at once: a function of the weights and the tokens alone."""
-    name = content_key([key, [(item.ids, item.start, item.stop) for item in continuations]])
+    """One part's arrays, for both scorings at once: a function of the model's state and the tokens alone."""
+    name = cell_key((_cell, score), [stamp(model), [(item.ids, item.start, item.stop) for item in continuations]])
     found = store.get(name)
     if found is not None and all(len(found.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
         return found
