@@ -1,5 +1,6 @@
 """What patching and knockout give back, and how they are kept, resumed, bounded and watched."""
 
+import functools
 from itertools import chain
 
 import numpy as np
@@ -39,6 +40,7 @@ def computed(monkeypatch):
     """Which examples are really measured."""
     seen, measure = [], patching._measure
 
+    @functools.wraps(measure)  # a cell's key holds the code that computes it
     def watched(model, decoder, contrast, job, *rest):
         seen.append(job.bucket.indices.tolist())
         return measure(model, decoder, contrast, job, *rest)
@@ -176,6 +178,7 @@ def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
     seen = computed(monkeypatch)
     real = patching._measure
 
+    @functools.wraps(real)
     def interrupted(*arguments):
         if len(seen) == 2:
             raise KeyboardInterrupt

@@ -151,12 +151,20 @@ def test_a_probe_that_was_stopped_measures_only_what_is_missing(probe, tmp_path)
     assert third.seconds == second.seconds
 
 
-def test_a_changed_probe_measures_again(probe, tmp_path):
+def test_a_changed_probe_measures_again_and_a_comment_does_not(probe, tmp_path):
     module, measured = probe
     settings = Own(out=tmp_path / "out", sizes=(1,))
     run_probe(module, settings, progress=False)
     with open(module.__file__, "a") as file:
         file.write("# changed\n")
+    run_probe(module, settings, progress=False)
+    assert measured == [1]
+    plain = module.measure
+
+    def changed(cell, work):
+        return plain(cell, work)
+
+    module.measure = changed
     run_probe(module, settings, progress=False)
     assert measured == [1, 1]
 
