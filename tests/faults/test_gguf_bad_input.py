@@ -4,10 +4,10 @@ import time
 
 import pytest
 import torch
-import transformers
 from helpers import standins
 
 from lcalens.core.errors import LcalensError
+from lcalens.llm.models import gguf as gguf_cache
 from lcalens.llm.models.load import load_model
 
 
@@ -66,7 +66,7 @@ def test_no_memory_to_convert(tiny, tmp_path, monkeypatch, error):
     def refuse(*args, **options):
         raise error
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(gguf_cache, "weights_of", refuse)
     with pytest.raises(LcalensError, match=r"tiny\.gguf.*memory") as caught:
         load_model(tiny, cache_dir=tmp_path)
     assert "damaged" not in str(caught.value)

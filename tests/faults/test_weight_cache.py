@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from helpers import standins
 
 from lcalens.core.cache import cache_root
 from lcalens.core.errors import LcalensError
-from lcalens.llm.models import gguf as weights
+from lcalens.llm.models import gguf as gguf_cache
 from lcalens.llm.models.gguf import convert_gguf
 from lcalens.llm.models.load import load_model
 
@@ -48,15 +47,14 @@ def cache(filled, tmp_path):
 
 @pytest.fixture
 def conversions(monkeypatch):
-    """The GGUF files that transformers was asked to read weights from."""
-    read, load = [], transformers.AutoModelForCausalLM.from_pretrained
+    """The GGUF files that were read."""
+    read, open_gguf = [], gguf_cache.open_gguf
 
-    def spy(*args, **options):
-        if "gguf_file" in options:
-            read.append(options["gguf_file"])
-        return load(*args, **options)
+    def spy(path):
+        read.append(path.name)
+        return open_gguf(path)
 
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", spy)
+    monkeypatch.setattr(gguf_cache, "open_gguf", spy)
     return read
 
 
@@ -193,14 +191,14 @@ def test_what_a_dead_process_left_is_cleared(tiny, cache):
 # --- processes ------------------------------------------------------------------------------------------------------
 
 SETUP = (
-    "import os, signal, resource, transformers; from pathlib import Path; "
+    "import os, signal, resource; from pathlib import Path; from lcalens.llm.models import gguf as gguf_cache; "
     "from lcalens.llm.models.gguf import convert_gguf"
 )
 
 
 def start(code, *arguments):
     """Another Python, with this one's lcalens."""
-    home = str(Path(weights.__file__).parents[3])
+    home = str(Path(gguf_cache.__file__).parents[3])
     return subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {home!r}); {SETUP}\n{code}", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -230,11 +228,10 @@ print(convert_gguf(Path(sys.argv[1]), Path(sys.argv[2])).folder)
 
 def test_a_kill_in_the_middle_leaves_nothing_half_done(tiny, tmp_path):
     code = """
-def dies(self, target, **options):
-    Path(target).mkdir()
-    (Path(target) / "model.safetensors").write_bytes(b"half")
+def dies(weights, target, **options):
+    Path(target).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
-transformers.PreTrainedModel.save_pretrained = dies
+gguf_cache.save_file = dies
 convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
 """
     killed = start(code, tiny[0], tmp_path)

@@ -48,6 +48,7 @@ CONFIGS = {
     "caps": transformers.Gemma2Config(
         **LLAMA, head_dim=8, attn_logit_softcapping=3.0, final_logit_softcapping=4.0, query_pre_attn_scalar=3
     ),
+    "epsilon": transformers.Starcoder2Config(**LLAMA, norm_epsilon=0.01),
     "logit scale": transformers.CohereConfig(**LLAMA, logit_scale=0.3),
 }
 

@@ -49,6 +49,29 @@ def mend_attention_scale(bridge: Any) -> None:
             component._reconstruct_attention = _rescaled(component._reconstruct_attention, scale / assumed)
 
 
+def mend_norm_epsilon(bridge: Any) -> None:
+    """Give norms the epsilon that the model's own have.
+
+    TransformerLens 4.3 takes it from the configuration by four names, and has 1e-5 where a family calls it otherwise
+    (Starcoder 2's `norm_epsilon`).
+    """
+    from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+
+    norms = [component for component in bridge.modules() if isinstance(component, NormalizationBridge)]
+    own = {_epsilon(component.original_component) for component in norms} - {None}
+    if len(own) != 1:
+        return  # none, or one for each norm, which the configuration has no place for
+    epsilon = own.pop()
+    for config in {id(component.config): component.config for component in norms}.values():
+        if config is not None and getattr(config, "eps", None) != epsilon:
+            config.eps = epsilon
+
+
+def _epsilon(norm: Any) -> float | None:
+    found = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    return float(found) if isinstance(found, float | int) else None
+
+
 def _rescaled(reconstruct: Any, factor: float) -> Any:
     """Attention whose scores are multiplied by a factor, by way of its queries; hooks on q see them as they were."""
 

@@ -16,12 +16,19 @@ from pathlib import Path
 import filelock
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.quiet import quiet_libraries
+from lcalens.llm.models.gguf_config import config_of
+from lcalens.llm.models.gguf_file import GGUF, open_gguf, parts_of
+from lcalens.llm.models.gguf_tokenizer import tokenizer_of, tokenizer_problem
+from lcalens.llm.models.gguf_weights import weights_of
+from lcalens.llm.models.memory import check_memory
 
-_LAYOUT = "1"
+# Raised whenever a file would now be read otherwise: folders of an older layout are made anew.
+_LAYOUT = "2"
 _MANIFEST = "lcalens.json"
 _BLOCK = 1 << 20
 
@@ -34,11 +41,13 @@ class Converted:
         folder: Where it is.
         digest: SHA-256 of the GGUF.
         quantisation: How the GGUF stored the weights, and that they were dequantised to float32.
+        no_tokenizer: Why the folder holds no tokenizer; empty where it does.
     """
 
     folder: Path
     digest: str
     quantisation: str
+    no_tokenizer: str = ""
 
 
 def embedded_smollm2(cache: Path, progress: bool | ProgressCallback = False) -> Converted:
@@ -100,12 +109,13 @@ def convert_gguf(
         progress: Where a conversion, which takes about a minute, is announced.
 
     Raises:
-        LcalensError: Not a GGUF, a damaged one, an architecture that transformers cannot read from GGUF, or a cache
-            that cannot be written.
+        LcalensError: Not a GGUF, a damaged one, one that lacks tensors or parts, an architecture or a setting that
+            cannot be carried over, or a cache that cannot be written.
     """
     if not is_gguf(path):
         raise LcalensError(f"source: {path.name} is not a GGUF file (it does not begin with 'GGUF'); is it damaged?")
-    return _convert(lambda folder: path, _sha256([path]), cache, name=name or path.stem, progress=progress)
+    parts = parts_of(path)
+    return _convert(lambda folder: parts[0], _sha256(parts), cache, name=name or path.stem, progress=progress)
 
 
 def is_gguf(path: Path) -> bool:
@@ -136,7 +146,12 @@ def _convert(
             f"cache_dir: {home} cannot be used ({getattr(error, 'strerror', None) or error}); "
             "free space, or name another folder with cache_dir= or the variable LCALENS_CACHE."
         ) from error
-    return Converted(folder=folder, digest=digest, quantisation=f"{manifest['stored_as']}, dequantised")
+    return Converted(
+        folder=folder,
+        digest=digest,
+        quantisation=f"{manifest['stored_as']}, dequantised",
+        no_tokenizer=manifest["no_tokenizer"],
+    )
 
 
 def _write_folder(gguf: Callable[[Path], Path], digest: str, folder: Path) -> dict[str, str]:
@@ -144,9 +159,9 @@ def _write_folder(gguf: Callable[[Path], Path], digest: str, folder: Path) -> di
         shutil.rmtree(stale, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
-        stored_as = _save_converted(gguf, temporary / "model")
+        notes = _save_converted(gguf, temporary / "model")
         files = {path.name: _sha256([path]) for path in sorted((temporary / "model").iterdir())}
-        manifest = {"gguf_sha256": digest, "stored_as": stored_as, "files": files}
+        manifest = {"gguf_sha256": digest, **notes, "files": files}
         (temporary / "model" / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if folder.exists():  # damaged: out of the way first, for a rename does not replace a full folder
             folder.rename(temporary / "damaged")
@@ -156,48 +171,47 @@ def _write_folder(gguf: Callable[[Path], Path], digest: str, folder: Path) -> di
     return manifest
 
 
-def _save_converted(gguf: Callable[[Path], Path], target: Path) -> str:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+def _save_converted(gguf: Callable[[Path], Path], target: Path) -> dict[str, str]:
+    """Write the model as a Hugging Face folder; what the manifest says of it is returned."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, quiet_libraries():
         path = gguf(Path(scratch))
-        stored_as = _file_type(path)
-        with quiet_libraries(), _explained(path):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    with quiet_libraries():
-        settings = loaded.config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-            settings.pop(key, None)
-        # A model read from GGUF refuses to be saved; one of the same configuration and weights does not.
-        fresh = type(loaded)(type(loaded.config).from_dict(settings))
-        fresh.load_state_dict(loaded.state_dict())
-        fresh.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-    return stored_as
+        with _explained(path):
+            opened = open_gguf(path)
+            config = config_of(opened)
+            numbers = sum(int(tensor.n_elements) for tensor in opened.tensors.values())
+            check_memory(path.name, numbers, torch.float32, torch.device("cpu"))
+            problem = tokenizer_problem(opened)
+            tokenizer = None if problem else tokenizer_of(opened)
+            weights = weights_of(opened, config)
+            stored_as = _file_type(opened)
+        target.mkdir()
+        config.save_pretrained(target)
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+    return {"stored_as": stored_as, "no_tokenizer": problem}
 
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, LcalensError):
         raise
     except Exception as error:
         raise LcalensError(
             f"source: {path.name} could not be read as GGUF ({type(error).__name__}: {error!s:.200}). It is damaged, "
-            "or of an architecture that transformers does not read from GGUF: use the model's Hugging Face folder."
+            "or of a kind that cannot be read: use the model's Hugging Face folder."
         ) from error
 
 
-def _file_type(path: Path) -> str:
+def _file_type(opened: GGUF) -> str:
     import gguf
 
-    with _explained(path):
-        field = gguf.GGUFReader(path).get_field("general.file_type")
-    if field is None:
+    number = opened.metadata.values.get("general.file_type")
+    if number is None:
         return "GGUF"
-    return gguf.LlamaFileType(int(field.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    return gguf.LlamaFileType(int(number)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def _checked_manifest(folder: Path) -> dict[str, str] | None:
@@ -208,7 +222,7 @@ def _checked_manifest(folder: Path) -> dict[str, str] | None:
         whole = all(_sha256([folder / name]) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if whole and files and "stored_as" in manifest else None
+    return manifest if whole and files and {"stored_as", "no_tokenizer"} <= manifest.keys() else None
 
 
 def _sha256(paths: Iterable[Path]) -> str:

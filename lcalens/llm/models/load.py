@@ -15,7 +15,7 @@ from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.core.quiet import quiet_libraries
 from lcalens.core.tensors import check_device
-from lcalens.llm.models.bridging import mend_attention_scale, text_only
+from lcalens.llm.models.bridging import mend_attention_scale, mend_norm_epsilon, text_only
 from lcalens.llm.models.errors import check_complete, check_tokenizer, explain, explain_bridging
 from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.llm.models.hub import reach_hub
@@ -76,7 +76,7 @@ def load_model(
     if tokenizer is not None:
         check_tokenizer(tokenizer)
     try:
-        place, info = _resolve(source, cache_dir, progress)
+        place, info = _resolve(source, cache_dir, progress, tokenizer)
     except LcalensError:
         raise
     except Exception as error:
@@ -126,18 +126,21 @@ def _read(
 
 
 def _resolve(
-    source: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None, progress: bool | ProgressCallback
+    source: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool | ProgressCallback,
+    tokenizer: Any,
 ) -> tuple[str, ModelInfo | None]:
     """What transformers should load, and what is known of it beforehand."""
     name = os.fspath(source)
     path = Path(name).expanduser()
     cache = cache_root(cache_dir)
     if name in _EMBEDDED:
-        return _converted(name, _EMBEDDED[name](cache, progress))
+        return _converted(name, _EMBEDDED[name](cache, progress), tokenizer)
     if path.is_file():
         if path.suffix.lower() != ".gguf" and not is_gguf(path):
             raise LcalensError(f"source: {path.name} is a file but not a GGUF; give the model's folder instead.")
-        return _converted(path.name, convert_gguf(path, cache, progress=progress))
+        return _converted(path.name, convert_gguf(path, cache, progress=progress), tokenizer)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")
@@ -148,7 +151,13 @@ def _resolve(
     return name, None
 
 
-def _converted(name: str, converted: Converted) -> tuple[str, ModelInfo]:
+def _converted(name: str, converted: Converted, tokenizer: Any) -> tuple[str, ModelInfo]:
+    if converted.no_tokenizer and tokenizer is None:
+        raise LcalensError(
+            f"source: {name} has a tokenizer that transformers does not cut text for as its model was trained "
+            f"({converted.no_tokenizer}); give the original model's with "
+            "tokenizer=transformers.AutoTokenizer.from_pretrained(...)."
+        )
     info = ModelInfo(
         source=name, family="", revision=converted.digest[:16], dtype="", quantisation=converted.quantisation
     )
@@ -228,6 +237,7 @@ def _bridged(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
                 info.source, hf_model=model, tokenizer=_for_bridge(tokenizer), device=place, dtype=first.dtype
             )
         mend_attention_scale(bridge)
+        mend_norm_epsilon(bridge)
     except Exception as error:
         raise explain_bridging(info.source, kind, error) from error
     return bridge
