@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from lcalens import LatentConcepts, TrainConfig, attribute, contrast_concepts, lca_bridge, patch, split, train
+from lcalens.engine.sites import Site
 from lcalens.lca import Runs
 from lcalens.mechanism.attribute import Method
-from lcalens.mechanism.sites import Site
 
 SIZE, LENGTH, SHARE, DISTANCE = 200, 64, 0.5, 3
 Control = Literal["same", "other"]

@@ -1,35 +1,25 @@
 """Patching by TransformerLens's hooks, a forward pass for every patched run: for models that nobody reads by layers."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
-from lcalens.engine.metrics import Metric, read
-from lcalens.mechanism.contrast.contrast import Bucket
-from lcalens.mechanism.sites import HEADS, SHARED, roles
+from lcalens.engine.decoder import wide
+from lcalens.engine.metrics import Asked, Metric, check_finite, read
+from lcalens.engine.sites import BY_QUERY, HEADS, SHARED, hook_name, roles
 
-_POINTS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "head": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "attn_scores": "attn.hook_attn_scores",
-}
 _DISCARDED = r".*The edit is discarded"  # TransformerLens, where attention runs inside Hugging Face's own module
 
 
 def patch_hooked(
     model: Any,
-    bucket: Bucket,
+    runs: tuple[Int[Tensor, "batch clean_position"], Int[Tensor, "batch position"]],
+    asked: Asked,
     groups: tuple[tuple[int, ...], ...],
     site: str,
     direction: str,
@@ -40,7 +30,8 @@ def patch_hooked(
 
     Args:
         model: A TransformerBridge.
-        bucket: Examples of the same lengths.
+        runs: The clean and the hijacked tokens, each of one length.
+        asked: What is asked of each example.
         groups: Positions, counted from the end.
         site: What is patched.
         direction: `restore` or `corrupt`.
@@ -51,9 +42,9 @@ def patch_hooked(
         LcalensError: The model does not let the site be edited.
     """
     device = next(model.original_model.parameters()).device
-    tokens = {name: getattr(bucket, name).to(device) for name in ("clean", "hijacked")}
+    tokens = {name: run.to(device) for name, run in zip(("clean", "hijacked"), runs, strict=True)}
     base, source = (tokens[name] for name in roles(direction))
-    names = [f"blocks.{layer}.{_POINTS[site]}" for layer in layers or range(model.cfg.n_layers)]
+    names = [hook_name(site, layer) for layer in layers or range(model.cfg.n_layers)]
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -62,35 +53,47 @@ def patch_hooked(
 
         return look
 
-    def last(tokens: Tensor, hooks: list[tuple[str, Any]]) -> Float[Tensor, "batch vocab"]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=_DISCARDED)
-            try:
-                return model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1].float()
-            except (KeyError, UserWarning) as error:
-                raise LcalensError(
-                    f"site: {site!r} cannot be patched in this model ({error!s:.60}...); use another site."
-                ) from error
-
-    source_logits = last(source, [(name, keep(name)) for name in names])
+    source_logits = _last(model, source, [(name, keep(name)) for name in names], site, metric)
     if len(kept) < len(names):
         raise LcalensError(f"site: {site!r} cannot be patched in this model, which shows none; use another site.")
-    other = last(base, [])
-    runs = dict(zip(roles(direction), (other, source_logits), strict=True))
-    told = bucket.true.to(device), bucket.false.to(device), runs["clean"], bucket.indices.to(device)
-    ends = torch.stack([read(metric, runs[name], *told) for name in ("clean", "hijacked")], 1)
+    ends = dict(zip(roles(direction), (_last(model, base, [], site, metric), source_logits), strict=True))
+    question = replace(asked, clean=ends["clean"])
     columns = []
     for name in names:
         for head in range(_heads(kept[name], site)):
-            found = [
-                read(metric, last(base, [(name, _replace(kept[name], site, head, group))]), *told) for group in groups
-            ]
-            columns.append(torch.stack(found, -1))
-    return torch.stack(columns, 1), ends
+            values = []
+            for group in groups:
+                put = _replace(kept[name], site, head, group)
+                values.append(read(metric, _last(model, base, [(name, put)], site, metric), question))
+            columns.append(torch.stack(values, -1))
+    return torch.stack(columns, 1), torch.stack(
+        [read(metric, ends[name], question) for name in ("clean", "hijacked")], 1
+    )
+
+
+def _last(
+    model: Any, tokens: Int[Tensor, "batch position"], hooks: list[tuple[str, Any]], site: str, metric: Metric
+) -> Float[Tensor, "batch vocab"]:
+    """Logits of the last position, in float32 at least; of a logit difference before any soft cap."""
+    before_cap: list[Tensor] = []
+    capped = getattr(model.original_model.config.get_text_config(), "final_logit_softcapping", None) is not None
+    if capped and metric == "logit-difference":
+        hooks = [*hooks, ("unembed.hook_out", lambda value, hook: before_cap.append(value.detach()))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=_DISCARDED)
+        try:
+            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        except (KeyError, UserWarning) as error:
+            raise LcalensError(
+                f"site: {site!r} cannot be patched in this model ({error!s:.60}...); use another site."
+            ) from error
+    logits = wide((before_cap[0] if before_cap else logits)[:, -1])
+    check_finite(logits)
+    return logits
 
 
 def _heads(value: Tensor, site: str) -> int:
-    if site in ("pattern", "attn_scores"):
+    if site in BY_QUERY:
         return value.shape[1]
     return value.shape[2] if site in HEADS | SHARED else 1
 
@@ -100,7 +103,7 @@ def _replace(source: Tensor, site: str, head: int, group: tuple[int, ...]) -> An
 
     def put(value: Tensor, hook: Any) -> Tensor:
         value, rows = value.clone(), list(group)
-        if site in ("pattern", "attn_scores"):
+        if site in BY_QUERY:
             value[:, head, rows] = source[:, head, rows]
         elif site in HEADS | SHARED:
             value[:, rows, head] = source[:, rows, head]

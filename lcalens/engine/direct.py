@@ -9,15 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcalens.core.errors import LcalensError
-from lcalens.engine.decoder import Decoder
+from lcalens.engine.decoder import Decoder, Scaled, identity, wide
 from lcalens.engine.forward import trace
 
-_BALANCE = 1e-4
-_LOUD = 1e4  # so large that no norm's epsilon matters
+_BALANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the parts' size; 1e-4 in full precision
+_LOUD = 1e3  # so large that no norm's epsilon matters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +30,7 @@ class DirectEffects:
         recall: What each position's value writes along the answer direction through W_O, before norms scale it; norms'
             weights are part of the direction.
         scale: Of the final norm, times that of the norm after attention, where there is one.
-        attention_bias: What attention adds that hangs on no position.
+        attention_bias: What attention adds that depends on no position.
         mlp: What each MLP writes.
         embedding: What the embedding writes; 0 where there is no residual stream.
         constant: Biases of the final norm and the unembedding.
@@ -107,60 +108,72 @@ def direct_effects(
     Raises:
         LcalensError: The parts do not sum to the metric within 1e-4 of their size.
     """
+    closed = next((index for index, layer in enumerate(decoder.layers) if not layer.open), None)
+    if closed is not None:
+        raise LcalensError(
+            f"model: layer {closed} normalises the residual stream itself (post-norm), so its logits are no sum over "
+            "what layers write; patch(), exchange() and attribute(method='patching') measure it all the same."
+        )
     pattern: list[Tensor] = []
     written: dict[str, list[Tensor]] = {"resid_pre": [], "attn_raw": [], "mlp_out": []}
 
     def see(site: str, index: int, value: Tensor) -> Tensor:
         # Copies: a view of its last row would keep every layer's whole pattern alive.
         if site == "pattern":
-            pattern.append(value[:, :, -1].double())
+            pattern.append(value[:, 0, :, -1].double())
         elif site in written:
-            written[site].append(value[:, -1].clone())
+            written[site].append(value[:, 0, -1].clone())
         return value
 
     run = trace(decoder, tokens, keep=(), edit=see)
     final = run.final[:, -1]
-    unembed = decoder.unembed[false].double() - decoder.unembed[true].double()
+    unembed = (decoder.unembed[false].double() - decoder.unembed[true].double()) * decoder.logit_scale
     norm = _freeze(decoder.final_norm, final)
     direction = norm.back(unembed)
 
     def read(vectors: Tensor) -> Tensor:
-        return norm.scale * (vectors.double() * direction).sum(-1)
+        return norm.scale * (vectors.to(direction) * direction).sum(-1)
 
     recall, scale, attention_bias, mlp = [], [], [], []
     for index, layer in enumerate(decoder.layers):
         after = _freeze(layer.after_attention, written["attn_raw"][index])
         # Without a residual stream the unembedding reads the last layer alone.
         writes = decoder.residual or index + 1 == len(decoder.layers)
-        own = after.back(direction)
-        read_by = torch.einsum("hwd,bd->bhw", layer.out, own.to(layer.out.dtype)).unflatten(1, (layer.kv_heads, -1))
-        recall.append(torch.einsum("bkgw,bksw->bkgs", read_by, run.values[index]).flatten(1, 2).double() * writes)
-        scale.append(norm.scale * after.scale)
+        own = after.back(direction.to(layer.device))
+        # In the model's own precision where that is full, in float32 where it is reduced.
+        reader = einsum(wide(layer.out), own.to(wide(layer.out)), "head width d, batch d -> batch head width")
+        reader = rearrange(reader, "batch (kv group) width -> batch kv group width", kv=layer.kv_heads)
+        values = run.values[index]
+        read_there = einsum(reader, values.to(reader), "batch kv group width, batch kv key width -> batch kv group key")
+        recall.append(rearrange(read_there, "batch kv group key -> batch (kv group) key").to(direction) * writes)
+        scale.append(norm.scale * after.scale.to(norm.scale))
         bias = read(after.bias)
         if layer.out_bias is not None:
-            bias = bias + norm.scale * after.scale * (layer.out_bias.double() * own).sum(-1)
+            bias = bias + scale[-1] * (layer.out_bias.to(own) * own).sum(-1).to(norm.scale)
         attention_bias.append(bias * writes)
         mlp.append(read(written["mlp_out"][index]) * writes)
-    bias = 0 if decoder.unembed_bias is None else (decoder.unembed_bias[false] - decoder.unembed_bias[true]).double()
-    found = DirectEffects(
-        pattern=torch.stack(pattern, 1),
+    bias = torch.zeros_like(norm.scale)
+    if decoder.unembed_bias is not None:
+        bias = (decoder.unembed_bias[false].double() - decoder.unembed_bias[true].double()) * decoder.logit_scale
+    effects = DirectEffects(
+        pattern=torch.stack([rows.to(direction.device) for rows in pattern], 1),
         recall=torch.stack(recall, 1),
         scale=torch.stack(scale, 1),
         attention_bias=torch.stack(attention_bias, 1),
         mlp=torch.stack(mlp, 1),
         embedding=read(written["resid_pre"][0]) * decoder.residual,
         constant=(unembed * norm.bias).sum(-1) + bias,
-        metric=(unembed * decoder.final_norm(final).double()).sum(-1) + bias,
+        metric=decoder.logit_difference(final[:, None], true, false)[:, 0].double(),
     )
-    _check_balance(found)
-    return found
+    _check_balance(effects, _BALANCE.get(decoder.unembed.dtype, 1e-4))
+    return effects
 
 
-def _check_balance(found: DirectEffects) -> None:
+def _check_balance(found: DirectEffects, tolerance: float) -> None:
     size = found.heads_by_source.abs().sum((1, 2, 3)) + found.mlp.abs().sum(1) + found.embedding.abs()
     size = size + found.attention_bias.abs().sum(1) + found.constant.abs()
     # Not `error > limit`: that lets NaN pass.
-    if not bool((found.error <= _BALANCE * size).all()):
+    if not bool((found.error <= tolerance * size).all()):
         worst = int(torch.argmax(torch.nan_to_num(found.error, nan=torch.inf)))
         raise LcalensError(
             f"model: its parts sum to {float(sum(part[worst] for part in found.balance.values())):.6g}, its metric is "
@@ -169,18 +182,29 @@ def _check_balance(found: DirectEffects) -> None:
 
 
 def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Frozen:
-    """The norm as it acts on `x`, and on whatever `x` is the sum of."""
-    x, nothing = x.detach(), torch.zeros_like(x[0], dtype=torch.float64)
-    if not isinstance(norm, nn.Module):  # there is none
-        return _Frozen(nothing + 1, nothing, False, torch.ones_like(x[:, 0], dtype=torch.float64))
-    if isinstance(norm, nn.LayerNorm):
-        scale = (x.double().var(-1, correction=0) + norm.eps).rsqrt()
-        gain, bias = (
-            nothing + (plain if given is None else given) for plain, given in ((1, norm.weight), (0, norm.bias))
-        )
-        return _Frozen(gain, bias, True, scale)
-    # An RMSNorm; whether its gain is weight or 1 + weight is seen by what it does.
-    gain = norm(torch.full_like(x[:1], _LOUD))[0].double()
-    given = x.double() * gain
-    scale = (norm(x).double() * given).sum(-1) / given.square().sum(-1)
-    return _Frozen(gain, nothing, False, scale)
+    """The norm as it acts on `x`, and on whatever `x` is the sum of.
+
+    What kind of norm it is, and its gain and bias, are seen by what it does to a vector: RMSNorm with weight or 1 +
+    weight, LayerNorm with or without bias.
+    """
+    x = x.detach()
+    size, dtype = x.shape[-1], x.dtype
+    ones, nothing = torch.ones(size, dtype=torch.float64, device=x.device), torch.zeros(size, device=x.device).double()
+    if norm is identity:
+        return _Frozen(ones, nothing, False, torch.ones_like(x[:, 0], dtype=torch.float64))
+    if isinstance(norm, Scaled):
+        inner = _freeze(norm.function, x)
+        return _Frozen(inner.gain * norm.multiplier, inner.bias * norm.multiplier, inner.centred, inner.scale)
+    probe = torch.where(torch.arange(size, device=x.device) % 2 == 0, 1.0, -1.0).double() * _LOUD
+
+    def act(vector: Tensor) -> Tensor:
+        return norm(vector.to(dtype)[None])[0].double()
+
+    centred = bool((act(probe + _LOUD) - act(probe)).abs().max() <= 0.1 * act(probe).abs().max())
+    shifted = probe - probe.mean() if centred else probe
+    bias = (act(probe) + act(-probe)) / 2
+    gain = (act(probe) - act(-probe)) / 2 * shifted.square().mean().sqrt() / shifted
+    given = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
+    given = given * gain
+    normed = norm(x).double() - bias
+    return _Frozen(gain, bias, centred, (normed * given).sum(-1) / given.square().sum(-1))

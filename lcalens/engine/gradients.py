@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import Edit, Trace, average, compare, trace, write
+from lcalens.engine.decoder import Decoder, wide
+from lcalens.engine.forward import Trace, run, trace
+from lcalens.engine.sites import BY_QUERY
 
+Measure = Callable[[Float[Tensor, "batch variant d"]], Float[Tensor, "batch variant"]]
 _BYTES = 1 << 30  # that a graph may take, roughly
 _PER_TOKEN = 32  # numbers of d that a layer keeps of a token for the backward pass
-_BY_QUERY = ("pattern", "attn_scores")
-_BY_HEAD = ("head", "q", "k", "v")
+_BY_HEAD = ("z", "q", "k", "v")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,74 +64,16 @@ class Effects:
     exact: Float[Tensor, "batch layer group"] | None = None
 
 
-def logit_difference(
-    decoder: Decoder,
-    final: Float[Tensor, "batch variant d"],
-    true: Int[Tensor, " batch"],
-    false: Int[Tensor, " batch"],
-) -> Float[Tensor, "batch variant"]:
-    """logit(false) - logit(true) after any soft cap, from these two rows of the unembedding alone.
-
-    Args:
-        decoder: The model.
-        final: The residual stream after the last layer, at the last position.
-        true: The true answers' first tokens.
-        false: The false answers'.
-    """
-    normed = decoder.final_norm(final)
-
-    def logit(token: Int[Tensor, " batch"]) -> Tensor:
-        found = torch.einsum("bvd,bd->bv", normed, decoder.unembed[token])
-        return decoder.cap(found if decoder.unembed_bias is None else found + decoder.unembed_bias[token][:, None])
-
-    return logit(false) - logit(true)
-
-
-def run_from(
-    decoder: Decoder,
-    before: Trace,
-    start: int,
-    resid: Float[Tensor, "batch variant position d"],
-    edit: Edit,
-    *,
-    first: int = 0,
-) -> Float[Tensor, "batch variant d"]:
-    """Run variants of the positions from `start` on, every site open to edits, and read the last position.
-
-    Args:
-        decoder: The model.
-        before: A run with the keys and values of the positions before `start`.
-        start: The first position.
-        resid: The residual stream before the layer `first`.
-        edit: Called as by `trace`, on activations with an axis for variants behind the batch's.
-        first: The layer to begin with.
-    """
-    stream = resid
-    for index, layer in enumerate(decoder.layers):
-        if index < first:
-            continue
-        stream = edit("resid_pre", index, stream)
-        normed = layer.norm(stream)
-        q, k, v = (edit(name, index, layer.split(name, normed)) for name in "qkv")
-        queries, own = decoder.turn(layer, "q", q, start), decoder.turn(layer, "k", k, start)
-        keys, values = before.keys[index][:, :, :start], before.values[index][:, :, :start]
-        scores = compare(decoder, layer, queries, keys, start, own)  # (batch, variant, head, query, key)
-        pattern = edit("pattern", index, edit("attn_scores", index, scores).softmax(-1))
-        z = edit("head", index, average(layer, pattern, values, v))
-        added = edit("attn_out", index, layer.after_attention(write(layer, z)))
-        middle = stream + added if decoder.residual else added
-        stream = edit("resid_post", index, middle + edit("mlp_out", index, layer.mlp(middle)))
-    return stream[:, :, -1]
-
-
-def patching_effects(decoder: Decoder, pairs: Pairs, site: str) -> Effects:
+def patching_effects(decoder: Decoder, pairs: Pairs, site: str, measure: Measure | None = None) -> Effects:
     """Attribution patching (Nanda 2023; Syed et al. 2023): the metric's gradient at the base run times the difference.
 
     Args:
         decoder: The model.
         pairs: The runs.
         site: What is patched.
+        measure: The metric, of the residual streams after the last layer; the logit difference by default.
     """
+    measure = measure or logit_difference(decoder, pairs)
     length, reach = pairs.base.shape[1], pairs.chosen.shape[2]
     # With a graph a position costs some three times as much: a short way from the start it pays to run all at once.
     start = length - reach if decoder.causal and 3 * (length - reach) > length else 0
@@ -143,30 +87,43 @@ def patching_effects(decoder: Decoder, pairs: Pairs, site: str) -> Effects:
     with torch.no_grad():
         source = trace(decoder, pairs.source, keep={site})
         before = trace(decoder, pairs.base, keep={site}) if start else None
+        first = decoder.embed(pairs.base) if before is None else before.resid[0][:, start:]
     with torch.enable_grad():
-        if before is None:
-            leaf = decoder.embed(pairs.base).detach().requires_grad_()
-            final = trace(decoder, pairs.base, keep=(), edit=watch, resid=leaf).final[:, None, -1]
-        else:
-            leaf = before.resid[0][:, None, start:].detach().requires_grad_()
-            final = run_from(decoder, before, start, leaf, watch)
-        metric = logit_difference(decoder, final, pairs.true, pairs.false)
+        leaf = first[:, None].detach().requires_grad_()
+        final = run(decoder, leaf, start=start, before=before, edit=watch)
+        metric = measure(final[:, :, -1])
         gradients = torch.autograd.grad(metric.sum(), seen)
     # Where both runs are the same, so are the numbers: those of a whole run are compared with those of a whole run.
-    values = seen if before is None else before.kept[site]
-    chosen, found = pairs.chosen.to(leaf.dtype), []
+    values = [value.detach()[:, 0] for value in seen] if before is None else before.kept[site]
+    chosen, effects = pairs.chosen.to(leaf), []
     with torch.no_grad():
         for gradient, value, other in zip(gradients, values, source.kept[site], strict=True):
-            gradient = gradient if before is None else gradient[:, 0]
-            difference = _difference(_last(site, other, reach), _last(site, value.detach(), reach))
-            each = _summed(site, _last(site, gradient, reach) * difference)
-            found.append(torch.einsum("bgr,br...->b...g", chosen, each))
-        ended = logit_difference(decoder, source.final[:, None, -1], pairs.true, pairs.false)
-    return Effects(torch.stack(found, 1), metric.detach()[:, 0], ended[:, 0])
+            difference = wide(_difference(_last(site, other, reach), _last(site, value, reach)))
+            each = _summed(site, wide(_last(site, gradient[:, 0], reach)) * difference)
+            effects.append(einsum(chosen.to(each), each, "batch group reach, batch reach ... -> batch ... group"))
+        ended = measure(source.final[:, None, -1])
+    return Effects(torch.stack(effects, 1), metric.detach()[:, 0], ended[:, 0])
+
+
+def logit_difference(decoder: Decoder, pairs: Pairs) -> Measure:
+    """logit(false) - logit(true) of the last position, before any soft cap.
+
+    Args:
+        decoder: The model.
+        pairs: Whose answers.
+    """
+    return lambda resid: decoder.logit_difference(resid, pairs.true, pairs.false)
 
 
 @torch.no_grad()
-def integrated_effects(decoder: Decoder, pairs: Pairs, site: str, steps: int, tick: Callable[[int], None]) -> Effects:
+def integrated_effects(
+    decoder: Decoder,
+    pairs: Pairs,
+    site: str,
+    steps: int,
+    tick: Callable[[int], None],
+    measure: Measure | None = None,
+) -> Effects:
     """Integrated gradients (Sundararajan et al. 2017): a layer's activation goes from base to source, layer by layer.
 
     All heads of a layer move together, so their effects sum to the exact change when the layer is patched whole, up to
@@ -178,19 +135,19 @@ def integrated_effects(decoder: Decoder, pairs: Pairs, site: str, steps: int, ti
         site: What is patched.
         steps: Points on the way.
         tick: Called with the number of examples after each layer.
+        measure: The metric, of the residual streams after the last layer; the logit difference by default.
     """
+    measure = measure or logit_difference(decoder, pairs)
     base = trace(decoder, pairs.base, keep={site})
     source = trace(decoder, pairs.source, keep={site})
-    at, by = (
-        logit_difference(decoder, run.final[:, None, -1], pairs.true, pairs.false)[:, 0] for run in (base, source)
-    )
+    at, by = (measure(kept.final[:, None, -1])[:, 0] for kept in (base, source))
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     # The source's own activation comes last: it has no part in the mean, but its metric is the exact change.
     way = torch.tensor([*(nodes + 1) / 2, 1.0]).to(base.final)
     share = torch.tensor([*weights / 2, 0.0]).to(base.final)
     effects, exact = [], []
     for index in range(len(decoder.layers)):
-        found = [_along(decoder, pairs, site, base, source, index, group, way, share) for group in _groups(pairs)]
+        found = [_along(decoder, measure, site, base, source, index, group, way, share) for group in _groups(pairs)]
         effects.append(torch.stack([effect for effect, _ in found], -1))
         exact.append(torch.stack([end - at for _, end in found], -1))
         tick(len(at))
@@ -198,14 +155,14 @@ def integrated_effects(decoder: Decoder, pairs: Pairs, site: str, steps: int, ti
 
 
 def _groups(pairs: Pairs) -> Iterator[Bool[Tensor, "batch own_reach"]]:
-    """Each group's positions, from its own first one on."""
+    """Each group's positions, from the first one that it has."""
     for group in pairs.chosen.unbind(1):
         yield group[:, int(group.any(0).nonzero()[0]) :]
 
 
 def _along(
     decoder: Decoder,
-    pairs: Pairs,
+    measure: Measure,
     site: str,
     base: Trace,
     source: Trace,
@@ -215,14 +172,14 @@ def _along(
     share: Float[Tensor, " step"],
 ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]:
     """One layer's effects, and the metric at the end of the way."""
-    length, reach = pairs.base.shape[1], chosen.shape[1]
+    length, reach = base.tokens.shape[1], chosen.shape[1]
     start = length - reach if decoder.causal else 0
     own = _last(site, base.kept[site][index], length - start)
     apart = _difference(_last(site, source.kept[site][index], reach), _last(site, own, reach))
-    shape = (-1, 1, reach, 1) if site in _BY_QUERY else (-1, reach) + (1,) * (apart.ndim - 2)
+    shape = (-1, 1, reach, 1) if site in BY_QUERY else (-1, reach) + (1,) * (apart.ndim - 2)
     difference = torch.zeros_like(own)
     _last(site, difference, reach).copy_(apart * chosen.view(shape))
-    resid, total, end = base.resid[index][:, None, start:], torch.zeros_like(difference), None
+    resid, total, end = base.resid[index][:, None, start:], torch.zeros_like(wide(difference)), None
     size = max(1, rows_at_once(decoder, length) // (len(resid) * (length - start)))
     for some, weight in zip(way.split(size), share.split(size), strict=True):
         factor = some.view(1, -1, *(1 for _ in own.shape[1:]))
@@ -233,10 +190,10 @@ def _along(
 
         with torch.enable_grad():
             variants = resid.expand(-1, len(some), -1, -1)
-            final = run_from(decoder, base, start, variants, put, first=index)
-            metric = logit_difference(decoder, final, pairs.true, pairs.false)
+            final = run(decoder, variants, first=index, start=start, before=base, edit=put)
+            metric = measure(final[:, :, -1])
             (gradient,) = torch.autograd.grad(metric.sum(), leaf)
-        total += torch.einsum("bs...,s->b...", gradient, weight)
+        total += einsum(wide(gradient), weight.to(wide(gradient)), "batch step ..., step -> batch ...")
         end = metric.detach()[:, -1]
     assert end is not None, "the way has no points"
     return _summed(site, total * difference).sum(1), end
@@ -285,4 +242,4 @@ def _difference(source: Tensor, base: Tensor) -> Tensor:
 
 def _summed(site: str, products: Tensor) -> Float[Tensor, "batch position *head"]:
     found = products.sum(-1)
-    return found.transpose(1, 2) if site in _BY_QUERY else found
+    return rearrange(found, "batch head position -> batch position head") if site in BY_QUERY else found

@@ -1,9 +1,11 @@
 """What is read of a patched run: by default logit(false) - logit(true), which hijacking raises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,49 +18,65 @@ Metric = MetricName | OwnMetric
 _LOGIT_NUMBERS = 1 << 25
 
 
-def read(
-    metric: Metric,
-    logits: Float[Tensor, "row vocab"],
-    true: Int[Tensor, " row"],
-    false: Int[Tensor, " row"],
-    clean: Float[Tensor, "row vocab"],
-    index: Int[Tensor, " row"],
-) -> Float[Tensor, " row"]:
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of some examples.
+
+    Attributes:
+        true: The true answers' first tokens.
+        false: The false answers'.
+        index: Which examples they are.
+        clean: The clean runs' logits; None where only the two answers' logits are read.
+    """
+
+    true: Int[Tensor, " batch"]
+    false: Int[Tensor, " batch"]
+    index: Int[Tensor, " batch"]
+    clean: Float[Tensor, "batch vocab"] | None = None
+
+    def rows(self, which: Int[Tensor, " row"]) -> "Asked":
+        """The same, an example for each row.
+
+        Args:
+            which: The rows' examples.
+        """
+        clean = None if self.clean is None else self.clean[which]
+        return Asked(self.true[which], self.false[which], self.index[which], clean)
+
+
+def read(metric: Metric, logits: Float[Tensor, "row vocab"], asked: Asked) -> Float[Tensor, " row"]:
     """The metric of each row of logits.
 
     Args:
         metric: `logit-difference`; `probability`, Pr[false] - Pr[true]; `kl`, KL(clean run || this run) in nats; or a
             function of (logits, index).
         logits: Of the next token, at the last position.
-        true: The true answers' first tokens.
-        false: The false answers'.
-        clean: The clean runs' logits.
-        index: Which example each row belongs to.
+        asked: What is asked of each row.
 
     Raises:
-        LcalensError: A function that does not give one number a row.
+        LcalensError: A function that does not give one number for each row.
     """
     if callable(metric):
-        found = metric(logits, index)
-        if not isinstance(found, Tensor) or found.shape != index.shape:
+        found = metric(logits, asked.index)
+        if not isinstance(found, Tensor) or found.shape != asked.index.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise LcalensError(f"metric: expected a tensor of {len(index)} numbers, one a row, got {shape}.")
+            raise LcalensError(
+                f"metric: expected a tensor of {len(asked.index)} numbers, one for each row of logits, got {shape}."
+            )
         return found.to(logits.dtype)
     if metric == "kl":
-        target = clean.log_softmax(-1)
+        assert asked.clean is not None, "a divergence from the clean run needs its logits"
+        target = asked.clean.log_softmax(-1)
         return (target.exp() * (target - logits.log_softmax(-1))).sum(-1)
-    read_from = logits.softmax(-1) if metric == "probability" else logits
-    return read_from.gather(1, false[:, None]).squeeze(1) - read_from.gather(1, true[:, None]).squeeze(1)
+    scores = logits.softmax(-1) if metric == "probability" else logits
+    return scores.gather(1, asked.false[:, None]).squeeze(1) - scores.gather(1, asked.true[:, None]).squeeze(1)
 
 
 def of_variants(
     metric: Metric,
     decoder: Decoder,
     resid: Float[Tensor, "batch variant d"],
-    true: Int[Tensor, " batch"],
-    false: Int[Tensor, " batch"],
-    clean: Float[Tensor, "batch vocab"],
-    index: Int[Tensor, " batch"],
+    asked: Asked,
 ) -> Float[Tensor, "batch variant"]:
     """The metric of every variant, a bounded number of logits at a time.
 
@@ -66,18 +84,48 @@ def of_variants(
         metric: The metric.
         decoder: The model.
         resid: After the last layer, at the last position.
-        true: The true answers' first tokens.
-        false: The false answers'.
-        clean: The clean runs' logits.
-        index: Which examples these are.
+        asked: What is asked of each example.
     """
     if metric == "logit-difference":  # two logits of each, and not the whole vocabulary's
-        return decoder.logits_of(resid, false) - decoder.logits_of(resid, true)
-    rows = resid.flatten(0, 1)
-    example = torch.arange(len(resid), device=resid.device).repeat_interleave(resid.shape[1])
-    step = max(1, _LOGIT_NUMBERS // clean.shape[1])
+        return decoder.logit_difference(resid, asked.true, asked.false)
+    assert asked.clean is not None, "every other metric is given the clean run's logits"
+    rows = rearrange(resid, "batch variant d -> (batch variant) d")
+    example = torch.arange(len(resid), device=asked.true.device).repeat_interleave(resid.shape[1])
+    step = max(1, _LOGIT_NUMBERS // asked.clean.shape[1])
     parts = [
-        read(metric, decoder.logits(part), true[which], false[which], clean[which], index[which])
+        read(metric, decoder.logits(part), asked.rows(which))
         for part, which in zip(rows.split(step), example.split(step), strict=True)
     ]
-    return torch.cat(parts).view(resid.shape[:2])
+    return rearrange(torch.cat(parts), "(batch variant) -> batch variant", batch=len(resid))
+
+
+def check_finite(values: Float[Tensor, "*any"]) -> None:
+    """Refuse what a model with NaN or infinite weights computes.
+
+    Args:
+        values: Logits, or what was read of them.
+
+    Raises:
+        LcalensError: A value is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        raise LcalensError("model: its logits are not finite (NaN or infinite weights, or an overflowing dtype).")
+
+
+def ends_of(
+    metric: Metric, decoder: Decoder, runs: Sequence[Float[Tensor, "batch d"]], asked: Asked
+) -> tuple[Float[Tensor, "batch run"], Asked]:
+    """The metric of the clean and the hijacked run, and what is asked, with the clean logits where they are needed.
+
+    Args:
+        metric: The metric.
+        decoder: The model.
+        runs: The clean run after the last layer at the last position, and the hijacked one.
+        asked: What is asked of each example.
+    """
+    if metric != "logit-difference":
+        asked = replace(asked, clean=decoder.logits(runs[0]))
+    ends = of_variants(metric, decoder, torch.stack([run.to(runs[0].device) for run in runs], 1), asked)
+    if not callable(metric):
+        check_finite(ends)
+    return ends, asked

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
-from lcalens.engine.decoder import Decoder, read_decoder
+from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import MetricName
+from lcalens.engine.reading import read_decoder
+from lcalens.engine.sites import ALIGNED_FROM_THE_END, NEEDS_ALIGNED
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.hook_names import Place, read_place
-from lcalens.mechanism.sites import ALIGNED_FROM_THE_END, NEEDS_ALIGNED
 
 Direction = Literal["restore", "corrupt", "denoise", "noise"]
 _DIRECTIONS: dict[str, Literal["restore", "corrupt"]] = {
@@ -86,17 +87,18 @@ def check_equal_lengths(verb: str, contrast: Contrast) -> None:
         )
 
 
-def read_layers(model: Any, verb: str) -> Decoder:
+def read_layers(model: Any, verb: str, contrast: Contrast) -> Decoder:
     """The model layer by layer.
 
     Args:
         model: A TransformerBridge.
         verb: Which needs it so.
+        contrast: What it will run, so that it is tried at such lengths.
 
     Raises:
         LcalensError: It cannot be read; the message says why, and what can be used.
     """
-    decoder = read_decoder(model)
+    decoder = read_decoder(model, contrast.longest)
     if isinstance(decoder, str):
         raise LcalensError(
             f"model: {verb} needs a model that lcalens reads layer by layer, and cannot here: {decoder}; use patch()."

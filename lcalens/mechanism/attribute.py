@@ -17,6 +17,7 @@ from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
+from lcalens.engine.sites import HEADS, SHARED, head_labels
 from lcalens.mechanism.arguments import (
     Direction,
     Positions,
@@ -32,7 +33,6 @@ from lcalens.mechanism.arguments import (
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.sites import HEADS, SHARED, head_labels
 from lcalens.mechanism.summary import plain_positions, ratio_of_means, site_table
 
 Method = Literal["patching", "integrated-gradients", "direct"]
@@ -101,9 +101,9 @@ def attribute(
     if method == "direct":
         _check_direct(asked.site, positions, contrast)
     places = contrast.places(positions)
-    decoder = read_layers(model, "attribute")
+    decoder = read_layers(model, "attribute", contrast)
     check_layer(asked, len(decoder.layers))
-    site, layer = asked.inside, decoder.layers[0]
+    site, layer = asked.site, decoder.layers[0]
     labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(len(decoder.layers)))}
     if site in HEADS | SHARED:
         labels["head"] = head_labels(layer.heads, layer.kv_heads, site)
@@ -195,7 +195,7 @@ def _pairs(
     contrast: Contrast, places: tuple[tuple[Group, ...], ...], decoder: Decoder, direction: str
 ) -> Iterator[tuple[np.ndarray, Pairs]]:
     """Examples of the same lengths and number of groups, as many together as memory allows, and which they are."""
-    device = decoder.unembed.device
+    device = decoder.layers[0].device
     for bucket in contrast.buckets():
         own = [places[index] for index in bucket.indices.tolist()]
         reach = max(-min(map(min, groups)) for groups in own)
@@ -216,7 +216,7 @@ def _pairs(
 def _direct(decoder: Decoder, pairs: Pairs, site: str, by_source: bool) -> tuple[Effects, np.ndarray]:
     """Direct effects, source less base; and the balance: part x (base, source) x example."""
     runs = [direct_effects(decoder, tokens, pairs.true, pairs.false) for tokens in (pairs.base, pairs.source)]
-    if site == "head":
+    if site == "z":
         base, source = (run.heads_by_source if by_source else run.heads[..., None] for run in runs)
     else:
         base, source = (

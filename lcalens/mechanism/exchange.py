@@ -5,10 +5,12 @@ does for one head at a time, here for sets of heads together.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import average, compare, trace, write
+from lcalens.engine.forward import Trace, run, trace_both
 from lcalens.mechanism.arguments import (
     Head,
     Heads,
@@ -61,7 +63,7 @@ def exchange(
     """
     check_contrast(model, contrast)
     check_equal_lengths("exchange", contrast)
-    decoder = read_layers(model, "exchange")
+    decoder = read_layers(model, "exchange", contrast)
     chosen = read_head_sets("sets", sets, len(decoder.layers), decoder.layers[0].heads)
     ends = np.zeros((len(contrast), 2))
     values = np.zeros((len(contrast), len(chosen), len(TWINS)))
@@ -69,7 +71,9 @@ def exchange(
     with progress_callback(progress, unit="examples") as report:
         for bucket in batches(contrast, decoder):
             rows = bucket.indices.cpu().numpy()
-            clean, hijacked, patched = (part.cpu().numpy() for part in exchange_bucket(decoder, bucket, chosen))
+            clean, hijacked, patched = (
+                part.double().cpu().numpy() for part in exchange_bucket(decoder, bucket, chosen)
+            )
             ends[rows, 0], ends[rows, 1], values[rows] = clean, hijacked, patched
             done += len(rows)
             report(done, len(contrast), "exchange")
@@ -91,7 +95,7 @@ def batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
         contrast: Clean and hijacked runs.
         decoder: The model's.
     """
-    device = decoder.unembed.device
+    device = decoder.layers[0].device
     for bucket in contrast.buckets():
         size = max(1, _TOKENS // (bucket.clean.shape[1] + bucket.hijacked.shape[1]))
         for first in range(0, len(bucket.indices), size):
@@ -112,42 +116,49 @@ def exchange_bucket(
         bucket: Examples of one length.
         sets: Sets of heads, each exchanged by itself.
     """
-    rows: list[Tensor] = []
-
-    def see(site: str, index: int, value: Tensor) -> Tensor:
-        if site == "pattern":
-            rows.append(value[:, :, -1].clone())
-        return value
-
-    source = trace(decoder, bucket.clean, keep=(), edit=see)
-    base = trace(decoder, bucket.hijacked, keep=())
+    source, base = trace_both(decoder, bucket.clean, bucket.hijacked, keep=("pattern",))
     start = bucket.hijacked.shape[1] - 1 if decoder.causal else 0
     lowest = min(layer for heads in sets for layer, _ in heads)
-    # Variant 3 i + j is set i's twin j: pattern, values, both.
-    alive = base.resid[lowest][:, None, start:].expand(-1, len(sets) * len(TWINS), -1, -1)
-    for index, layer in enumerate(decoder.layers[lowest:], lowest):
-        normed = layer.norm(alive)
-        queries, own = (decoder.turn(layer, name, layer.split(name, normed), start) for name in "qk")
-        keys, values = (kept[index][:, :, :start] for kept in (base.keys, base.values))
-        pattern = compare(decoder, layer, queries, keys, start, own).softmax(-1)
-        here = [(3 * i, head) for i, heads in enumerate(sets) for at, head in heads if at == index]
-        for first, head in here:
-            pattern[:, [first, first + 2], head, -1] = rows[index][:, None, head]
-        z = average(layer, pattern, values, layer.split("v", normed))
-        for first, head in here:
-            clean = source.values[index][:, head * layer.kv_heads // layer.heads]  # (batch, position, width)
-            z[:, first + 1 : first + 3, -1, head] = pattern[:, first + 1 : first + 3, head, -1] @ clean
-        added = layer.after_attention(write(layer, z))
-        middle = alive + added if decoder.residual else added
-        alive = middle + layer.mlp(middle)
-    clean, hijacked = (_metric(decoder, bucket, run.final[:, -1:]).squeeze(1) for run in (source, base))
-    return clean, hijacked, _metric(decoder, bucket, alive[:, :, -1]).unflatten(1, (len(sets), len(TWINS)))
+    edit = _Twins(decoder, source, sets)
+    stream = base.resid[lowest][:, None, start:].expand(-1, len(sets) * len(TWINS), -1, -1)
+    patched = run(decoder, stream, first=lowest, start=start, before=base, edit=edit)[:, :, -1]
+    asked = bucket.true, bucket.false
+    clean, hijacked = (decoder.logit_difference(run.final[:, None, -1], *asked)[:, 0] for run in (source, base))
+    patched = decoder.logit_difference(patched, *asked)
+    return clean, hijacked, rearrange(patched, "batch (set twin) -> batch set twin", twin=len(TWINS))
 
 
-def _metric(
-    decoder: Decoder, bucket: Bucket, resid: Float[Tensor, "batch variant d"]
-) -> Float[Tensor, "batch variant"]:
-    difference = decoder.unembed[bucket.false].double() - decoder.unembed[bucket.true].double()
-    found = torch.einsum("bvd,bd->bv", decoder.final_norm(resid).double(), difference)
-    bias = decoder.unembed_bias
-    return found if bias is None else found + (bias[bucket.false] - bias[bucket.true]).double()[:, None]
+@dataclass(frozen=True, eq=False)
+class _Twins:
+    """The edit that exchanges: variants are sets by twins, and a twin has the source's pattern, values or both.
+
+    Attributes:
+        decoder: The model.
+        source: The run whose patterns and values are put in, with `pattern` kept.
+        sets: Sets of heads, each exchanged by itself.
+        last: Where the patterns of the layer that runs stand until its values are averaged.
+    """
+
+    decoder: Decoder
+    source: Trace
+    sets: Sequence[tuple[Head, ...]]
+    last: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, site: str, index: int, value: Tensor) -> Tensor:
+        here = [(at, head) for at, heads in enumerate(self.sets) for layer, head in heads if layer == index]
+        if not here or site not in ("pattern", "z"):
+            return value
+        layer = self.decoder.layers[index]
+        by_set = rearrange(value.clone(), "batch (set twin) ... -> batch set twin ...", twin=len(TWINS))
+        pattern, values, both = (TWINS.index(twin) for twin in TWINS)
+        if site == "pattern":
+            rows = self.source.kept["pattern"][index][:, :, -1]  # (batch, head, key)
+            for at, head in here:
+                by_set[:, at, [pattern, both], head, -1] = rows[:, None, head]
+            self.last[:] = [by_set]
+        else:
+            (looked,) = self.last
+            for at, head in here:
+                source = self.source.values[index][:, head * layer.kv_heads // layer.heads]  # (batch, position, width)
+                by_set[:, at, [values, both], -1, head] = looked[:, at, [values, both], head, -1] @ source
+        return rearrange(by_set, "batch set twin ... -> batch (set twin) ...")

@@ -17,21 +17,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lcalens.core.errors import LcalensError
+from lcalens.engine.sites import HOOKS
 
-SITES: Mapping[str, str] = MappingProxyType(
-    {
-        "resid_pre": "hook_resid_pre",
-        "resid_post": "hook_resid_post",
-        "attn_out": "hook_attn_out",
-        "mlp_out": "hook_mlp_out",
-        "z": "attn.hook_z",
-        "q": "attn.hook_q",
-        "k": "attn.hook_k",
-        "v": "attn.hook_v",
-        "pattern": "attn.hook_pattern",
-        "attn_scores": "attn.hook_attn_scores",
-    }
-)
+SITES: Mapping[str, str] = MappingProxyType(HOOKS)
 """Each site's hook point within a block."""
 _SYNONYMS = {"head": "z"}
 _FULL = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.)?(?P<point>hook_\w+)")
@@ -48,11 +36,6 @@ class Place(NamedTuple):
 
     site: str
     layer: int | None
-
-    @property
-    def inside(self) -> str:
-        """What the engine calls the site."""
-        return "head" if self.site == "z" else self.site
 
 
 def hook_name(site: str, layer: int | None = None) -> str:

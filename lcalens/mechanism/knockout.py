@@ -17,9 +17,11 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
+from lcalens.engine.attention import average
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import Trace, average, run_on, trace
-from lcalens.engine.metrics import Metric, of_variants, read
+from lcalens.engine.forward import Trace, run, trace_both
+from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
+from lcalens.engine.variants import written_by_heads
 from lcalens.mechanism.arguments import (
     Heads,
     Positions,
@@ -31,7 +33,6 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.contrast.inputs import place
-from lcalens.mechanism.sites import written_by_heads
 from lcalens.mechanism.summary import patching_result, plain_positions
 
 _WHICH = ("all", "each")
@@ -74,7 +75,7 @@ def knockout(
     check_bool("renormalise", renormalise)
     check_choice("span", span, contrast.spans)
     positions = read_positions(positions)
-    decoder = read_layers(model, "knockout")
+    decoder = read_layers(model, "knockout", contrast)
     chosen = _chosen(decoder, heads)
     shape = (len(decoder.layers), decoder.layers[0].heads) if chosen is None else ()
     values, ends = np.full((len(contrast), *shape), np.nan), np.full((len(contrast), 2), np.nan)
@@ -122,28 +123,38 @@ def _cut(
     renormalise: bool,
     metric: Metric,
 ) -> tuple[np.ndarray, np.ndarray]:
-    device = decoder.unembed.device
+    device = decoder.layers[0].device
     hidden = _hidden(contrast, bucket, span, positions).to(device)
-    clean = trace(decoder, bucket.clean.to(device), keep=())
-    base = trace(decoder, bucket.hijacked.to(device), keep=("pattern", "head", "attn_raw"))
-    logits = [decoder.logits(run.final[:, -1]) for run in (clean, base)]
-    asked = bucket.true.to(device), bucket.false.to(device), logits[0], bucket.indices.to(device)
-    ends = torch.stack([read(metric, one, *asked) for one in logits], 1)
+    clean, base = trace_both(
+        decoder, bucket.clean.to(device), bucket.hijacked.to(device), keep=("pattern", "z", "attn_raw")
+    )
+    asked = Asked(*(tensor.to(decoder.unembed.device) for tensor in (bucket.true, bucket.false, bucket.indices)))
+    ends, asked = ends_of(metric, decoder, [run.final[:, -1] for run in (clean, base)], asked)
+    resid = (
+        _one_by_one(decoder, base, hidden, renormalise)
+        if chosen is None
+        else _together(decoder, base, hidden, renormalise, chosen)
+    )
+    value = of_variants(metric, decoder, resid[:, :, -1], asked)
+    return value.double().cpu().numpy(), ends.double().cpu().numpy()
 
+
+def _together(
+    decoder: Decoder,
+    base: Trace,
+    hidden: Bool[Tensor, "batch query key"],
+    renormalise: bool,
+    chosen: set[tuple[int, int]],
+) -> Float[Tensor, "batch 1 1 d"]:
     def edit(site: str, index: int, value: Tensor) -> Tensor:
-        if site != "pattern":
+        cut = [head for layer, head in chosen if layer == index]
+        if site != "pattern" or not cut:
             return value
-        own = [head for layer, head in chosen or () if layer == index]
         value = value.clone()
-        value[:, own] = _without(value[:, own], hidden, renormalise)
+        value[:, 0, cut] = _without(value[:, 0, cut], hidden[:, -value.shape[-2] :].to(value.device), renormalise)
         return value
 
-    if chosen is not None:
-        resid = trace(decoder, bucket.hijacked.to(device), keep=(), edit=edit).final[:, None, -1]
-    else:
-        resid = _one_by_one(decoder, base, hidden, renormalise)[:, :, -1]
-    value = of_variants(metric, decoder, resid, *asked)
-    return value.double().cpu().numpy(), ends.double().cpu().numpy()
+    return run(decoder, base.resid[0][:, None], edit=edit, reads=1)
 
 
 def _one_by_one(
@@ -154,12 +165,12 @@ def _one_by_one(
     def join(stage: str, index: int) -> Tensor | None:
         if stage != "mid":
             return None
-        layer = decoder.layers[index]
-        pattern = _without(base.kept["pattern"][index], hidden, renormalise)[:, :, start:]
+        layer, looked = decoder.layers[index], base.kept["pattern"][index]
+        pattern = _without(looked, hidden.to(looked.device), renormalise)[:, :, start:]
         z = average(layer, pattern[:, None], base.values[index])[:, 0]
-        return written_by_heads(decoder, base, index, z - base.kept["head"][index][:, start:], start)
+        return written_by_heads(decoder, base, index, z - base.kept["z"][index][:, start:], start)
 
-    return run_on(decoder, base, start, join)
+    return run(decoder, None, start=start, before=base, join=join, reads=1)
 
 
 def _without(

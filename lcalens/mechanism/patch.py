@@ -21,9 +21,12 @@ from lcalens.core.provenance import active_hooks, model_info
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.engine.by_hooks import patch_hooked
-from lcalens.engine.decoder import Decoder, read_decoder
-from lcalens.engine.forward import trace
-from lcalens.engine.metrics import Metric, of_variants, read
+from lcalens.engine.decoder import Decoder
+from lcalens.engine.forward import trace_both
+from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
+from lcalens.engine.reading import read_decoder
+from lcalens.engine.sites import HEADS, SHARED, head_labels, roles
+from lcalens.engine.variants import kept_for, row_bytes, variants_of
 from lcalens.mechanism.arguments import (
     Direction,
     Positions,
@@ -37,7 +40,6 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.hook_names import Place
-from lcalens.mechanism.sites import HEADS, SHARED, head_labels, kept_for, roles, row_bytes, variants_of
 from lcalens.mechanism.summary import patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
@@ -104,7 +106,7 @@ def patch(
     budget = check_real("memory", memory, low=1e-3) * 2**30
     positions = read_positions(positions)
     places = contrast.places(positions)
-    decoder = read_decoder(model)
+    decoder = read_decoder(model, contrast.longest)
     if isinstance(decoder, str) and metric == "whole-answer":
         raise LcalensError(f"metric: whole-answer needs a model that lcalens can read layer by layer; {decoder}.")
     labels = _labels(model, decoder, asked)
@@ -161,8 +163,8 @@ def _labels(model: Any, decoder: Decoder | str, asked: Place) -> dict[str, tuple
         heads, kv_heads, layers = decoder.layers[0].heads, decoder.layers[0].kv_heads, len(decoder.layers)
     check_layer(asked, layers)
     labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(layers)) if asked.layer is None else (asked.layer,)}
-    if asked.inside in HEADS | SHARED:
-        labels["head"] = head_labels(heads, kv_heads, asked.inside)
+    if asked.site in HEADS | SHARED:
+        labels["head"] = head_labels(heads, kv_heads, asked.site)
     return labels
 
 
@@ -177,7 +179,7 @@ def _jobs(contrast: Contrast, places: Any, decoder: Decoder | str, asked: Place,
     if isinstance(decoder, Decoder):
         layer = decoder.layers[0]
         layers = len(decoder.layers) if asked.layer is None else 1
-        per_example = layers * (layer.heads if asked.inside in HEADS | SHARED else 1)
+        per_example = layers * (layer.heads if asked.site in HEADS | SHARED else 1)
         bound = min(bound, int(budget // row_bytes(decoder)))
     for bucket in contrast.buckets():
         alike: dict[Any, list[int]] = {}
@@ -202,22 +204,24 @@ def _measure(
     metric: Metric,
     budget: float,
 ) -> dict[str, np.ndarray]:
-    bucket, site, layers = job.bucket, asked.inside, _patched_layers(asked)
+    bucket, site, layers = job.bucket, asked.site, _patched_layers(asked)
     if isinstance(decoder, str):
-        value, ends = patch_hooked(model, bucket, job.groups, site, direction, metric, layers)
+        device = next(model.original_model.parameters()).device
+        question = Asked(*(tensor.to(device) for tensor in (bucket.true, bucket.false, bucket.indices)))
+        runs = bucket.clean, bucket.hijacked
+        value, ends = patch_hooked(model, runs, question, job.groups, site, direction, metric, layers)
     elif metric == "whole-answer":
         value, ends = whole_answers(decoder, contrast, bucket, job.groups, site, direction, budget, layers)
     else:
-        device = decoder.unembed.device
-        keep = kept_for(site)
-        runs = {name: trace(decoder, getattr(bucket, name).to(device), keep=keep) for name in ("clean", "hijacked")}
+        device = decoder.layers[0].device
+        both = trace_both(decoder, bucket.clean.to(device), bucket.hijacked.to(device), keep=kept_for(site))
+        runs = {"clean": both[0], "hijacked": both[1]}
         base, source = (runs[name] for name in roles(direction))
-        clean, hijacked = (decoder.logits(run.final[:, -1]) for run in (runs["clean"], runs["hijacked"]))
-        told = bucket.true.to(device), bucket.false.to(device), clean, bucket.indices.to(device)
-        ends = torch.stack([read(metric, clean, *told), read(metric, hijacked, *told)], 1)
+        question = Asked(*(tensor.to(decoder.unembed.device) for tensor in (bucket.true, bucket.false, bucket.indices)))
+        ends, question = ends_of(metric, decoder, [run.final[:, -1] for run in both], question)
         value = torch.stack(
             [
-                of_variants(metric, decoder, variants[:, :, -1], *told)
+                of_variants(metric, decoder, variants[:, :, -1], question)
                 for variants in variants_of(decoder, base, source, site, job.groups, budget, layers=layers)
             ],
             -1,

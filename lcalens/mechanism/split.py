@@ -73,7 +73,7 @@ def split(
         LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
     """
     check_contrast(model, contrast)
-    decoder = read_layers(model, "split")
+    decoder = read_layers(model, "split", contrast)
     names = group_names(contrast, groups)
     chosen = _check_twin(decoder, twin)
     labels, lone = group_positions(contrast, names)

@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import trace
+from lcalens.engine.forward import trace, trace_both
+from lcalens.engine.sites import roles
+from lcalens.engine.variants import kept_for, variants_of
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
-from lcalens.mechanism.sites import kept_for, roles, variants_of
 
 
 def whole_answers(
@@ -34,18 +35,18 @@ def whole_answers(
         budget: Bytes that the growing batch may take.
         layers: Which layers are patched; all by default.
     """
-    device, keep = decoder.unembed.device, kept_for(site)
+    device, keep = decoder.layers[0].device, kept_for(site)
     base_name, source_name = roles(direction)
-    value, ends = None, torch.zeros(len(bucket.indices), 2, device=device, dtype=decoder.unembed.dtype)
+    value, ends = None, torch.zeros(len(bucket.indices), 2, device=decoder.unembed.device, dtype=torch.float64)
     for sign, answers in ((1.0, contrast.false), (-1.0, contrast.true)):
         own = [answers[index] for index in bucket.indices.tolist()]
         for length in sorted({len(ids) for ids in own}):
             rows = [row for row, ids in enumerate(own) if len(ids) == length]
             ids = torch.tensor([own[row] for row in rows], device=device)
-            runs = {
-                name: trace(decoder, torch.cat([getattr(bucket, name)[rows].to(device), ids[:, :-1]], 1), keep=keep)
-                for name in ("clean", "hijacked")
-            }
+            contexts = [torch.cat([run[rows].to(device), ids[:, :-1]], 1) for run in (bucket.clean, bucket.hijacked)]
+            clean, hijacked = trace_both(decoder, contexts[0], contexts[1], keep=keep)
+            runs = {"clean": clean, "hijacked": hijacked}
+            # Without the answer behind it: keys and values beyond the context are never put in.
             source = trace(decoder, getattr(bucket, source_name)[rows].to(device), keep=keep)
             for column, name in enumerate(("clean", "hijacked")):
                 ends[rows, column] += sign * _log_probability(decoder, runs[name].final[:, None, -length:], ids)[:, 0]
@@ -70,5 +71,5 @@ def _log_probability(
     found = []
     for variant in resid.unbind(1):
         logits = decoder.logits(variant).log_softmax(-1)  # (batch, read, vocab)
-        found.append(logits.gather(2, ids[:, :, None]).sum((1, 2)))
+        found.append(logits.gather(2, ids.to(logits.device)[:, :, None]).double().sum((1, 2)))
     return torch.stack(found, 1)

@@ -193,10 +193,10 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     """Of every head, (head, query, key)."""
     import torch
 
-    from lcalens.engine.decoder import read_decoder
     from lcalens.engine.forward import trace
+    from lcalens.engine.reading import read_decoder
 
-    decoder = read_decoder(model)
+    decoder = read_decoder(model, len(tokens))
     device = next(model.original_model.parameters()).device
     ids = torch.tensor([list(tokens)], device=device)
     with torch.no_grad():

@@ -95,8 +95,13 @@ def torn(clean, hijacked):
     return change.argmin(-1), change.argmax(-1)
 
 
-def measured(metric, logits, true, false, clean):
-    """A metric of logits (batch, ..., vocab), by its definition, in double precision."""
+def cap_of(model):
+    """The soft cap of the logits, or None."""
+    return getattr(model.original_model.config, "final_logit_softcapping", None)
+
+
+def measured(metric, logits, true, false, clean, cap=None):
+    """A metric of logits (batch, ..., vocab), by its definition, in double precision; logits before any cap."""
     logits, clean = logits.double(), clean.double()
     shape = (len(logits),) + (1,) * (logits.ndim - 2)
     index = [answer.view(*shape, 1).expand(*logits.shape[:-1], 1) for answer in (true, false)]
@@ -107,6 +112,8 @@ def measured(metric, logits, true, false, clean):
         of = clean.log_softmax(-1).view(*shape, -1)
         return (of.exp() * (of - logits.log_softmax(-1))).sum(-1)
     assert metric == "logit-difference"
+    if cap is not None:
+        logits = (logits / cap).atanh() * cap
     return (logits.gather(-1, index[1]) - logits.gather(-1, index[0]))[..., 0]
 
 
@@ -140,7 +147,9 @@ def case(model, length=9, changed=(2, 3, 5), *, batch=2, seed=0, spans=None):
     logits = {"clean": plain(model, clean), "hijacked": plain(model, hijacked)}
     true, false = torn(logits["clean"], logits["hijacked"])
     spans = {"word": ((2, 4), (5, 6))} if spans is None else spans
-    return SimpleNamespace(clean=clean, hijacked=hijacked, true=true, false=false, logits=logits, spans=spans)
+    return SimpleNamespace(
+        clean=clean, hijacked=hijacked, true=true, false=false, logits=logits, spans=spans, cap=cap_of(model)
+    )
 
 
 def toy(model):
@@ -155,6 +164,6 @@ def sides(case, direction):
 def ends(metric, case):
     """The metric of the clean and of the hijacked runs."""
     return [
-        measured(metric, case.logits[side], case.true, case.false, case.logits["clean"])
+        measured(metric, case.logits[side], case.true, case.false, case.logits["clean"], case.cap)
         for side in ("clean", "hijacked")
     ]

@@ -117,8 +117,9 @@ def test_every_verb_has_a_fault():
 
 @pytest.mark.parametrize("verb", ["efficacy", "ask"])
 def test_a_token_dropped_from_a_text_is_wrong(verb, monkeypatch, afresh):
-    import lcalens.llm.ask
     import lcalens.llm.efficacy.efficacy
+
+    import lcalens.llm.ask
     from lcalens.llm.efficacy.scoring import Continuation, score
 
     def short(model, continuations, **options):

@@ -14,8 +14,8 @@ from transformer_lens.tools.analysis.attribution_patching import attribution_pat
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
 from lcalens.engine import gradients
-from lcalens.engine.decoder import read_decoder
 from lcalens.engine.direct import direct_effects
+from lcalens.engine.reading import read_decoder
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.llm.models.load import load_model

@@ -8,8 +8,8 @@ import torch
 from helpers.closeness import rounding
 
 from lcalens.core.errors import LcalensError
-from lcalens.engine.decoder import read_decoder
 from lcalens.engine.direct import direct_effects
+from lcalens.engine.reading import read_decoder
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.llm.models.load import load_model

@@ -24,6 +24,7 @@ def pairs(model, length=9, cut=True, batch=2):
         clean = torch.cat([clean[:, :2], clean[:, 5:]], 1)
     logits = [slow.plain(model, tokens) for tokens in (clean, hijacked)]
     true, false = slow.torn(*logits)
+    cap = slow.cap_of(model)
     contrast = Contrast(clean, hijacked, true=true[:, None], false=false[:, None], spans=SPAN)
     return SimpleNamespace(
         contrast=contrast,
@@ -31,7 +32,10 @@ def pairs(model, length=9, cut=True, batch=2):
         true=true,
         false=false,
         clean_logits=logits[0],
-        ends=[slow.measured("logit-difference", one, true, false, logits[0]).numpy() for one in logits],
+        ends=[
+            slow.measured("logit-difference", one, true, false, logits[0], slow.cap_of(model)).numpy() for one in logits
+        ],
+        cap=slow.cap_of(model),
     )
 
 
@@ -82,7 +86,7 @@ def test_heads_cut_together_and_apart(standin, family, renormalise):
     for positions, queries in (("all", range(9)), ("last", [8]), ("tail", [6, 7]), ([-1, 5], [8, 5])):
         chosen = [(0, 1), (2, 3), (2, 0)] if positions == "tail" else every_head(model)
         logits = cut(model, case.hijacked, queries, INSIDE, chosen, renormalise)
-        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits).numpy()
+        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits, case.cap).numpy()
         heads = chosen if positions == "tail" else "all"
         found = knockout(model, case.contrast, positions=positions, heads=heads, **asked)
         effect = close(found.values["value"], expected, case.ends)
@@ -110,12 +114,12 @@ def test_a_sentence_beyond_the_window(standin, family):
     case = pairs(model, length=76)
     heads = every_head(model)
     logits = cut(model, case.hijacked, range(76), INSIDE, heads, True)
-    expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits).numpy()
+    expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits, case.cap).numpy()
     close(knockout(model, case.contrast, progress=False).values["value"], expected, case.ends)
     each = knockout(model, case.contrast, heads="each", positions="last", progress=False).values["value"]
     for layer, head in ((0, 0), (1, 2), (2, 3)):
         logits = cut(model, case.hijacked, [75], INSIDE, [(layer, head)], True)
-        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits).numpy()
+        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits, case.cap).numpy()
         np.testing.assert_allclose(each[:, layer, head], expected, rtol=1e-4, atol=rounded(case.ends))
     unmoved = np.broadcast_to(case.ends[1][:, None], (2, 4))
     np.testing.assert_allclose(each[:, 0], unmoved, rtol=0, atol=rounded(case.ends))
@@ -131,7 +135,7 @@ def test_the_toy(renormalise):
     model = lca_bridge(plain)
     case = pairs(model, cut=True)
     logits = cut(model, case.hijacked, range(9), INSIDE, [(0, 0)], renormalise)
-    expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits).numpy()
+    expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits, case.cap).numpy()
     for heads in ("all", [(0, 0)]):
         found = knockout(model, case.contrast, heads=heads, renormalise=renormalise, progress=False)
         assert close(found.values["value"], expected, case.ends) > 0.1
@@ -154,7 +158,7 @@ def test_several_lengths_and_spans(standin):
     found = knockout(model, both, progress=False).values["value"]
     for i, (case, inside) in enumerate(((one, INSIDE), (other, (2, 4, 5)))):
         logits = cut(model, case.hijacked, range(case.hijacked.shape[1]), inside, every_head(model), True)
-        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits)
+        expected = slow.measured("logit-difference", logits, case.true, case.false, case.clean_logits, case.cap)
         assert found[i] == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
 
 

@@ -56,7 +56,8 @@ def asked(model, contrast, **arguments):
 def by_hand(metric, logits, case):
     """The metric of patched runs (batch, ..., vocab), and the two ends."""
     if metric != "own":
-        return slow.measured(metric, logits, case.true, case.false, case.logits["clean"]), slow.ends(metric, case)
+        expected = slow.measured(metric, logits, case.true, case.false, case.logits["clean"], case.cap)
+        return expected, slow.ends(metric, case)
     index = torch.arange(len(logits)).view(-1, *(1 for _ in logits.shape[1:-1]))
     flat = own(logits.flatten(0, -2).double(), index.expand(logits.shape[:-1]).flatten())
     ends = [own(case.logits[side].double(), torch.arange(len(logits))) for side in ("clean", "hijacked")]

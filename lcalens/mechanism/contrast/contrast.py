@@ -140,6 +140,12 @@ class Contrast:
         return (self._take([index]) for index in range(len(self)))
 
     @property
+    def longest(self) -> int:
+        """How many tokens the longest run has, with its answer behind it."""
+        answers = max(len(row) for rows in (self.true, self.false) for row in rows)
+        return max(len(row) for rows in (self.clean, self.hijacked) for row in rows) + answers - 1
+
+    @property
     def aligned(self) -> Bool[Tensor, " example"]:
         """Whether an example's clean and hijacked tokens are equally many, so that every position aligns."""
         return torch.tensor([len(a) == len(b) for a, b in zip(self.clean, self.hijacked, strict=True)])

@@ -1,35 +1,19 @@
-"""The places in a model that can be patched, what they are called, and how a patched one differs from the base run."""
+"""The growing batch: every patched variant of a base run joins one batch at the layer that it differs from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lcalens.engine.attention import average, compare, look, turn
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import Trace, average, compare, run_on
+from lcalens.engine.forward import Trace, run
+from lcalens.engine.sites import BY_QUERY, HEADS, SHARED
 
-HEADS = frozenset({"head", "q", "pattern", "attn_scores"})  # a head each
-SHARED = frozenset({"k", "v"})  # a key or value head each, which may serve several heads
-NEEDS_ALIGNED = frozenset({"k", "v", "pattern", "attn_scores"})
-ALIGNED_FROM_THE_END = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q")
 _KEPT = {"attn_scores": "pattern", "resid_pre": "", "resid_post": ""}
-
-
-def head_labels(heads: int, kv_heads: int, site: str) -> tuple[Any, ...]:
-    """Labels of a site's heads: numbers, or the query heads that a key or value head serves (`0-2`).
-
-    Args:
-        heads: Query heads of a layer.
-        kv_heads: Its key and value heads.
-        site: The site.
-    """
-    if site in HEADS or (site in SHARED and heads == kv_heads):
-        return tuple(range(heads))
-    size = heads // kv_heads
-    return tuple(f"{first}-{first + size - 1}" for first in range(0, heads, size))
 
 
 def kept_for(site: str) -> set[str]:
@@ -39,13 +23,14 @@ def kept_for(site: str) -> set[str]:
         site: The site.
     """
     own = _KEPT.get(site, site)
-    heads = {"head", "attn_raw", "attn_out"} if site in HEADS | SHARED else set()
+    heads = {"z", "attn_raw"} if site in HEADS | SHARED else set()
+    heads |= {"attn_out"} if site == "mlp_out" else set()  # post-norm models add both before they normalise
     return ({own} if own else set()) | heads | ({"q", "k"} if site in {"q", "k", "v"} else set())
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One site at some positions of a bucket: where base and source agree, and what the variants join with.
+    """One site at some positions of a batch: where base and source differ, and what the variants join with.
 
     Attributes:
         decoder: The model.
@@ -68,7 +53,7 @@ class Patch:
     layers: range
 
     def join(self, stage: str, index: int) -> Float[Tensor, "batch variant position d"] | None:
-        """What joins before a layer, or after its attention (see `run_on`).
+        """What joins before a layer, or after its attention (see `run`).
 
         Args:
             stage: `pre` or `mid`.
@@ -82,14 +67,22 @@ class Patch:
             return self._replaced(index) if index in self.layers else None
         if self.site not in ("resid_post", "mlp_out") or index - 1 not in self.layers:
             return None
-        if self.site == "resid_post":
-            return self._replaced(index)
-        return (self.base.resid[index][:, self.start :] + self._difference("mlp_out", index - 1))[:, None]
+        return self._replaced(index) if self.site == "resid_post" else self._mlp_differs(index - 1)
 
     def _replaced(self, index: int) -> Float[Tensor, "batch 1 position d"]:
         stream = self.base.resid[index][:, self.start :].clone()
-        stream[:, self._local] = self.source.resid[index][:, self.source_rows]
+        stream[:, self._local] = self.source.resid[index][:, self.source_rows].to(stream.device)
         return stream[:, None]
+
+    def _mlp_differs(self, index: int) -> Float[Tensor, "batch 1 position d"]:
+        difference = self._difference("mlp_out", index)
+        layer = self.decoder.layers[index]
+        if layer.open:
+            # The next layer may be on another device, and so is the stream before it.
+            return (self.base.resid[index + 1][:, self.start :] + difference)[:, None]
+        middle = self.base.resid[index] + self.base.kept["attn_out"][index]
+        written = self.base.kept["mlp_out"][index][:, self.start :] + difference
+        return layer.close[1](layer.close[0](middle[:, self.start :]) + written)[:, None]
 
     @property
     def _local(self) -> list[int]:
@@ -98,35 +91,38 @@ class Patch:
     def _difference(self, site: str, index: int) -> Float[Tensor, "batch position *rest"]:
         """Source less base at the patched positions, and 0 at the others from `start` on."""
         base, source = self.base.kept[site][index], self.source.kept[site][index]
-        found = torch.zeros_like(base[:, self.start :])
-        found[:, self._local] = source[:, self.source_rows] - base[:, self.base_rows]
-        return found
+        difference = torch.zeros_like(base[:, self.start :])
+        difference[:, self._local] = source[:, self.source_rows] - base[:, self.base_rows]
+        return difference
 
     def _attention_differs(self, index: int) -> Float[Tensor, "batch variant position d"]:
-        stream = self.base.resid[index][:, None, self.start :] if self.decoder.residual else 0.0
-        if self.site == "attn_out":
-            base = self.base.kept["attn_out"][index][:, self.start :]
-            return stream + (base + self._difference("attn_out", index))[:, None]
         layer = self.decoder.layers[index]
-        difference = self._difference("head", index) if self.site == "head" else self._read_anew(index)
-        if self.site in SHARED:
-            grouped = difference.unflatten(2, (layer.kv_heads, -1))
-            written = torch.einsum("bskgv,kgvd->bksd", grouped, layer.out.unflatten(0, (layer.kv_heads, -1)))
-            raw = self.base.kept["attn_raw"][index][:, None, self.start :]
-            return stream + layer.after_attention(raw + written)
-        return written_by_heads(self.decoder, self.base, index, difference, self.start)
+        if self.site == "attn_out":
+            added = (self.base.kept["attn_out"][index][:, self.start :] + self._difference("attn_out", index))[:, None]
+            return _middle(self.decoder, self.base, index, self.start, added)
+        difference = self._difference("z", index) if self.site == "z" else self._read_anew(index)
+        if self.site not in SHARED:
+            return written_by_heads(self.decoder, self.base, index, difference, self.start)
+        grouped = rearrange(difference, "batch position (kv group) width -> batch position kv group width",
+                            kv=layer.kv_heads)  # fmt: skip
+        out = rearrange(layer.out, "(kv group) width d -> kv group width d", kv=layer.kv_heads)
+        written = einsum(grouped, out, "batch position kv group width, kv group width d -> batch kv position d")
+        raw = self.base.kept["attn_raw"][index][:, None, self.start :] + written
+        return _middle(self.decoder, self.base, index, self.start, layer.after_attention(raw))
 
     def _read_anew(self, index: int) -> Float[Tensor, "batch position head width"]:
         """What every head reads with its own q, k, v or pattern patched, less what it read."""
         layer, base, source = self.decoder.layers[index], self.base, self.source
-        before = base.kept["head"][index][:, self.start :]
-        if self.site in ("pattern", "attn_scores"):
-            found, (rows, other) = torch.zeros_like(before), (self.base_rows, self.source_rows)
-            pattern = source.kept["pattern"][index][:, :, other]
+        before = base.kept["z"][index][:, self.start :]
+        if self.site in BY_QUERY:
+            difference, rows = torch.zeros_like(before), self.base_rows
+            if not rows:  # both runs are the same there
+                return difference
+            pattern = source.kept["pattern"][index][:, :, self.source_rows]
             seen = pattern.shape[-1]  # a base run that goes on into an answer is longer; its last keys are not seen
             z = average(layer, pattern[:, None], base.values[index][:, :, :seen])[:, 0]
-            found[:, self._local] = z - base.kept["head"][index][:, rows]
-            return found
+            difference[:, self._local] = z - base.kept["z"][index][:, rows]
+            return difference
         q, keys, values = base.kept["q"][index][:, self.start :], base.keys[index], base.values[index]
         if self.site == "q":
             q = q.clone()
@@ -134,13 +130,22 @@ class Patch:
         elif self.site == "k":
             k = base.kept["k"][index].clone()
             k[:, self.base_rows] = source.kept["k"][index][:, self.source_rows]
-            keys = self.decoder.turn(layer, "k", k, 0).transpose(1, 2)
+            keys = turn(self.decoder, layer, "k", k, 0).transpose(1, 2)
         else:
             values = values.clone()
             values[:, :, self.base_rows] = source.values[index][:, :, self.source_rows]
-        turned = self.decoder.turn(layer, "q", q, self.start)
-        pattern = compare(self.decoder, layer, turned[:, None], keys, self.start).softmax(-1)
+        turned = turn(self.decoder, layer, "q", q, self.start)
+        pattern = look(layer, compare(self.decoder, layer, turned[:, None], keys, self.start), q.dtype)
         return average(layer, pattern, values)[:, 0] - before
+
+
+def _middle(
+    decoder: Decoder, base: Trace, index: int, start: int, added: Float[Tensor, "batch variant position d"]
+) -> Float[Tensor, "batch variant position d"]:
+    """The residual stream after something else has been added by a layer's attention."""
+    if not decoder.residual:
+        return added
+    return decoder.layers[index].close[0](base.resid[index][:, None, start:] + added)
 
 
 def written_by_heads(
@@ -156,9 +161,9 @@ def written_by_heads(
         start: The first position.
     """
     layer = decoder.layers[index]
-    written = torch.einsum("bshv,hvd->bhsd", difference, layer.out)
+    written = einsum(difference, layer.out, "batch position head width, head width d -> batch head position d")
     added = layer.after_attention(base.kept["attn_raw"][index][:, None, start:] + written)
-    return base.resid[index][:, None, start:] + added if decoder.residual else added
+    return _middle(decoder, base, index, start, added)
 
 
 def row_bytes(decoder: Decoder) -> int:
@@ -167,16 +172,7 @@ def row_bytes(decoder: Decoder) -> int:
     Args:
         decoder: The model.
     """
-    return 4 * 16 * decoder.unembed.shape[1]
-
-
-def roles(direction: str) -> tuple[str, str]:
-    """Which run is patched, and which run the activations come from.
-
-    Args:
-        direction: `restore` or `corrupt`.
-    """
-    return ("hijacked", "clean") if direction == "restore" else ("clean", "hijacked")
+    return decoder.unembed.element_size() * 16 * decoder.unembed.shape[1]
 
 
 def variants_of(
@@ -204,10 +200,8 @@ def variants_of(
     """
     batch, length = base.final.shape[:2]
     ends = length - beyond, source.final.shape[1]
-    layers, first_apart = (
-        layers or range(len(decoder.layers)),
-        _first_apart(base.tokens, source.tokens, ends[0] == ends[1]),
-    )
+    layers = layers or range(len(decoder.layers))
+    first_apart = _first_apart(base.tokens, source.tokens, ends[0] == ends[1])
     for group in groups:
         start = max(ends[0] + min(group), first_apart) if decoder.causal else 0
         moved = [position for position in group if ends[0] + position >= start]
@@ -215,10 +209,10 @@ def variants_of(
         each = decoder.layers[0].heads if site in HEADS | SHARED else 1
         size = max(1, int(budget // (row_bytes(decoder) * batch * each * (length - start))))
         parts = []
-        for first in range(0, len(layers), size):
-            wanted = layers[first : first + size]
-            one = Patch(decoder, base, source, site, rows, others, start, wanted)
-            parts.append(run_on(decoder, base, start, one.join, reads=1 + beyond))
+        for lowest in range(0, len(layers), size):
+            wanted = layers[lowest : lowest + size]
+            patch = Patch(decoder, base, source, site, rows, others, start, wanted)
+            parts.append(run(decoder, None, start=start, before=base, join=patch.join, reads=1 + beyond))
         yield torch.cat(parts, 1)
 
 
