@@ -109,6 +109,11 @@ def direct_effects(
         LcalensError: The parts do not sum to the metric within 1e-4 of their size.
     """
     closed = next((index for index, layer in enumerate(decoder.layers) if not layer.open), None)
+    if closed is not None and isinstance(decoder.layers[closed].close[1], Scaled):
+        raise LcalensError(
+            f"model: layer {closed} multiplies the residual stream itself by a factor, which direct effects do not "
+            "follow; patch(), exchange() and attribute(method='patching') measure it all the same."
+        )
     if closed is not None:
         raise LcalensError(
             f"model: layer {closed} normalises the residual stream itself (post-norm), so its logits are no sum over "

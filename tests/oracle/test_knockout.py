@@ -32,10 +32,8 @@ def pairs(model, length=9, cut=True, batch=2):
         true=true,
         false=false,
         clean_logits=logits[0],
-        ends=[
-            slow.measured("logit-difference", one, true, false, logits[0], slow.cap_of(model)).numpy() for one in logits
-        ],
-        cap=slow.cap_of(model),
+        ends=[slow.measured("logit-difference", one, true, false, logits[0], cap).numpy() for one in logits],
+        cap=cap,
     )
 
 
