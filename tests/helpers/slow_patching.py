@@ -100,6 +100,12 @@ def cap_of(model):
     return getattr(model.original_model.config, "final_logit_softcapping", None)
 
 
+def uncapped(model, logits):
+    """The logits before the soft cap, where the model has one: differences are read there."""
+    cap = cap_of(model)
+    return logits if cap is None else (logits / cap).atanh() * cap
+
+
 def measured(metric, logits, true, false, clean, cap=None):
     """A metric of logits (batch, ..., vocab), by its definition, in double precision; logits before any cap."""
     logits, clean = logits.double(), clean.double()

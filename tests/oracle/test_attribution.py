@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import slow_patching as slow
 from helpers import standins
 from helpers.closeness import assert_near, rounding, size_of
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
@@ -79,6 +80,11 @@ def metric_size(result):
     return size_of(result.examples[["clean", "hijacked"]].to_numpy())
 
 
+def difference(model, logits, true, false):
+    logits = slow.uncapped(model, logits)
+    return logits[false] - logits[true]
+
+
 def point(site, layer):
     return f"blocks.{layer}.{POINTS.get(site, 'hook_' + site)}"
 
@@ -107,6 +113,7 @@ def moved_by(model, contrast, site, layer, head, positions, shares, direction="r
         torch.tensor([row[0] for row in rows]).repeat_interleave(len(shares))[:, None]
         for rows in (contrast.true, contrast.false)
     )
+    logits = slow.uncapped(model, logits)
     metric = (logits.gather(1, false) - logits.gather(1, true)).view(len(base), len(shares)).double()
     return (metric[:, 1:] - metric[:, :1]).numpy()
 
@@ -161,7 +168,7 @@ def test_heads_and_mlps_as_transformer_lens_attributes_them(world, family):
             one.model,
             torch.tensor([contrast.clean[index]]),
             torch.tensor([contrast.hijacked[index]]),
-            lambda logits, true=true, false=false: logits[0, -1, false] - logits[0, -1, true],
+            lambda logits, true=true, false=false: difference(one.model, logits[0, -1], true, false),
         ).node_scores
         heads = quiet(one.model, contrast[index], positions="each").values["effect"][0]
         mlps = quiet(one.model, contrast[index], site="mlp_out", positions="each").values["effect"][0]
@@ -197,7 +204,7 @@ def test_integrated_gradients_are_complete(world, family, site):
         np.testing.assert_allclose(table["effect"], summed.mean(0), rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(table["gap"], np.abs(summed - exact).mean(0), **close)
         if positions == "all" and not (family == "lca" and site == "mlp_out"):
-            assert size_of(table["exact"]) > 100 * close["atol"]
+            assert size_of(table["exact"]) > 50 * close["atol"]
         assert not (table["relative_gap"] > 0.01).any()
         assert table["relative_gap"].notna().any() or (family == "lca" and (positions == "middle" or site == "mlp_out"))
 
@@ -356,6 +363,7 @@ def test_metrics_and_recovery(world):
     for direction in ("restore", "corrupt"):
         found = quiet(one.model, one.contrast, direction=direction, positions="all")
         for name, ends in logits.items():
+            ends = slow.uncapped(one.model, ends)
             expected = [
                 float(row[false[0]] - row[true[0]])
                 for row, true, false in zip(ends, one.contrast.true, one.contrast.false, strict=True)
@@ -400,16 +408,16 @@ def test_parameters_stay_as_they_were(world, around):
 def test_only_the_positions_that_matter_run_with_a_graph(world, monkeypatch):
     one = world("llama")
     seen = []
-    true_run = gradients.run_from
+    true_run = gradients.run
 
-    def look(decoder, before, start, resid, edit, **options):
-        seen.append((start, resid.shape[2]))
-        return true_run(decoder, before, start, resid, edit, **options)
+    def look(decoder, stream, *, start=0, **options):
+        seen.append((start, stream.shape[2]))
+        return true_run(decoder, stream, start=start, **options)
 
-    monkeypatch.setattr(gradients, "run_from", look)
+    monkeypatch.setattr(gradients, "run", look)
     quiet(one.model, one.contrast)
     quiet(one.model, one.contrast, positions="all")
-    assert seen == [(7, 1)]
+    assert seen == [(7, 1), (0, 8)]
 
 
 def test_progress_counts_to_the_end(world):

@@ -361,6 +361,7 @@ def unequal(model, *, shorter, seed=0):
         case.hijacked = torch.cat([long.hijacked[:, :1], long.hijacked[:, 4:]], 1)
         case.spans = {"word": ((3, 5), (6, 7))}
     case.logits = {side: slow.plain(model, getattr(case, side)) for side in ("clean", "hijacked")}
+    case.cap = slow.cap_of(model)
     case.true, case.false = slow.torn(case.logits["clean"], case.logits["hijacked"])
     return case
 
@@ -393,6 +394,7 @@ def test_unequal_and_longer_than_the_window(standin):
         clean=torch.cat([ids[:, :1], ids[:, 10:]], 1), hijacked=ids, spans={"word": ((70, 76),)}
     )
     case.logits = {side: slow.plain(model, getattr(case, side)) for side in ("clean", "hijacked")}
+    case.cap = slow.cap_of(model)
     case.true, case.false = slow.torn(case.logits["clean"], case.logits["hijacked"])
     for site in ("resid_pre", "head", "q"):
         compared(model, case, site, [("word", "restore", "logit-difference"), ("all", "corrupt", "logit-difference")])
