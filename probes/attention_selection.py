@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM, attention_pattern
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import dots, heat_maps
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe

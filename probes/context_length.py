@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import exact, over_seeds
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, exact, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca.geometry import gram_hamming_fit
 from probes.harness.embeddings import (
     FULL,
@@ -30,7 +31,7 @@ from probes.harness.embeddings import (
     trained,
 )
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report
 from probes.harness.work import Work

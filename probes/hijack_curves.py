@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from lcalens import efficacy, load_facts
+from lcalens.core.estimates import matched
 from lcalens.core.tokens import source_tokenizer
 from lcalens.llm.facts.facts import Facts
 from lcalens.llm.prompts.schemes import relations
-from probes.harness.facts import FactCurves, matched, shares_table
+from probes.harness.facts import FactCurves, shares_table
 from probes.harness.figures import curves, dots
 from probes.harness.rules import Evidence, Rule
 from probes.harness.run import main

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from lcalens import LcalensError, ask
+from lcalens.core.estimates import matched, over_seeds
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.prompts.hijack import JOIN
 from lcalens.views.style import GREY
-from probes.harness.facts import matched
 from probes.harness.figures import dots
-from probes.harness.rules import Evidence, Rule, over_seeds, paired
+from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, model_names

@@ -21,11 +21,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -172,7 +173,7 @@ def _contexts(
     labels = {"accuracy": bits, "shuffled": drawing.permutation(bits)}
     features = {"counts": drawn.counts.double().numpy()} if cell["part"] == "grid" else {}
     for kind, model in models.items():
-        features[kind] = (model.attention_from_counts(drawn.counts, drawn.last) @ model.embed.weight).double().numpy()
+        features[kind] = model.gathered(drawn.counts, drawn.last).double().numpy()
     for kind, found in features.items():
         row: dict[str, Any] = {"from": "h(x)", "kind": kind}
         for name in _SCORES[cell["part"]]:

@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca import theory
 from lcalens.lca.training.trainer import start_model
 from probes.harness.figures import curves
-from probes.harness.rules import Evidence, Rule, over_seeds, paired
+from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe

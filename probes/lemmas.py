@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import exact, over_contexts, over_seeds
 from lcalens.lca import theory
 from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
-from probes.harness.rules import Evidence, Rule, exact, over_contexts, over_seeds
+from probes.harness.rules import Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import FIRST_SEED, Work

@@ -25,10 +25,11 @@ from lcalens import (
     load_facts,
     patch,
 )
+from lcalens.core.estimates import Estimate, over_seeds, ratio_of_facts
 from lcalens.mechanism.arguments import Head
 from lcalens.mechanism.exchange import TWINS
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Estimate, Evidence, Rule, over_seeds, paired, ratio_of_facts, unpaired
+from probes.harness.rules import Evidence, Rule, paired, unpaired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe

@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts, efficacy, load_facts
+from lcalens.core.estimates import over_seeds, ratio_of_facts
 from lcalens.llm.prompts.schemes import relations
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Evidence, Rule, over_seeds, paired, ratio_of_facts
+from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM
 from lcalens.lca.model.closed_forms import constructed_value, with_value
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import Reader, answered, means, reader, recipe, wide

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe

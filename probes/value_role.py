@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca import Run, theory
 from lcalens.lca.geometry import gram_hamming_fit
 from lcalens.lca.model import closed_forms as memory
 from lcalens.lca.theory.claims import in_double
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -152,7 +153,7 @@ def _shares(
     first, again = (torch.Generator().manual_seed(1000 + run.seed) for _ in range(2))  # the same contexts
     claim = theory.value_role(concepts, model, length=length, samples=samples, generator=first)
     drawn, rows = concepts.sample_counts(samples, length, again), model.embed.weight.detach()
-    hidden = model.attention_from_counts(drawn.counts.double(), drawn.last) @ rows
+    hidden = model.gathered(drawn.counts.double(), drawn.last).detach()
     values = {"model": model.attn.v.weight, "constructed": memory.constructed_value(concepts, rows)}
     values["identity"] = memory.identity_value(rows)
     inside = claim.details.set_index("value")["inside"]

@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import over_seeds
 from lcalens.lca.model.closed_forms import with_value
 from lcalens.lca.training.runs import Run
 from lcalens.lca.world.bayes import accuracy, bayes_accuracy
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, over_seeds, paired
+from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe

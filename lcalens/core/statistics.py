@@ -1,14 +1,19 @@
-"""Intervals and tests: Wilson, McNemar's exact test, Holm's correction, a bootstrap that resamples whole clusters."""
+"""Intervals and tests: Wilson, Student, McNemar's exact test, Holm's correction, and the bootstrap of whole clusters.
 
-from collections.abc import Sequence
+Every interval of the library and of the probes is made here; `estimates` gives them as numbers with their ends.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+_SMALL = 1e-9
+_NUMBERS = 1 << 22  # held of the resamples at a time
 
 
 def wilson(successes: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -73,7 +78,7 @@ def clustered_mean_interval(
     With fewer than two clusters (or none given) the values themselves are resampled.
 
     Args:
-        values: One value a fact.
+        values: One per fact.
         clusters: The cluster (relation) of each.
         confidence: The interval's coverage.
         resamples: Bootstrap samples.
@@ -84,14 +89,102 @@ def clustered_mean_interval(
     """
     if len(values) == 0:
         return float("nan"), float("nan")
-    labels = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    if labels.max() == 0:
-        labels = np.arange(len(values))
-    sums = np.bincount(labels, weights=values)
-    sizes = np.bincount(labels)
-    count = len(sums)
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
+    labels = _cluster_labels(len(values), clusters)
+    sums, sizes = np.bincount(labels, weights=values), np.bincount(labels)
+    weights = _drawn_clusters(len(sums), resamples, seed)
     means = (weights @ sums) / (weights @ sizes)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def bootstrap_weights(
+    count: int, clusters: Shaped[np.ndarray, " example"] | None, resamples: int, seed: int
+) -> Float[np.ndarray, "sample example"]:
+    """How often each example occurs in each resample.
+
+    Args:
+        count: How many examples there are.
+        clusters: Groups that are drawn whole; with fewer than two the examples are drawn.
+        resamples: How many resamples.
+        seed: Of the drawing.
+    """
+    labels = _cluster_labels(count, clusters)
+    drawn = _drawn_clusters(int(labels.max(initial=0)) + 1, resamples, seed)
+    return drawn[:, labels].astype(np.float64)
+
+
+def _cluster_labels(count: int, clusters: np.ndarray | None) -> Int[np.ndarray, " example"]:
+    """Each example's cluster by number; every example its own where there are fewer than two clusters."""
+    labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    return labels if labels.max(initial=0) else np.arange(count)
+
+
+def _drawn_clusters(count: int, resamples: int, seed: int) -> Int[np.ndarray, "sample cluster"]:
+    """How often each cluster occurs in each resample."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def in_chunks(weights: np.ndarray, sites: int) -> Iterator[np.ndarray]:
+    """The resamples in parts, so that memory is bounded.
+
+    Args:
+        weights: Of every resample.
+        sites: How many numbers each gives.
+    """
+    size = max(1, _NUMBERS // sites)
+    return (weights[first : first + size] for first in range(0, len(weights), size))
+
+
+def weighted_ratio(
+    part: Float[np.ndarray, "example place"],
+    whole: Float[np.ndarray, " example"],
+    weights: Float[np.ndarray, "sample example"],
+    *,
+    absolute: bool = False,
+) -> Float[np.ndarray, "sample place"]:
+    """The weighted mean of `part` over that of `whole`, in each sample; NaN where nothing was measured.
+
+    Examples where a part is NaN do not count for it.
+
+    Args:
+        part: What is explained, at each place.
+        whole: What there is to explain; 1 for means by themselves.
+        weights: Of every example in every sample.
+        absolute: Whether to take the parts' magnitudes.
+    """
+    measured = np.isfinite(part)
+    over = weights @ np.where(measured, np.abs(part) if absolute else part, 0.0)
+    under = weights @ (measured * whole[:, None])
+    there = np.abs(under) > _SMALL  # of nothing, rounding alone would make any share
+    return np.where(there, over / np.where(there, under, 1.0), np.nan)
+
+
+def ratio_of_means(
+    part: Float[np.ndarray, "example ..."],
+    whole: Float[np.ndarray, " example"],
+    clusters: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """The mean of `part` over the mean of `whole`, with the ends of a percentile bootstrap interval over examples.
+
+    A ratio of means and not a mean of ratios: an example that nothing moves has no ratio. Examples where a part is NaN
+    do not count for it.
+
+    Args:
+        part: What is explained.
+        whole: What there is to explain.
+        clusters: Of the examples; they are resampled whole.
+        seed: Of the resampling.
+    """
+    flat = part.reshape(len(part), -1)
+    middle = weighted_ratio(flat, whole, np.ones((1, len(part))))[0]
+    low, high = np.full((2, len(middle)), np.nan)
+    if len(part) > 1:
+        weights = bootstrap_weights(len(part), clusters, RESAMPLES, seed)
+        drawn = np.vstack([weighted_ratio(flat, whole, some) for some in in_chunks(weights, len(middle))])
+        known, tail = np.isfinite(drawn).any(0) & np.isfinite(middle), (1 - CONFIDENCE) / 2
+        if known.any():
+            low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
+    shape = part.shape[1:]
+    return middle.reshape(shape), low.reshape(shape), high.reshape(shape)

@@ -1,6 +1,5 @@
 """What results hold of each site, example by example, and how it is resampled: what rankings are made of."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,13 @@ from jaxtyping import Float, Int
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import EXAMPLE, Result
+from lcalens.core.statistics import weighted_ratio
 
 DEFAULT = {"patching": "recovery", "attribution": "effect", "split": "total"}
 _SITES = ("layer", "head", "position")
 _ENDS = ("clean", "hijacked")  # the metrics in a result's examples
 _CLOSE = 1e-3
-_SMALL = 1e-9
 CLUSTER = "cluster"
-_NUMBERS = 1 << 22  # held of the resamples at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +29,7 @@ class Measured:
 
     def mean(self, weights: Float[np.ndarray, "sample example"], *, absolute: bool = False) -> np.ndarray:
         """Weighted means, or ratios of them; of magnitudes if asked. NaN where nothing was measured."""
-        measured = np.isfinite(self.part)
-        part = weights @ np.where(measured, np.abs(self.part) if absolute else self.part, 0.0)
-        whole = weights @ (measured * self.whole[:, None])
-        there = np.abs(whole) > _SMALL  # of nothing, rounding alone would make any share
-        return np.where(there, part / np.where(there, whole, 1.0), np.nan)
+        return weighted_ratio(self.part, self.whole, weights, absolute=absolute)
 
     def rows(self, which: Int[np.ndarray, " row"]) -> "Measured":
         """Some of the examples."""
@@ -166,33 +160,3 @@ def clusters_of(examples: pd.DataFrame, cluster: str | None = None) -> np.ndarra
     if cluster is not None:
         return examples[check_choice("cluster", cluster, map(str, examples.columns))].to_numpy()
     return examples[CLUSTER].to_numpy() if CLUSTER in examples else None
-
-
-def bootstrap_weights(
-    count: int, clusters: np.ndarray | None, resamples: int, seed: int
-) -> Float[np.ndarray, "sample example"]:
-    """How often each example occurs in each resample.
-
-    Args:
-        count: How many examples there are.
-        clusters: Groups that are drawn whole; with fewer than two the examples are drawn.
-        resamples: How often.
-        seed: Of the drawing.
-    """
-    labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    if labels.max(initial=0) == 0:
-        labels = np.arange(count)
-    size = int(labels.max(initial=0)) + 1
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
-    return drawn[:, labels].astype(np.float64)
-
-
-def in_chunks(weights: np.ndarray, sites: int) -> Iterator[np.ndarray]:
-    """The resamples in parts, so that memory is bounded.
-
-    Args:
-        weights: Of every resample.
-        sites: How many numbers each gives.
-    """
-    size = max(1, _NUMBERS // sites)
-    return (weights[first : first + size] for first in range(0, len(weights), size))

@@ -11,14 +11,12 @@ from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import versions
 from lcalens.core.results import EXAMPLE, Result
-from lcalens.core.statistics import CONFIDENCE, RESAMPLES
+from lcalens.core.statistics import CONFIDENCE, RESAMPLES, bootstrap_weights, in_chunks
 from lcalens.mechanism.measured import (
     DEFAULT,
     Measured,
-    bootstrap_weights,
     check_same_sites,
     clusters_of,
-    in_chunks,
     measure,
     measure_hijack,
     shared_examples,

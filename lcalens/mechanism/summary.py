@@ -9,42 +9,11 @@ from jaxtyping import Float
 
 from lcalens.core.provenance import versions
 from lcalens.core.results import EXAMPLE, Result
-from lcalens.core.statistics import CONFIDENCE, RESAMPLES
+from lcalens.core.statistics import ratio_of_means
 from lcalens.mechanism.contrast.contrast import Contrast
-from lcalens.mechanism.measured import Measured, bootstrap_weights, clusters_of, in_chunks
+from lcalens.mechanism.measured import clusters_of
 
 _SMALL = 1e-9
-
-
-def ratio_of_means(
-    part: Float[np.ndarray, "example ..."],
-    whole: Float[np.ndarray, " example"],
-    clusters: np.ndarray | None = None,
-    *,
-    seed: int = 0,
-) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    """The mean of `part` over the mean of `whole`, with the ends of a percentile bootstrap interval over examples.
-
-    A ratio of means and not a mean of ratios: an example that nothing moves has no ratio. Examples where a part is NaN
-    do not count for it.
-
-    Args:
-        part: What is explained.
-        whole: What there is to explain.
-        clusters: Of the examples; they are resampled whole.
-        seed: Of the resampling.
-    """
-    shares = Measured({}, part.reshape(len(part), -1), whole)
-    middle = shares.mean(np.ones((1, len(part))))[0]
-    low, high = np.full((2, len(middle)), np.nan)
-    if len(part) > 1:
-        weights = bootstrap_weights(len(part), clusters, RESAMPLES, seed)
-        drawn = np.vstack([shares.mean(some) for some in in_chunks(weights, len(middle))])
-        known, tail = np.isfinite(drawn).any(0) & np.isfinite(middle), (1 - CONFIDENCE) / 2
-        if known.any():
-            low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
-    shape = part.shape[1:]
-    return middle.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
 def site_table(labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, Float[np.ndarray, "..."]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What was measured fact by fact: differences of shares on the same facts, complete cases, clustered intervals."""
+"""What was measured fact by fact: the same facts under several schemes, complete cases, clustered intervals."""
 
 import math
 from collections.abc import Mapping
@@ -7,48 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import norm
 
-from lcalens.core.errors import LcalensError
-from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
-from probes.harness.rules import Estimate, Evidence
-
-
-def matched(before: ArrayLike, after: ArrayLike) -> Estimate:
-    """The share after less the share before, with Agresti and Min's 95% interval for matched pairs.
-
-    Half a fact is added to each of the four ways in which a fact can go: where all of a few facts go the same way, a
-    bootstrap would claim certainty, this does not.
-
-    Args:
-        before: Whether each fact succeeds, 0 or 1.
-        after: The same facts, in the same order.
-
-    Raises:
-        LcalensError: They are not of the same facts.
-    """
-    one, other = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if one.shape != other.shape or one.ndim != 1:
-        raise LcalensError(f"after: {other.shape} facts beside {one.shape} before; give one number a fact.")
-    if not len(one):
-        return Estimate(math.nan, math.nan, math.nan)
-    gained, lost = (other > one).sum() + 0.5, (other < one).sum() + 0.5
-    total = len(one) + 2
-    middle = (gained - lost) / total
-    half = float(norm.ppf(0.975)) * math.sqrt(((gained + lost) / total - middle**2) / total)
-    return Estimate(float((other - one).mean()), float(max(middle - half, -1)), float(min(middle + half, 1)))
-
-
-def share(successes: ArrayLike) -> Estimate:
-    """A share with Wilson's interval.
-
-    Args:
-        successes: Whether each fact succeeds, 0 or 1.
-    """
-    found = np.asarray(successes, dtype=float)
-    if not len(found):
-        return Estimate(math.nan, math.nan, math.nan)
-    return Estimate(float(found.mean()), *wilson(int(found.sum()), len(found)))
+from lcalens.core.estimates import Estimate, matched, over_clusters, share
+from lcalens.core.statistics import holm, mcnemar
+from probes.harness.rules import Evidence
 
 
 class FactCurves:
@@ -107,13 +69,10 @@ class FactCurves:
         first = min(since, last)
         effect, beside = (frame[last] - frame[first] for frame in (one, other))
 
-        def mean(values: pd.Series) -> Estimate:
-            found = values.to_numpy(dtype=float)
-            middle = float(found.mean()) if len(found) else math.nan
-            return Estimate(middle, *clustered_mean_interval(found, self.relation[chosen]))
-
+        differences = (effect, beside, effect - beside)
+        estimates = (over_clusters(values, self.relation[chosen]) for values in differences)
         setting = f"{name}: {scheme}, n = {last}, {len(one)} facts"
-        return Evidence(setting=setting, effect=mean(effect), control=mean(beside), excess=mean(effect - beside))
+        return Evidence(setting=setting, effect=next(estimates), control=next(estimates), excess=next(estimates))
 
     def table(self) -> list[dict[str, Any]]:
         """For every scheme, of all facts and of the known: the share by n, and McNemar's p of the largest n on all."""

@@ -8,89 +8,16 @@ where in some, and *does not hold* where in none. The number shown is of the set
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
 
 from lcalens.core.errors import LcalensError
-from lcalens.core.statistics import wilson
-from lcalens.mechanism.summary import ratio_of_means
+from lcalens.core.estimates import Estimate, difference, over_seeds
 
 Word = Literal["holds", "holds in part", "does not hold"]
-_COVERAGE = 0.95
-
-
-class Estimate(NamedTuple):
-    """A number with the ends of its 95% interval; both are the number itself where it is exact."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """`0.123 [0.1, 0.146]`, or the number alone where it is exact."""
-        if math.isclose(self.low, self.high, rel_tol=1e-12):
-            return f"{self.mean:.3g}"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-def exact(number: float) -> Estimate:
-    """A number without an interval.
-
-    Args:
-        number: Any.
-    """
-    return Estimate(float(number), float(number), float(number))
-
-
-def over_seeds(values: ArrayLike) -> Estimate:
-    """The mean over seeds with Student's 95% interval; NaN ends where there are fewer than two.
-
-    Args:
-        values: One a seed.
-
-    Raises:
-        LcalensError: There are none.
-    """
-    found = np.asarray(values, dtype=float)
-    if found.ndim != 1 or not len(found):
-        raise LcalensError(f"values: expected one number a seed, got an array of shape {found.shape}.")
-    mean = float(found.mean())
-    if len(found) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    half = float(student.ppf((1 + _COVERAGE) / 2, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return Estimate(mean, mean - half, mean + half)
-
-
-def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
-    """The mean of shares, with Wilson's 95% interval over all their contexts: for a model that is the same every time.
-
-    Over seeds the interval of a share that is always 1 would have no width, as if it were exact.
-
-    Args:
-        shares: One for each sample of contexts.
-        contexts: How many contexts each is of.
-    """
-    found = np.asarray(shares, dtype=float)
-    mean = float(found.mean())
-    if math.isnan(mean):
-        return Estimate(mean, math.nan, math.nan)
-    return Estimate(mean, *wilson(round(mean * contexts * found.size), contexts * found.size))
-
-
-def ratio_of_facts(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
-    """The mean of `part` over the mean of `whole`, with a 95% bootstrap interval that resamples whole clusters.
-
-    Args:
-        part: One number a fact: what is explained.
-        whole: What there is to explain.
-        clusters: The facts' relations.
-    """
-    arrays = (np.asarray(part, dtype=float), np.asarray(whole, dtype=float), np.asarray(clusters))
-    return Estimate(*(float(end) for end in ratio_of_means(*arrays)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +62,7 @@ def unpaired(setting: str, effect: Estimate, control: Estimate) -> Evidence:
         effect: The effect.
         control: The control.
     """
-    apart = effect.mean - control.mean
-    low = apart - math.hypot(effect.mean - effect.low, control.high - control.mean)
-    high = apart + math.hypot(effect.high - effect.mean, control.mean - control.low)
-    return Evidence(setting=setting, effect=effect, control=control, excess=Estimate(apart, low, high))
+    return Evidence(setting=setting, effect=effect, control=control, excess=difference(effect, control))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lcalens import TrainConfig
+from lcalens.core.estimates import Estimate, over_seeds
 from lcalens.lca import LCAForCausalLM, Run
 from lcalens.lca.world import bayes
-from probes.harness.rules import Estimate, over_seeds
 
 Reader = Callable[[Tensor, Tensor], Tensor]
 """From a context's counts and its last token to a score for every token."""

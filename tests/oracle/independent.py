@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from lcalens import LatentConcepts
+from lcalens.core.estimates import Estimate, over_seeds
 from lcalens.lca import theory
-from probes.harness.rules import Estimate, over_seeds, unpaired
+from probes.harness.rules import unpaired
 from probes.harness.toy import recipe
 from probes.harness.work import FIRST_SEED, Work
 from probes.value_swap import swapped

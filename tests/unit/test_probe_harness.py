@@ -13,10 +13,11 @@ from scipy import stats
 
 from lcalens import LatentConcepts, TrainConfig
 from lcalens.core.errors import LcalensError
+from lcalens.core.estimates import Estimate, exact, over_seeds, ratio_of_facts
 from probes.harness import run
 from probes.harness.naive import runs_of
 from probes.harness.page import duration, escaped, page, table
-from probes.harness.rules import Estimate, Evidence, Rule, exact, over_seeds, paired, ratio_of_facts, unpaired
+from probes.harness.rules import Evidence, Rule, paired, unpaired
 from probes.harness.study import Report, Settings, run_probe
 
 RULE = Rule(claim="It rises.", source="Figure 0", effect="the rise", minimum=0.1, control="nothing", margin=0.05)

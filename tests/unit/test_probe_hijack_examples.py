@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from helpers import standins
 
+from lcalens.core.estimates import matched, share
 from probes import hijack_examples as probe
-from probes.harness.facts import matched, share
 from probes.harness.work import Work
 
 

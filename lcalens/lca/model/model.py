@@ -236,6 +236,24 @@ class LCAForCausalLM(PreTrainedModel):
         scores = self.attn.q(self.embed(last)) @ self.attn.k(self.embed.weight).T * self.attn.scale
         return (scores + counts.log()).softmax(-1)
 
+    def gathered(self, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]) -> Float[Tensor, "batch d"]:
+        """What attention gathers for the value matrix, h(x): the embeddings' mean, weighted by the attention.
+
+        It lies in the convex hull of the embeddings (the paper's section on the value matrix's role).
+
+        Args:
+            counts: How often each token occurs in the context, the last one included.
+            last: The last token.
+
+        Example:
+            >>> from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM
+            >>> concepts, model = LatentConcepts(3), LCAForCausalLM(LCAConfig(m=3, d_model=4))
+            >>> drawn = concepts.sample_counts(2, 8, torch.Generator().manual_seed(0))
+            >>> model.gathered(drawn.counts, drawn.last).shape
+            torch.Size([2, 4])
+        """
+        return self.attention_from_counts(counts, last) @ self.embed.weight
+
     def from_counts(
         self, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch vocab"]:
@@ -245,8 +263,7 @@ class LCAForCausalLM(PreTrainedModel):
             counts: How often each token occurs in the context, the last one included.
             last: The last token.
         """
-        looked = self.attention_from_counts(counts, last) @ self.embed.weight  # (batch, d)
-        return self.attn.v(looked) @ self.embed.weight.T
+        return self.attn.v(self.gathered(counts, last)) @ self.embed.weight.T
 
 
 def lca_tokenizer(m: int) -> PreTrainedTokenizerFast:

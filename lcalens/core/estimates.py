@@ -1,0 +1,158 @@
+"""A number with its 95% interval: one function for each kind of sample, each naming the interval that suits it."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+
+from lcalens.core.errors import LcalensError
+from lcalens.core.statistics import (
+    CONFIDENCE,
+    clustered_mean_interval,
+    ratio_of_means,
+    student_interval,
+    wilson,
+)
+
+
+class Estimate(NamedTuple):
+    """A number with the ends of its 95% interval; both are the number itself where it is exact."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """`0.123 [0.1, 0.146]`, or the number alone where it is exact."""
+        if math.isclose(self.low, self.high, rel_tol=1e-12):
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+"""The estimate from no measurement at all."""
+
+
+def exact(number: float) -> Estimate:
+    """A number without an interval.
+
+    Args:
+        number: Any.
+
+    Example:
+        >>> str(exact(0.5))
+        '0.5'
+    """
+    return Estimate(float(number), float(number), float(number))
+
+
+def over_seeds(values: ArrayLike) -> Estimate:
+    """The mean over seeds with Student's interval; NaN ends where there are fewer than two.
+
+    Args:
+        values: One per seed.
+
+    Raises:
+        LcalensError: There are none.
+
+    Example:
+        >>> str(over_seeds([0.1, 0.2, 0.3]))
+        '0.2 [-0.0484, 0.448]'
+    """
+    measured = np.asarray(values, dtype=float)
+    if measured.ndim != 1 or not len(measured):
+        raise LcalensError(f"values: expected one number a seed, got an array of shape {measured.shape}.")
+    return Estimate(float(measured.mean()), *student_interval(measured))
+
+
+def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
+    """The mean of shares, with Wilson's interval over all their contexts: for a model that is the same every time.
+
+    Over seeds the interval of a share that is always 1 would have no width, as if it were exact.
+
+    Args:
+        shares: One for each sample of contexts.
+        contexts: How many contexts each is of.
+    """
+    measured = np.asarray(shares, dtype=float)
+    mean = float(measured.mean())
+    if math.isnan(mean):
+        return NOTHING
+    return Estimate(mean, *wilson(round(mean * contexts * measured.size), contexts * measured.size))
+
+
+def share(successes: ArrayLike) -> Estimate:
+    """A share with Wilson's interval.
+
+    Args:
+        successes: Whether each example succeeds, 0 or 1.
+    """
+    measured = np.asarray(successes, dtype=float)
+    if not len(measured):
+        return NOTHING
+    return Estimate(float(measured.mean()), *wilson(int(measured.sum()), len(measured)))
+
+
+def matched(before: ArrayLike, after: ArrayLike) -> Estimate:
+    """The share after less the share before, with Agresti and Min's (2005) interval for matched pairs.
+
+    Half an example is added to each of the four ways in which one can go: where all of a few examples go the same way,
+    a bootstrap would claim certainty, this does not.
+
+    Args:
+        before: Whether each example succeeds, 0 or 1.
+        after: The same examples, in the same order.
+
+    Raises:
+        LcalensError: They are not of the same examples.
+    """
+    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise LcalensError(f"after: {second.shape} facts beside {first.shape} before; give one number a fact.")
+    if not len(first):
+        return NOTHING
+    gained, lost = (second > first).sum() + 0.5, (second < first).sum() + 0.5
+    total = len(first) + 2
+    middle = (gained - lost) / total
+    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(((gained + lost) / total - middle**2) / total)
+    return Estimate(float((second - first).mean()), float(max(middle - half, -1)), float(min(middle + half, 1)))
+
+
+def difference(effect: Estimate, control: Estimate) -> Estimate:
+    """The difference of two independent estimates, with Newcombe's (1998) interval, his method 10.
+
+    Args:
+        effect: The effect.
+        control: What is taken from it.
+    """
+    apart = effect.mean - control.mean
+    low = apart - math.hypot(effect.mean - effect.low, control.high - control.mean)
+    high = apart + math.hypot(effect.high - effect.mean, control.mean - control.low)
+    return Estimate(apart, low, high)
+
+
+def over_clusters(values: ArrayLike, clusters: ArrayLike) -> Estimate:
+    """A mean with a bootstrap interval that resamples whole clusters.
+
+    Args:
+        values: One per fact.
+        clusters: The facts' relations.
+    """
+    measured = np.asarray(values, dtype=float)
+    if not len(measured):
+        return NOTHING
+    return Estimate(float(measured.mean()), *clustered_mean_interval(measured, np.asarray(clusters)))
+
+
+def ratio_of_facts(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
+    """The mean of `part` over the mean of `whole`, with a bootstrap interval that resamples whole clusters.
+
+    Args:
+        part: What is explained, one number per fact.
+        whole: What there is to explain.
+        clusters: The facts' relations.
+    """
+    arrays = (np.asarray(part, dtype=float), np.asarray(whole, dtype=float), np.asarray(clusters))
+    return Estimate(*(float(end) for end in ratio_of_means(*arrays)))
