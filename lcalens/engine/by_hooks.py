@@ -2,17 +2,21 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import wide
 from lcalens.engine.metrics import Asked, Metric, check_finite, read
-from lcalens.engine.sites import BY_QUERY, HEADS, SHARED, hook_name, roles
+from lcalens.engine.sites import BY_QUERY, HEADS, SHARED, SITES, hook_name, roles
 
+_TRIED = 7  # tokens of the trial
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _DISCARDED = r".*The edit is discarded"  # TransformerLens, where attention runs inside Hugging Face's own module
 
 
@@ -41,6 +45,7 @@ def patch_hooked(
     Raises:
         LcalensError: The model does not let the site be edited.
     """
+    try_site(model, site)
     device = next(model.original_model.parameters()).device
     tokens = {name: run.to(device) for name, run in zip(("clean", "hijacked"), runs, strict=True)}
     base, source = (tokens[name] for name in roles(direction))
@@ -69,6 +74,125 @@ def patch_hooked(
     return torch.stack(columns, 1), torch.stack(
         [read(metric, ends[name], question) for name in ("clean", "hijacked")], 1
     )
+
+
+def try_site(model: Any, site: str) -> None:
+    """Refuse a site whose hook is not what its name says, or whose edits the model discards, found by trying.
+
+    Every layer must show it; what a run itself had, put back, must change nothing; another run's must change something;
+    and what the site is must fit what the block does: the stream after a block is the stream before it and what was
+    added, attention weights average the values to z, z goes into W_O.
+
+    Args:
+        model: A TransformerBridge.
+        site: One of `SITES`.
+
+    Raises:
+        LcalensError: It cannot be patched; the message says why.
+    """
+    device, layers = next(model.original_model.parameters()).device, range(model.cfg.n_layers)
+    generator = torch.Generator().manual_seed(0)
+    own, other = (
+        torch.randint(0, int(model.cfg.d_vocab), (1, _TRIED), generator=generator).to(device) for _ in range(2)
+    )
+    kept = [_activations(model, tokens) for tokens in (own, other)]
+    absent = next((layer for layer in layers if hook_name(site, layer) not in kept[0]), None)
+    reason = f"layer {absent} shows none" if absent is not None else ""
+    reason = reason or next(filter(None, (_misfit(kept[0], site, layer, model) for layer in layers)), "")
+    plain = _last(model, own, [], site, "kl")
+    closeness = _SAME.get(plain.dtype, 1e-4) * float(plain.abs().max())
+    if not reason:
+        names = [hook_name(site, layer) for layer in layers]
+        same = _last(model, own, [(name, _constant(kept[0][name])) for name in names], site, "kl")
+        if float((same - plain).abs().max()) > closeness:
+            reason = "its own activations, put back, change what the model says"
+        for name in names:
+            moved = _last(model, own, [(name, _constant(kept[1][name]))], site, "kl")
+            if torch.equal(moved, plain) and not torch.equal(kept[0][name], kept[1][name]):
+                reason = reason or f"what is put in at {name} is discarded"
+    if reason:
+        raise LcalensError(f"site: {site!r} cannot be patched in this model by its hooks: {reason}; use another site.")
+
+
+def _activations(model: Any, tokens: Int[Tensor, "1 position"]) -> dict[str, Tensor]:
+    """Every site's activation in every layer, as far as hooks show it, and what W_O is given."""
+    kept: dict[str, Tensor] = {}
+    names = {hook_name(site, layer) for site in SITES for layer in range(model.cfg.n_layers)}
+
+    def look(value: Tensor, hook: Any, name: str) -> None:
+        kept[name] = value.detach().clone()
+
+    present = [name for name in names if _has_hook(model, name)]
+    model.run_with_hooks(tokens, fwd_hooks=[(name, partial(look, name=name)) for name in present])
+    return kept
+
+
+def _has_hook(model: Any, name: str) -> bool:
+    """Whether the model has a hook of this name, or one that the name is an alias of."""
+    owner = model
+    for step in name.split("."):
+        owner = owner[int(step)] if step.isdigit() else getattr(owner, step, None)
+        if owner is None:
+            return False
+    return hasattr(owner, "fwd_hooks")
+
+
+def _misfit(kept: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
+    """What is wrong with a site in a layer, by the identities of a block; nothing where they hold or say nothing."""
+
+    def at(name: str, index: int = layer) -> Tensor | None:
+        found = kept.get(hook_name(name, index))
+        return None if found is None else wide(found)
+
+    def apart(one: Tensor, two: Tensor) -> bool:
+        if one.shape != two.shape:
+            return True
+        precision = 64 * torch.finfo(kept[hook_name(site, layer)].dtype).eps
+        return float((one - two).abs().max()) > max(precision, 1e-4) * float(two.abs().max())
+
+    if site in ("resid_pre", "resid_post") and layer + 1 < model.cfg.n_layers:
+        after, following = at("resid_post"), at("resid_pre", layer + 1)
+        if after is not None and following is not None and apart(after, following):
+            return f"the stream after layer {layer} is not the one before the next"
+    if site in ("attn_out", "mlp_out"):
+        before, attention, mlp, after = (at(name) for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
+        if before is None or attention is None or mlp is None or after is None:
+            return f"in layer {layer} the other parts of the block are not shown, so nothing tells what it is"
+        if attention.shape != mlp.shape or attention.shape != after.shape:
+            return f"in layer {layer} the parts of the block are of different shapes"
+        # A model without a residual stream, the toy, puts out what it writes and nothing of what came in.
+        if apart(before + attention + mlp, after) and apart(attention + mlp, after):
+            return f"in layer {layer} the stream before it and what is added are not the stream after it"
+    pattern, scores = at("pattern"), at("attn_scores")
+    own: Any = getattr(model.blocks[layer].attn, "original_component", None)
+    if site == "pattern" and pattern is not None:
+        if bool((pattern < 0).any()) or bool((pattern.sum(-1) > 1 + 1e-2).any()):
+            return f"in layer {layer} its rows are no shares"
+        clipped = any(getattr(owner, "clip_qkv", None) for owner in (own, getattr(own, "config", None)))
+        if not clipped and _averages(pattern, at("v"), at("z"), apart) is False:
+            return f"in layer {layer} it does not average the values to z"
+    if site == "attn_scores" and scores is not None and pattern is not None:
+        sinks = getattr(own, "sinks", None) is not None  # they take part in the softmax and are not shown
+        if not sinks and apart(scores.softmax(-1), pattern):
+            return f"in layer {layer} their softmax is not the attention pattern"
+    return ""
+
+
+def _averages(pattern: Tensor, values: Tensor | None, z: Tensor | None, apart: Any) -> bool | None:
+    """Whether the pattern averages the values to z; None where they are not shown head by head."""
+    if values is None or z is None or values.ndim != 4 or z.ndim != 4 or values.shape[3] != z.shape[3]:
+        return None
+    shared = values.repeat_interleave(pattern.shape[1] // values.shape[2], 2)
+    return not apart(einsum(pattern, shared, "batch head query key, batch key head width -> batch query head width"), z)
+
+
+def _constant(value: Tensor) -> Any:
+    """A hook that puts in the same value whatever comes."""
+
+    def put(current: Tensor, hook: Any) -> Tensor:
+        return value.to(current)
+
+    return put
 
 
 def _last(

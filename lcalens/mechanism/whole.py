@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import trace, trace_both
 from lcalens.engine.sites import roles
@@ -35,6 +36,11 @@ def whole_answers(
         budget: Bytes that the growing batch may take.
         layers: Which layers are patched; all by default.
     """
+    if not decoder.causal and any(len(ids) > 1 for rows in (contrast.true, contrast.false) for ids in rows):
+        raise LcalensError(
+            "metric: whole answers of several tokens need a model that does not look ahead, and this one does: an "
+            "answer's later tokens would change what its earlier ones are given; use answers of one token."
+        )
     device, keep = decoder.layers[0].device, kept_for(site)
     base_name, source_name = roles(direction)
     value, ends = None, torch.zeros(len(bucket.indices), 2, device=decoder.unembed.device, dtype=torch.float64)
