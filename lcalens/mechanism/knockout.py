@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from lcalens.core.provenance import model_info
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.engine.attention import average
-from lcalens.engine.decoder import Decoder
+from lcalens.engine.decoder import Decoder, Layer
 from lcalens.engine.forward import Trace, run, trace_both
 from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
 from lcalens.engine.variants import written_by_heads
@@ -151,7 +152,9 @@ def _together(
         if site != "pattern" or not cut:
             return value
         value = value.clone()
-        value[:, 0, cut] = _without(value[:, 0, cut], hidden[:, -value.shape[-2] :].to(value.device), renormalise)
+        value[:, 0, cut] = _without(
+            decoder.layers[index], value[:, 0, cut], hidden[:, -value.shape[-2] :].to(value.device), renormalise
+        )
         return value
 
     return run(decoder, base.resid[0][:, None], edit=edit, reads=1)
@@ -166,7 +169,7 @@ def _one_by_one(
         if stage != "mid":
             return None
         layer, looked = decoder.layers[index], base.kept["pattern"][index]
-        pattern = _without(looked, hidden.to(looked.device), renormalise)[:, :, start:]
+        pattern = _without(layer, looked, hidden.to(looked.device), renormalise)[:, :, start:]
         z = average(layer, pattern[:, None], base.values[index])[:, 0]
         return written_by_heads(decoder, base, index, z - base.kept["z"][index][:, start:], start)
 
@@ -174,14 +177,19 @@ def _one_by_one(
 
 
 def _without(
-    pattern: Float[Tensor, "batch head query key"], hidden: Bool[Tensor, "batch query key"], renormalise: bool
+    layer: Layer,
+    pattern: Float[Tensor, "batch head query key"],
+    hidden: Bool[Tensor, "batch query key"],
+    renormalise: bool,
 ) -> Float[Tensor, "batch head query key"]:
     """The pattern with nothing paid to what is hidden; a row that has nothing else left stays 0."""
     left = pattern.masked_fill(hidden[:, None], 0.0)
     if not renormalise:
         return left
-    touched = hidden.any(-1)[:, None, :, None]
+    touched = rearrange(hidden.any(-1), "batch query -> batch 1 query 1")
     total = left.sum(-1, keepdim=True)
+    if layer.sinks is not None:  # a sink stays in the softmax with the share that it had beside what is left
+        total = total + (1 - pattern.sum(-1, keepdim=True)).clamp(min=0)
     return torch.where(touched & (total > 0), left / total.clamp(min=torch.finfo(left.dtype).tiny), left)
 
 

@@ -564,8 +564,9 @@ def test_a_whole_answer_of_one_token_is_its_log_probability(toy):
 # --- what is not read by layers -------------------------------------------------------------------------------------
 
 
-def test_an_unknown_family_is_patched_by_hooks(tmp_path):
+def test_a_model_with_hooks_of_its_users_is_patched_by_hooks(tmp_path):
     model = load_model(standins.save_standin(tmp_path / "neo", "gpt_neo"), progress=False)
+    model.add_hook("blocks.0.hook_resid_pre", lambda value, hook: value)
     case = slow.case(model, length=7, changed=(2, 3, 5))
     moved(model, case)
     for i, site in enumerate(SITES):
@@ -580,7 +581,7 @@ def test_an_unknown_family_is_patched_by_hooks(tmp_path):
         groups = slow.groups_of(positions, 7, 7, case.spans)
         logits = slow.patched(model, *slow.sides(case, direction), site, groups)
         assert found.provenance["path"].startswith("hooks: ")
-        assert "gpt_neo" in found.provenance["path"]
+        assert "attached" in found.provenance["path"]
         expected, ends = by_hand(metric, logits, case)
         close(found, expected, ends, direction)
 
