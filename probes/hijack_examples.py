@@ -17,7 +17,6 @@ from lcalens import LcalensError, ask
 from lcalens.core.estimates import matched, over_seeds
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.scoring import Continuation, score
-from lcalens.llm.prompts.hijack import JOIN
 from lcalens.views.style import GREY
 from probes.harness.figures import dots
 from probes.harness.rules import Evidence, Rule, paired
@@ -137,7 +136,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
             rows.append(row | {"about": about, "sentence": sentence, "paper": cell["wording"] in one.paper})
     for context in ("clean", "hijacked"):
         copies = cell["copies"] if context == "hijacked" else 0
-        texts = [JOIN.join([*[row["sentence"]] * copies, row["prompt"]]) for row in rows for _ in range(2)]
+        texts = [" ".join([*[row["sentence"]] * copies, row["prompt"]]) for row in rows for _ in range(2)]
         answers = [row[kind] for row in rows for kind in ("true", "false")]
         encoded = encode(source_tokenizer(model), texts, answers=answers)
         logp = score(model, [Continuation(one.ids, *one.spans["answer"][0]) for one in encoded]).logp

@@ -1,9 +1,11 @@
 """Text to token ids and spans, for every room: one function, so that nobody's BOS rule slips in unseen.
 
-The ids are what the source's own Hugging Face tokenizer gives for the text: never the bridge's copy, which adds a BOS
-by a rule of its own.
+The ids are what the source's own Hugging Face tokenizer gives for the text, never those of the bridge's copy, which
+adds a BOS by a rule of its own. Two things are mended (docs/text.md): special tokens that a tokenizer puts *behind* a
+text are dropped, as the model is to continue the text, and a BOS is never there twice.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +14,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lcalens.core.chat import chat_prompt, reply_join, text_start
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_length
 from lcalens.core.provenance import model_info
+from lcalens.core.reading import Row, Span, read
+from lcalens.core.text import check_join, check_text, join_between, word_of
 
-_SENTINEL = "\ue000"  # for private use: in nobody's template
-
-Span = tuple[int, int]
-"""First and one past the last: of characters in a text, or of tokens in its ids."""
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,31 @@ class Encoded:
     """One text's token ids, with the token spans of whatever character spans were asked for.
 
     Attributes:
-        ids: Token ids, special tokens included.
+        ids: Token ids, special tokens at the beginning included.
         spans: For each name, the token spans in the order of the character spans given.
+        unknown: How much the vocabulary does not have: tokens that are `<unk>`, and characters that were dropped.
     """
 
-    ids: tuple[int, ...]
+    ids: Ids
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer behind a prompt: `ids[start:]` are its tokens, scored given all before them.
+
+    Attributes:
+        ids: The prompt's and the answer's tokens.
+        start: The first token of the answer.
+        join: What stands between the two.
+        problem: Why the answer cannot be scored exactly; empty where it can.
+    """
+
+    ids: Ids
+    start: int
+    join: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +104,10 @@ def encode(
     *,
     spans: Sequence[Mapping[str, Sequence[Span]]] | None = None,
     answers: Sequence[str] | None = None,
+    join: str | None = None,
     chat: bool = False,
 ) -> list[Encoded]:
-    """Token ids exactly as `tokenizer(text)` gives them, with character spans turned into token spans.
+    """Token ids as `tokenizer(text)` gives them, with character spans turned into token spans.
 
     A token belongs to a span when it covers at least one of its characters, so a byte-level token that holds a word's
     leading space belongs to the word.
@@ -93,51 +116,179 @@ def encode(
         tokenizer: A Hugging Face tokenizer, as its source loads it.
         texts: The texts.
         spans: For each text, names with character spans in it.
-        answers: For each text, what follows it: after one space, or as the beginning of the reply in a chat. Its tokens
-            are the span `answer`, which holds the space where that is a token of its own.
+        answers: For each text, the word that follows it, put there by `follow`. Its tokens are the span `answer`, which
+            holds the space before the word where that is a token of its own.
+        join: What stands before every answer; None finds it.
         chat: Put each text as the user's turn of the tokenizer's chat template, up to where the assistant's reply
             begins. Spans still count characters of the bare text.
 
     Raises:
         LcalensError: A text is not a string or holds characters that UTF-8 cannot write; spans do not match the texts;
-            `chat` without a chat template.
+            an answer that cannot be scored exactly; `chat` without a chat template, or one that cannot be followed.
     """
+    _check_texts(texts, spans=spans, answers=answers)
+    if not texts:
+        return []
+    wholes = _wholes(tokenizer, texts, chat)
+    start = text_start(tokenizer, wholes, texts) if chat else 0
+    encoded = []
+    for row, names in zip(read(tokenizer, wholes, chat), spans or [{}] * len(texts), strict=True):
+        found = {
+            name: tuple(_token_span(row.offsets, (first + start, last + start), name) for first, last in places)
+            for name, places in names.items()
+        }
+        encoded.append(Encoded(tuple(row.ids), found, row.unknown))
+    if answers is None:
+        return encoded
+    followed = follow(tokenizer, texts, answers, join=join, chat=chat)
+    check_answers("answers", answers, followed)
+    return [
+        Encoded(item.ids, {**plain.spans, "answer": ((item.start, len(item.ids)),)}, plain.unknown)
+        for item, plain in zip(followed, encoded, strict=True)
+    ]
+
+
+def follow(
+    tokenizer: Any,
+    texts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    join: str | None = None,
+    chat: bool = False,
+    argument: str = "answers",
+) -> list[Answer]:
+    """For each text, the tokens of the answer behind it: the one rule of this library (docs/text.md).
+
+    An answer is a word, written with or without a space before it. Between text and word stands what the language and
+    the text's end ask for, or `join`, or in a chat what the template writes before a reply. The answer's tokens are
+    those behind the text's own in the tokens of the two together. Where these do not begin with the text's own, a token
+    reaches from one into the other, and the answer has a problem instead.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        texts: The texts.
+        answers: A word for each.
+        prompts: For each text, the part of it that the join is found from: a prompt without the sentences before it.
+        join: White space that stands before every answer.
+        chat: Texts are users' turns of the chat template, answers the beginnings of the replies.
+        argument: What to call the answers in errors.
+
+    Raises:
+        LcalensError: A malformed answer or join; a chat template that is missing or cannot be followed.
+    """
+    check_join(join)
+    _check_texts(texts, answers=answers)
+    if not texts:
+        return []
+    for answer in answers:
+        check_text(argument, answer)
+    words = {answer: word_of(argument, answer) for answer in dict.fromkeys(answers)}
+    spaced = next((answer for answer in words if answer.startswith(" ")), None)
+    if join is not None and spaced is not None and not join.endswith(" "):
+        raise LcalensError(
+            f"{argument}: {spaced!r:.60} begins with a space and join={join!r} ends without one; give one of them."
+        )
+    wholes = _wholes(tokenizer, texts, chat)
+    if chat:
+        text_start(tokenizer, wholes, texts)
+        join = reply_join(tokenizer, list(words.values())) if join is None else join
+    joins = [
+        _join(prompt, answer, words[answer], join) for prompt, answer in zip(prompts or texts, answers, strict=True)
+    ]
+    parts = [(whole, space, words[a]) for whole, a, (space, _) in zip(wholes, answers, joins, strict=True)]
+    # Every text has several answers, and many texts the same: each is read once, in one batch of the tokenizer.
+    texts_alone, texts_answered = list(dict.fromkeys(wholes)), list(dict.fromkeys(parts))
+    composed = [part for part in texts_answered if not unicodedata.is_normalized("NFC", part[2])]
+    rows = read(
+        tokenizer,
+        [
+            *texts_alone,
+            *("".join(part) for part in texts_answered),
+            *(before + space + unicodedata.normalize("NFC", word) for before, space, word in composed),
+        ],
+        chat,
+    )
+    alone = dict(zip(texts_alone, rows, strict=False))
+    answered = dict(zip(texts_answered, rows[len(alone) :], strict=False))
+    usual = dict(zip(composed, rows[len(alone) + len(answered) :], strict=True))
+    found = {
+        part: _answer(part, alone[part[0]], answered[part], usual.get(part, answered[part])) for part in texts_answered
+    }
+    return [
+        Answer(found[part].ids, found[part].start, part[1], problem or found[part].problem)
+        for part, (_, problem) in zip(parts, joins, strict=True)
+    ]
+
+
+def check_answers(argument: str, answers: Sequence[str], followed: Sequence[Answer]) -> None:
+    """Refuse answers that cannot be scored exactly.
+
+    Raises:
+        LcalensError: The first of them that has a problem.
+    """
+    for answer, item in zip(answers, followed, strict=True):
+        if item.problem:
+            raise LcalensError(f"{argument}: {answer!r:.60}: {item.problem}.")
+
+
+def _wholes(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[str]:
+    if not chat:
+        return list(texts)
+    rendered = {text: chat_prompt(tokenizer, text) for text in dict.fromkeys(texts)}
+    return [rendered[text] for text in texts]
+
+
+def _join(prompt: str, answer: str, word: str, join: str | None) -> tuple[str, str]:
+    """What stands between a prompt and a word; and why that cannot be told, or nothing."""
+    if join is not None:
+        return join, ""
+    try:
+        return join_between(prompt, word), ""
+    except LcalensError as error:
+        if answer.startswith(" "):
+            return " ", ""
+        return "", str(error).removeprefix("join: ").rstrip(".")
+
+
+def _answer(part: tuple[str, str, str], alone: Row, answered: Row, usual: Row) -> Answer:
+    """An answer's tokens, from those of its text alone, of both together, and of both where the word is in NFC."""
+    before, space, _ = part
+    start, problem = len(alone.ids), ""
+    if alone.unknown:
+        problem = "the prompt holds what the tokenizer's vocabulary does not have"
+    elif answered.ids[:start] != alone.ids:
+        problem = "the prompt's tokens change when the answer follows: a token reaches from one into the other"
+        if before[-1:].isspace():
+            problem = (
+                "the prompt ends with white space, which this tokenizer takes into the answer's first token; leave it "
+                "out there, it is put where it belongs"
+            )
+    elif answered.unknown:
+        problem = "the answer is not in the tokenizer's vocabulary"
+    elif len(answered.ids) == start:
+        problem = "the answer has no tokens behind the prompt"
+    elif usual.ids != answered.ids:
+        problem = (
+            "the answer is not in Unicode's usual form (NFC) and has other tokens than in it; give "
+            "unicodedata.normalize('NFC', answer)"
+        )
+    return Answer(tuple(answered.ids), start, space, problem)
+
+
+def _check_texts(texts: Any, **others: Sequence[Any] | None) -> None:
     if isinstance(texts, str):
         raise LcalensError(f"texts: expected several texts, got one string ({texts!r:.60}); put it into a list.")
     for text in texts:
         check_text("texts", text)
-    for name, given in (("spans", spans), ("answers", answers)):
+    for name, given in others.items():
         if given is not None and len(given) != len(texts):
             raise LcalensError(f"{name}: {len(given)} for {len(texts)} texts; give one for each text.")
-    if not texts:
-        return []
-    whole = [chat_prompt(tokenizer, text) for text in texts] if chat else list(texts)
-    starts = [_chat_start(tokenizer, *pair) if chat else 0 for pair in zip(whole, texts, strict=True)]
-    wanted = [
-        {name: [(first + start, last + start) for first, last in places] for name, places in names.items()}
-        for names, start in zip(spans or [{}] * len(texts), starts, strict=True)
-    ]
-    if answers is not None:
-        joint = "" if chat else " "
-        for i, answer in enumerate(answers):
-            check_text("answers", answer)
-            wanted[i]["answer"] = [(len(whole[i]), len(whole[i]) + len(joint) + len(answer))]
-            whole[i] += joint + answer
-    options: dict[str, Any] = {"add_special_tokens": not chat, "padding": False, "truncation": False}
-    if getattr(tokenizer, "is_fast", False):
-        batch = tokenizer(whole, return_offsets_mapping=True, **options)
-        offsets = [[tuple(pair) for pair in row] for row in batch["offset_mapping"]]
-    else:
-        batch = tokenizer(whole, **options)
-        offsets = [
-            _offsets_by_prefix(tokenizer, full, ids, options)
-            for full, ids in zip(whole, batch["input_ids"], strict=True)
-        ]
-    encoded = []
-    for ids, offset, names in zip(batch["input_ids"], offsets, wanted, strict=True):
-        found = {name: tuple(_token_span(offset, place, name) for place in places) for name, places in names.items()}
-        encoded.append(Encoded(tuple(ids), found))
-    return encoded
+
+
+def spell(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as the vocabulary writes them, a space between each two: `ĠNew ĠYork`."""
+    return " ".join(map(str, tokenizer.convert_ids_to_tokens(list(ids))))
 
 
 def pad(encoded: Sequence[Encoded], *, device: torch.device | str | None = None) -> TokenBatch:
@@ -197,80 +348,9 @@ def tokenize(
     return pad(encoded, device=next(model.original_model.parameters()).device)
 
 
-def check_length(model: Any, longest: int) -> None:
-    """Refuse what does not fit the model's positions.
-
-    Raises:
-        LcalensError: `longest` tokens are more than the model's context holds.
-    """
-    limit = getattr(model.original_model.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise LcalensError(
-            f"texts: the longest has {longest} tokens, the model's context holds {limit}; shorten it, "
-            "or put fewer sentences before it."
-        )
-
-
-def check_text(argument: str, text: Any) -> None:
-    """Refuse what is not text that UTF-8 can write.
-
-    Raises:
-        LcalensError: Not a string, or it holds lone surrogates.
-    """
-    if not isinstance(text, str):
-        raise LcalensError(f"{argument}: expected a string, got {type(text).__name__} ({text!r:.60}).")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LcalensError(
-            f"{argument}: {text!r:.60} holds a character that UTF-8 cannot write, at {error.start}."
-        ) from error
-
-
-def chat_prompt(tokenizer: Any, text: str) -> str:
-    """`text` as the user's turn of the tokenizer's chat template, up to where the assistant's reply begins.
-
-    Raises:
-        LcalensError: The tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise LcalensError("chat: this tokenizer has no chat template (a base model?); leave chat=False.")
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def _chat_start(tokenizer: Any, whole: str, text: str) -> int:
-    """Where a text's characters are counted from within its chat prompt; templates strip what they are given."""
-    start = chat_prompt(tokenizer, _SENTINEL).index(_SENTINEL)
-    if not whole.startswith(text.strip(), start):
-        raise LcalensError(f"chat: the chat template rewrites the text {text!r:.60}, so its spans cannot be followed.")
-    return start - len(text) + len(text.lstrip())
-
-
 def _token_span(offsets: Sequence[tuple[int, ...]], place: Span, name: str) -> Span:
     first_char, last_char = place
     inside = [i for i, (start, end) in enumerate(offsets) if start < last_char and end > first_char and end > start]
     if not inside:
         raise LcalensError(f"spans: {name!r} at characters {place} covers no token.")
     return inside[0], inside[-1] + 1
-
-
-def _offsets_by_prefix(tokenizer: Any, text: str, ids: Sequence[int], options: dict[str, Any]) -> list[Span]:
-    """Character offsets for a tokenizer that keeps none: a token ends where a prefix of the text first contains it."""
-    offsets: list[Span] = []
-    start = 0
-    for end in range(len(text) + 1):
-        prefix = tokenizer(text[:end], **options)["input_ids"]
-        known = len(offsets)
-        while len(offsets) < len(ids) and len(prefix) > len(offsets) and _agree(prefix, ids, len(offsets) + 1):
-            offsets.append((start, end))  # several tokens may spell one character
-        if len(offsets) > known:
-            start = end
-    offsets += [(start, len(text))] * (len(ids) - len(offsets))
-    special = set(tokenizer.all_special_ids)
-    return [(0, 0) if token in special else place for token, place in zip(ids, offsets, strict=True)]
-
-
-def _agree(left: Sequence[int], right: Sequence[int], count: int) -> bool:
-    return list(left[:count]) == list(right[:count])

@@ -8,13 +8,12 @@ import pandas as pd
 import torch
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_length
 from lcalens.core.provenance import model_info, versions
 from lcalens.core.results import Result
-from lcalens.core.tokens import check_text, encode, source_tokenizer, tokenize
+from lcalens.core.text import check_written, join_sentences
+from lcalens.core.tokens import Answer, check_answers, encode, follow, pad, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, check_finite, score
-from lcalens.llm.prompts.hijack import JOIN
-
-_CONTEXTS = ("clean", "hijacked")
 
 
 @torch.no_grad()
@@ -26,43 +25,56 @@ def ask(
     answers: str | Sequence[str] = (),
     top: int = 5,
     chat: bool = False,
+    join: str | None = None,
 ) -> Result:
     """The model's top next tokens for a prompt, without and with sentences before it.
 
     Args:
         model: A TransformerBridge.
-        prompt: The question, ready to be continued: `"The Eiffel Tower is in"`.
+        prompt: The question, ready to be continued: `"The Eiffel Tower is in"`. It is read as it is written, with the
+            white space at its ends.
         hijack: A sentence or several to put before it; none shows the clean answers alone.
-        answers: Whole answers to score beside, of any number of tokens.
+        answers: Whole answers to score beside, of any number of tokens: words behind the prompt, with or without their
+            space (`" Paris"` and `"Paris"` are one).
         top: How many tokens to show of each.
         chat: Ask through the chat template.
+        join: What stands between prompt and answers, such as `" "` or `""`; None finds it (docs/text.md).
 
     Returns:
         A result over the axes context (clean, hijacked) and rank: `probability` and `token_id`; its table
-        `answers` has the tokens beside each other, and `scored` the whole answers' log-probabilities in nats.
+        `answers` has the tokens beside each other, and `scored` the whole answers' log-probabilities in nats with the
+        tokens that are scored. The prompts' tokens are in the provenance.
 
     Raises:
-        LcalensError: An empty prompt, a `top` below 1 or above the vocabulary, or as `tokenize` and `score`.
+        LcalensError: An empty prompt, a `top` below 1 or above the vocabulary; texts that hold what cannot be seen or
+            what the vocabulary does not have; an answer that cannot be scored exactly; or as `score`.
     """
     tokenizer = source_tokenizer(model)
     answers, sentences = _listed("answers", answers), _listed("hijack", () if hijack is None else hijack)
-    for name, text in [("prompt", prompt), *(("answers", answer) for answer in answers)]:
-        check_text(name, text)
-        if not text.strip():
-            raise LcalensError(f"{name}: {text!r} is empty; give a text, such as 'The Eiffel Tower is in'.")
-    for sentence in sentences:
-        check_text("hijack", sentence)
-    sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
+    for name, text in [("prompt", prompt), *(("hijack", sentence) for sentence in sentences)]:
+        check_written(name, text)
+    if not prompt.strip():
+        raise LcalensError(f"prompt: {prompt!r} is empty; give a text, such as 'The Eiffel Tower is in'.")
     vocabulary = model.original_model.config.get_text_config().vocab_size
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= vocabulary:
         raise LcalensError(f"top: {top!r} is not a whole number from 1 to the vocabulary's {vocabulary}.")
-    prompt = prompt.rstrip()
-    clean = [prompt] if not sentences else [prompt, JOIN.join([*sentences, prompt])]
-    texts: dict[str, str] = dict(zip(_CONTEXTS, clean, strict=False))
+    sentences = [sentence for sentence in sentences if sentence.strip()]
+    hijacked = prompt
+    for sentence in reversed(sentences):
+        hijacked = sentence + join_sentences(sentence, hijacked) + hijacked
+    texts = {"clean": prompt} | ({"hijacked": hijacked} if sentences else {})
+    encoded = encode(tokenizer, list(texts.values()), chat=chat)
+    if any(item.unknown for item in encoded):
+        raise LcalensError(
+            f"prompt: the tokenizer's vocabulary does not have all of {list(texts.values())[-1]!r:.120}; "
+            "choose other words."
+        )
+    followed = _followed(tokenizer, prompt, texts, answers, chat, join)
+    check_length(model, max(len(item.ids) for item in (*encoded, *followed)))
 
     ids, probabilities = [], []
-    for text in texts.values():
-        batch = tokenize(model, text, chat=chat)
+    for item in encoded:
+        batch = pad([item], device=next(model.original_model.parameters()).device)
         logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
         check_finite(logits)
         found = logits.softmax(-1).topk(top)
@@ -74,11 +86,19 @@ def ask(
         values={"probability": np.array(probabilities), "token_id": np.array(ids).astype(float)},
         tables={
             "answers": _beside(tokenizer, list(texts), np.array(ids), np.array(probabilities)),
-            "scored": _scored(model, tokenizer, texts, answers, chat),
+            "scored": _scored(model, tokenizer, list(texts), answers, followed),
         },
         provenance={
             "model": model_info(model).to_dict(),
-            "config": {"prompt": prompt, "hijack": sentences, "answers": list(answers), "top": top, "chat": chat},
+            "config": {
+                "prompt": prompt,
+                "hijack": sentences,
+                "answers": list(answers),
+                "top": top,
+                "chat": chat,
+                "join": join,
+            },
+            "tokens": {name: spell(tokenizer, item.ids) for name, item in zip(texts, encoded, strict=True)},
             "versions": versions(),
         },
     )
@@ -99,17 +119,28 @@ def _beside(tokenizer: Any, contexts: list[str], ids: np.ndarray, probabilities:
     return pd.DataFrame(columns)
 
 
-def _scored(model: Any, tokenizer: Any, texts: dict[str, str], answers: Sequence[str], chat: bool) -> pd.DataFrame:
-    """Each whole answer's log-probability in each context, and what the hijack changed."""
-    if not answers:
-        return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in texts}})
+def _followed(
+    tokenizer: Any, prompt: str, texts: dict[str, str], answers: Sequence[str], chat: bool, join: str | None
+) -> list[Answer]:
+    """The answers behind each context, one context after the other."""
     contexts = [text for text in texts.values() for _ in answers]
-    encoded = encode(tokenizer, contexts, answers=list(answers) * len(texts), chat=chat)
-    found = score(model, [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded])
-    logp = found.logp.reshape(len(texts), len(answers))
+    repeated = list(answers) * len(texts)
+    found = follow(tokenizer, contexts, repeated, prompts=[prompt] * len(contexts), join=join, chat=chat)
+    check_answers("answers", repeated, found)
+    return found
+
+
+def _scored(
+    model: Any, tokenizer: Any, contexts: Sequence[str], answers: Sequence[str], followed: Sequence[Answer]
+) -> pd.DataFrame:
+    """Each whole answer's log-probability in each context, what the hijack changed, and the tokens it is of."""
+    if not answers:
+        return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in contexts}, "tokens": []})
+    found = score(model, [Continuation(item.ids, item.start, len(item.ids)) for item in followed])
+    logp = found.logp.reshape(len(contexts), len(answers))
     table = pd.DataFrame(
-        {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(texts, logp, strict=True)}}
+        {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(contexts, logp, strict=True)}}
     )
-    if len(texts) == 2:
+    if len(contexts) == 2:
         table["change"] = logp[1] - logp[0]
-    return table
+    return table.assign(tokens=[spell(tokenizer, item.ids[item.start :]) for item in followed[: len(answers)]])

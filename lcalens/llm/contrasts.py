@@ -17,7 +17,8 @@ import pandas as pd
 
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
-from lcalens.core.tokens import Encoded, check_length, encode, source_tokenizer
+from lcalens.core.limits import check_length
+from lcalens.core.tokens import Answer, Encoded, encode, follow, source_tokenizer, spell
 from lcalens.llm.efficacy.measure import SAME_FIRST_TOKEN
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
@@ -56,6 +57,7 @@ def contrast_facts(
     related: Literal["table", "embedding"] = "table",
     seed: int = 0,
     limit: int | None = None,
+    join: str | None = None,
 ) -> Contrast:
     """Every fact's prompt behind n sentences of a scheme, against the same prompt behind a control.
 
@@ -75,11 +77,13 @@ def contrast_facts(
             model's own `embedding`.
         seed: Of everything drawn; a fact's draw does not depend on the others.
         limit: The most facts to take, chosen at random and kept in order.
+        join: What stands between prompts and objects, such as `" "` or `""`; None finds it (docs/text.md).
 
     Returns:
         A contrast with the spans `sentence`, `word` (where the scheme works by one), `subject`, `prompt` and `last`.
-        Its examples have `case_id`, `relation_id`, `subject`, `target_true`, `target_false`, `prompt` (the text),
-        `hijacked_text`, `clean_text`, `word`, `control_word`, and `cluster`, the relation, which intervals resample
+        Its examples have `case_id`, `relation_id`, `subject`, `target_true`, `target_false`, `true_tokens`,
+        `false_tokens` (as the vocabulary spells them), `prompt` (the text), `hijacked_text`, `clean_text`, `word`,
+        `control_word`, and `cluster`, the relation, which intervals resample
         whole. `excluded` has `index` (among the facts taken).
 
     Raises:
@@ -101,7 +105,7 @@ def contrast_facts(
     words = RelatedTable(tokenizer) if related == "table" else EmbeddingNeighbours(model, _objects(facts).values())
     hijacks = hijack_prompts(facts, chosen.name, counts=(n,), seed=seed, words=words)
     left_out = {item.fact.case_id: item.reason for item in hijacks.impossible}
-    pairs = _answered(tokenizer, hijacks.prompts, left_out)
+    pairs = _answered(tokenizer, hijacks.prompts, left_out, join)
     if pairs:
         check_length(model, max(len(pair.encoded.ids) + max(len(pair.true), len(pair.false)) for pair in pairs))
     if control == "neutral":
@@ -134,6 +138,7 @@ def contrast_facts(
         spans={name: [pair.encoded.spans[name] for pair, _, _ in rows] for name in named},
         examples=pd.DataFrame(
             known[pair.prompt.fact.case_id]
+            | {"true_tokens": spell(tokenizer, pair.true), "false_tokens": spell(tokenizer, pair.false)}
             | {"prompt": pair.prompt.fact.text, "hijacked_text": pair.prompt.text, "clean_text": clean.text}
             | {"word": pair.prompt.word, "control_word": clean.word, "cluster": pair.prompt.fact.relation_id}
             for pair, clean, _ in rows
@@ -152,23 +157,31 @@ class _Pair:
     false: tuple[int, ...]
 
 
-def _answered(tokenizer: Any, prompts: Sequence[HijackedPrompt], left_out: dict[Any, str]) -> list[_Pair]:
+def _answered(
+    tokenizer: Any, prompts: Sequence[HijackedPrompt], left_out: dict[Any, str], join: str | None
+) -> list[_Pair]:
     """The prompts with the answers' tokens as they are in place; those without such are put into `left_out`."""
-    texts = [prompt.text for prompt in prompts]
-    plain = encode(tokenizer, texts, spans=[prompt.spans for prompt in prompts])
-    true = encode(tokenizer, texts, answers=[prompt.fact.target_true for prompt in prompts])
-    false = encode(tokenizer, texts, answers=[prompt.fact.target_false for prompt in prompts])
+    plain = encode(tokenizer, [prompt.text for prompt in prompts], spans=[prompt.spans for prompt in prompts])
     found = []
-    for prompt, encoded, *followed in zip(prompts, plain, true, false, strict=True):
-        # A token may reach from the prompt into the answer; then no position predicts the answer.
-        answers = [item.ids[len(encoded.ids) :] for item in followed if item.ids[: len(encoded.ids)] == encoded.ids]
-        if len(answers) < 2 or not all(answers):
-            left_out[prompt.fact.case_id] = "the prompt's tokens change when an object follows"
-        elif answers[0][0] == answers[1][0]:
-            left_out[prompt.fact.case_id] = SAME_FIRST_TOKEN
+    for prompt, encoded, true, false in zip(prompts, plain, *_objects_behind(tokenizer, prompts, join), strict=True):
+        problem = true.problem or false.problem
+        if not problem and true.ids[true.start] == false.ids[false.start]:
+            problem = SAME_FIRST_TOKEN
+        if problem:
+            left_out[prompt.fact.case_id] = problem
         else:
-            found.append(_Pair(prompt, encoded, *answers))
+            found.append(_Pair(prompt, encoded, true.ids[true.start :], false.ids[false.start :]))
     return found
+
+
+def _objects_behind(
+    tokenizer: Any, prompts: Sequence[HijackedPrompt], join: str | None
+) -> tuple[list[Answer], list[Answer]]:
+    """The true and the false objects behind the prompts."""
+    texts, before = [prompt.text for prompt in prompts], [prompt.fact.text for prompt in prompts]
+    true, false = ([getattr(prompt.fact, name) for prompt in prompts] for name in ("target_true", "target_false"))
+    found = follow(tokenizer, texts * 2, true + false, prompts=before * 2, join=join)
+    return found[: len(texts)], found[len(texts) :]
 
 
 def _aligns(pair: _Pair, clean: Encoded) -> bool:

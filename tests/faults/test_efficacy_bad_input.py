@@ -240,7 +240,8 @@ def test_a_tokenizer_that_drops_the_prompt(standin, byte_tokenizer):
     deaf = load_model(standin("llama").plain, tokenizer=tokenizer)
     fact = Fact(case_id=1, relation_id="P36", prompt="{} is", subject="¤¤", target_true="Paris", target_false="Rome")
     assert tokenizer("¤¤ is").input_ids == []
-    with pytest.raises(LcalensError, match="does the tokenizer drop the prompt"):
+    reason = "the prompt holds what the tokenizer's vocabulary does not have"
+    with pytest.raises(LcalensError, match=f"facts: none of 1 can be scored exactly .{reason}"):
         run(deaf, [fact], counts=(0,))
 
 
@@ -261,7 +262,7 @@ def test_related_words_of_a_tokenizer_with_one_whole_word(standin, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", bos_token="[UNK]").save_pretrained(tmp_path)
     poor = load_model(standin("llama").plain, tokenizer=standins.hugging_face_tokenizer(tmp_path))
     fact = Fact(
-        case_id=1, relation_id="P36", prompt="{} of is", subject="Paris", target_true="Rome", target_false="Paris"
+        case_id=1, relation_id="P36", prompt="{} of is", subject="Paris", target_true="of", target_false="Paris"
     )
     with refused_or_fine("related"):
         result = run(poor, [fact], schemes="related-word", related="embedding")
@@ -301,9 +302,7 @@ def test_errors_of_the_callers_own_callback_come_through(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["byte level", "metaspace"])
-@pytest.mark.parametrize(
-    "text", ["東京", "🎈🎈", "{}", "%s", "\\n", "a" * 60, "<bos>", "<|endoftext|>", "é\u0301", "\u202e"]
-)
+@pytest.mark.parametrize("text", ["東京", "🎈🎈", "{}", "%s", "\\n", "a" * 60, "<bos>", "<|endoftext|>", "é\u0301"])
 def test_any_names_are_scored(model, bytes_model, kind, text):
     facts = [
         Fact(case_id=1, relation_id="P36", prompt="{} is", subject=text, target_true="Paris", target_false="Rome"),

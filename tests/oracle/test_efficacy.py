@@ -689,7 +689,7 @@ def test_edited_weights_never_take_the_wrong_part(standin, tmp_path, what):
 def test_another_chat_template_never_takes_the_wrong_part(standin, tmp_path):
     made = standin("gpt2")
     results = []
-    for template in (standins.TEMPLATE, standins.TEMPLATE.replace("assistant", "The answer is")):
+    for template in (standins.TEMPLATE, standins.TEMPLATE.replace("turn", "The answer is")):
         tokenizer = copy.deepcopy(made.tokenizer)
         tokenizer.chat_template = template
         model = load_model(made.plain, tokenizer=tokenizer)
@@ -799,12 +799,16 @@ def test_one_sentence_is_a_sentence(standin):
     pd.testing.assert_frame_equal(one.tables["answers"], many.tables["answers"])
 
 
-def test_spaces_around_the_question_do_not_count(standin):
+@pytest.mark.parametrize("end", ["", "\n", " ", "  \n", "\n\n"])
+def test_the_question_is_read_to_its_end(standin, end):
     made = standin("gpt2")
-    plain, spaced = (
-        ask(made.model, text, top=3) for text in ("The capital of Spain is", "The capital of Spain is  \n")
-    )
-    pd.testing.assert_frame_equal(plain.tables["answers"], spaced.tables["answers"])
+    text = f"The capital of Spain is{end}"
+    result = ask(made.model, text, top=3, hijack="Think of Rome.")
+    for row, whole in enumerate((text, f"Think of Rome. {text}")):
+        ids, shares = top_of(made, whole, 3)
+        assert result.values["token_id"][row].tolist() == ids
+        np.testing.assert_allclose(result.values["probability"][row], shares, atol=1e-4)
+    assert result.provenance["config"]["prompt"] == text
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
@@ -818,7 +822,7 @@ def test_whole_answers_are_scored(standin, slow, family):
         assert row.clean_logp == pytest.approx(clean, abs=1e-4)
         assert row.hijacked_logp == pytest.approx(hijacked, abs=1e-4)
         assert row.change == pytest.approx(hijacked - clean, abs=2e-4)
-    assert list(ask(made.model, prompt, answers=answers).tables["scored"]) == ["answer", "clean_logp"]
+    assert list(ask(made.model, prompt, answers=answers).tables["scored"]) == ["answer", "clean_logp", "tokens"]
     assert len(ask(made.model, prompt).tables["scored"]) == 0
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import standins
 
 import lcalens
 from lcalens.core.errors import LcalensError
@@ -78,24 +77,51 @@ def test_answers_are_what_follows_in_place(standin, family):
         for answer, ids in zip(answers, (made.true[row], made.false[row]), strict=True):
             assert tokenizer(prompt + answer).input_ids == [*made.hijacked[row], *ids]
     bare = Contrast(CLEAN, HIJACKED, true=[text.strip() for text in TRUE], false=FALSE, tokenizer=tokenizer)
-    assert bare.true != made.true  # taken as written
-    assert bare.false == made.false
+    assert same(bare, made)
+    glued = Contrast(CLEAN, HIJACKED, true=[text.strip() for text in TRUE], false=FALSE, tokenizer=tokenizer, join=" ")
+    assert same(glued, made)
+    glued = Contrast(CLEAN[0], HIJACKED[0], true="Paris", false="Rome", tokenizer=tokenizer, join="")
+    assert tokenizer(HIJACKED[0] + "Paris").input_ids == [*glued.hijacked[0], *glued.true[0]]
+    assert glued.true != made[0].true
 
 
-def test_answers_are_no_beginning_of_a_text():
-    """Some tokenizers put a space before a text; an answer without one has none in place either."""
-    tokenizer = standins.metaspace_tokenizer(prepend="first")
-    assert tokenizer("Paris").input_ids == tokenizer(" Paris").input_ids
-    made = Contrast("It is", "It is in", true=" Paris", false="Paris", tokenizer=tokenizer)
-    assert tokenizer("It is in Paris").input_ids == [*made.hijacked[0], *made.true[0]]
-    assert tokenizer.decode([*made.hijacked[0], *made.false[0]]).removeprefix("<bos>").strip() == "It is inParis"
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_scored_is_told(standin, family):
+    tokenizer = standin(family).tokenizer
+    made = Contrast(CLEAN, HIJACKED, true=TRUE, false=FALSE, tokenizer=tokenizer)
+    for name in ("true", "false"):
+        told = [" ".join(tokenizer.convert_ids_to_tokens(list(ids))) for ids in getattr(made, name)]
+        assert made.examples[f"{name}_tokens"].tolist() == told
+    assert "true_tokens" not in ragged().examples
 
 
-def test_answers_of_byte_level_tokenizers_are_their_plain_ids(standin):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_behind_token_ids_are_those_behind_the_text_they_spell(standin, family):
+    tokenizer = standin(family).tokenizer
+    wanted = Contrast(CLEAN, HIJACKED, true=TRUE, false=FALSE, tokenizer=tokenizer)
+    clean, hijacked = (tokenizer(texts).input_ids for texts in (CLEAN, HIJACKED))
+    assert Contrast(clean, hijacked, true=TRUE, false=FALSE, tokenizer=tokenizer).content() == wanted.content()
+    ended = Contrast(
+        tokenizer("It is\n").input_ids, tokenizer("It was\n").input_ids, true="Paris", false="Rome",
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    assert tokenizer("It was\nParis").input_ids == [*ended.hijacked[0], *ended.true[0]]
+
+
+def test_token_ids_that_spell_no_text_have_no_words_behind_them(standin):
     tokenizer = standin("gpt2").tokenizer
-    for answer in (" Paris", "Paris", " New York", "\n", "  two", "é"):
-        made = Contrast([1, 2], [1, 3], true=answer, false=tokenizer(" the")["input_ids"][:1], tokenizer=tokenizer)
-        assert list(made.true[0]) == tokenizer(answer, add_special_tokens=False).input_ids
+    pieces = [tokenizer(letter).input_ids[0] for letter in " Paris"]
+    assert tokenizer(" Paris").input_ids != pieces
+    with pytest.raises(LcalensError, match="true: the tokens of example 0 are not those of a text"):
+        Contrast([pieces], [pieces], true="Paris", false=3, tokenizer=tokenizer)
+
+
+def test_an_answer_must_be_the_same_behind_both_prompts(standin):
+    tokenizer = standin("gpt2").tokenizer
+    with pytest.raises(LcalensError, match="true: 'Paris' has other tokens behind the clean prompt of example 0"):
+        Contrast("It is", "It is:\n", true="Paris", false="Rome", tokenizer=tokenizer)
+    with pytest.raises(LcalensError, match="true: ' Paris': the prompt ends with white space"):
+        Contrast("It is ", "It was ", true=" Paris", false="Rome", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

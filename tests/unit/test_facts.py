@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
@@ -128,7 +129,10 @@ def as_parquet(records):
 
 FORMATS = {"list": as_json, "indented": as_json_utf8, "lines": as_lines, "parquet": as_parquet}
 
-clean = st.characters(exclude_categories=["Cc", "Cs"])
+# Characters that a reader sees; what cannot be seen is refused (test_text.py).
+clean = st.characters(
+    exclude_categories=["Cc", "Cs", "Cf"], exclude_characters="\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+)
 words = st.text(clean, min_size=1, max_size=12).map(str.strip).filter(bool) | st.sampled_from(
     ["a{b}", "{}", "ana", "x"]
 )
@@ -142,7 +146,8 @@ def facts_lists(draw):
     for case_id in draw(st.lists(ids, min_size=1, max_size=4, unique=True)):
         prompt = draw(around) + "{}" + draw(around)
         true, false = draw(words), draw(words)
-        assume(prompt.count("{}") == 1 and true.casefold() != false.casefold())
+        assume(prompt.count("{}") == 1 and not prompt.split("{}")[0].isspace())
+        assume(len({unicodedata.normalize("NFC", name).casefold() for name in (true, false)}) == 2)
         found.append(
             make(
                 case_id,
@@ -197,12 +202,37 @@ def test_text_fills_in_the_subject_and_leaves_other_braces_alone():
     assert make(prompt="{x} {} %s {0}").text == "{x} France %s {0}"
 
 
-def test_fact_strips_and_is_frozen():
-    fact = make(subject=" France\n", target_true=" Paris ", prompt=" Q: {}?\nA: ")
-    assert (fact.subject, fact.target_true, fact.prompt) == ("France", "Paris", "Q: {}?\nA:")
+def test_a_facts_prompt_is_kept_as_written_and_its_names_are_stripped():
+    for end in ("\n", " ", "", "\n\n", "\t", "\u00a0"):
+        fact = make(subject=" France\n", target_true=" Paris ", prompt=f" Q: {{}}?\nA:{end}")
+        assert (fact.subject, fact.target_true, fact.prompt) == ("France", "Paris", f" Q: {{}}?\nA:{end}")
+        assert fact.text == f" Q: France?\nA:{end}"
+        assert load_facts([nested(fact)], strict=True)[0] == fact
+        assert load_facts([easyedit_filled(fact)], strict=True)[0] == fact
+
+
+def test_a_fact_is_frozen():
+    fact = make()
     with pytest.raises(FrozenInstanceError):
         fact.subject = "Italy"  # pyright: ignore
     assert hash(fact) == hash(replace(fact))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "text"),
+    [
+        ("The capital of {} is", " France", "The capital of France is"),  # one space, not two
+        ("The capital of{} is", " France", "The capital of France is"),  # nor none
+        ("The capital of {}is", "France ", "The capital of France is"),
+        ("({})", " France ", "(France)"),
+        ("首都は{}", " 東京", "首都は東京"),
+    ],
+)
+def test_a_subjects_spaces_part_it_from_the_words_beside_it(prompt, subject, text):
+    fact = make(prompt=prompt, subject=subject)
+    assert (fact.text, fact.subject) == (text, subject.strip())
+    assert load_facts([nested(fact) | {"requested_rewrite": nested(fact)["requested_rewrite"] | {
+        "prompt": prompt, "subject": subject}}], strict=True)[0].text == text  # fmt: skip
 
 
 # --- the schemas, as their sources write them -----------------------------------------------------------------------
@@ -262,6 +292,54 @@ def test_tracing_record_knows_where_its_subject_is():
         "Cairo",
         record["prompt"],
     )
+
+
+def test_comp_mech_records_have_a_premise_before_their_base_prompt():
+    record = {
+        "base_prompt": "Seattle City Light is based in",
+        "template": "{}: Seattle City Light is based in{}. Seattle City Light is based in",
+        "target_true": " Seattle",
+        "target_new": " Philadelphia",
+        "prompt": "Redefine: Seattle City Light is based in Philadelphia. Seattle City Light is based in",
+        "subject": "Seattle City Light",
+    }
+    wanted = Fact(case_id=0, relation_id="unknown", prompt="{} is based in", subject="Seattle City Light",
+                  target_true="Seattle", target_false="Philadelphia")  # fmt: skip
+    premise = record | {"prompt": "It is in Philadelphia. Seattle City Light is based in"}  # the subject once
+    alone = {key: value for key, value in record.items() if key != "prompt"}
+    for same in (record, premise, alone, record | {"prompt": record["base_prompt"]}):
+        assert load_facts([same], strict=True)[0] == wanted
+    for other, reason in (
+        (record | {"prompt": "Seattle City Light stands in"}, "are two prompts"),
+        (record | {"base_prompt": "Seattle is based in"}, "base_prompt='Seattle is based in' holds neither"),
+        (record | {"base_prompt": "Seattle City Light, Seattle City Light"}, "more than once"),
+    ):
+        with pytest.raises(LcalensError, match=reason):
+            load_facts([other], strict=True)
+
+
+@pytest.mark.parametrize("kind", ["float", "Int64", "object", "string", "category", "NaT"])
+def test_what_a_table_lacks_is_missing_row_by_row(kind):
+    facts = many(4)
+    frame = pd.DataFrame([easyedit_template(fact) for fact in facts])
+    frame["requested_rewrite"] = None
+    frame["base_prompt"] = float("nan")
+    if kind == "NaT":
+        frame["base_prompt"] = pd.NaT
+        kind = "object"
+    ids = [*frame["case_id"][:3], None]
+    frame["case_id"] = pd.Series(ids, dtype={"string": "object"}.get(kind, kind))
+    if kind == "string":
+        frame["case_id"] = [str(fact.case_id) if i < 3 else pd.NA for i, fact in enumerate(facts)]
+        frame = frame.astype("string")
+    wanted = [str(fact.case_id) if kind == "string" and i < 3 else fact.case_id for i, fact in enumerate(facts)]
+    # The last one's identifier is its position.
+    assert [fact.case_id for fact in load_facts(frame, strict=True)] == [*wanted[:3], 3]
+    assert [fact.case_id for fact in load_facts(frame.to_dict("records"), strict=True)] == [*wanted[:3], 3]
+    frame.loc[1, "subject"] = None
+    loaded = load_facts(frame)
+    assert [fact.case_id for fact in loaded] == [wanted[0], wanted[2], 3]
+    assert "missing key 'subject'" in loaded.skipped[0].reason
 
 
 def test_schemas_may_be_mixed_and_a_missing_id_is_the_position():

@@ -2,6 +2,7 @@
 
 import random
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -435,6 +436,41 @@ def test_counts_do_not_change_one_another(scheme):
     assert texts(scheme, counts=(3,)) == {key: text for key, text in every.items() if key[1] == 3}
 
 
+# --- what stands between ----------------------------------------------------------------------------------------------
+
+
+def test_sentences_and_prompts_of_other_languages_and_ends():
+    japan = make(prompt="{}の首都は", subject="日本", target_true="東京", target_false="大阪")
+    for template, prompt, text in (
+        (
+            "{target_false}のことは考えないで。",
+            japan.prompt,
+            "大阪のことは考えないで。大阪のことは考えないで。日本の首都は",
+        ),
+        ("{target_false}不要想", japan.prompt, "大阪不要想大阪不要想日本の首都は"),
+        ("Do not think of {target_false}.", japan.prompt, "Do not think of 大阪. Do not think of 大阪. 日本の首都は"),
+        ("Not {target_false}!\n", "Q: {}?\nA:\n", "Not 大阪!\nNot 大阪!\nQ: 日本?\nA:\n"),
+        ("Not {target_false}.", "\n{} is in ", "Not 大阪. Not 大阪.\n日本 is in "),
+    ):
+        fact = replace(japan, prompt=prompt)
+        (made,) = hijack_prompts([fact], template, counts=(2,)).prompts
+        assert made.text == text
+        assert cut(made, "prompt") == [fact.text]
+        assert cut(made, "sentence") == [template.replace("{target_false}", "大阪")] * 2
+        assert set(cut(made, "word")) == {"大阪"}
+
+
+def test_factual_sentences_are_written_as_their_language_is():
+    one = make(prompt="{}の首都は", subject="日本", target_true="東京", target_false="大阪")
+    other = make(1, prompt="{}の首都は", subject="某国", target_true="大阪", target_false="東京")
+    (made,) = hijack_prompts(Facts([one], pool=[one, other]), "factual", counts=(1,)).prompts
+    assert made.text == "某国の首都は大阪。日本の首都は"
+    assert cut(made, "word") == ["大阪"]
+    one, other = (replace(fact, prompt="Capital of {}?\n") for fact in (one, other))
+    (made,) = hijack_prompts(Facts([one], pool=[one, other]), "factual", counts=(1,)).prompts
+    assert made.text == "Capital of 某国?\n大阪。Capital of 日本?\n"
+
+
 # --- braces ---------------------------------------------------------------------------------------------------------
 
 BRACES = ["{x}", "{target_false}", "{}", "{subject} {object}", "}{", "{{0}}", r"\g<0>", "%s {unrelated}"]
@@ -483,7 +519,15 @@ def test_the_subjects_span_is_the_placeholders_and_not_the_first_match():
     assert prompt.spans["subject"] == ((len("Do not think of Rome. is of "), len("Do not think of Rome. is of is")),)
 
 
-names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=8)
+names = st.text(
+    st.characters(
+        codec="utf-8",
+        exclude_categories=["Cs", "Cc", "Cf", "Zs", "Zl", "Zp"],
+        exclude_characters="\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0",
+    ),
+    min_size=1,
+    max_size=8,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -491,7 +535,9 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zs
     names, names, names, st.sampled_from(["dont-think", "negation", "reverse-dont-think", TEMPLATE]), st.integers(1, 4)
 )
 def test_any_names(subject, true, false, scheme, n):
-    if true.casefold() == false.casefold() or not (subject.strip() and true.strip() and false.strip()):
+    if len({unicodedata.normalize("NFC", name).casefold() for name in (true, false)}) < 2 or not (
+        subject.strip() and true.strip() and false.strip()
+    ):
         return
     fact = make(subject=subject, target_true=true, target_false=false)
     (prompt,) = hijack_prompts(around(fact), scheme, counts=(n,)).prompts

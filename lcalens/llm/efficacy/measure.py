@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 
 from lcalens.core.cells import CellStore, cell_key
+from lcalens.core.chat import chat_prompt
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_length, context_limit
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, fingerprint, model_info, versions
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.core.text import check_join
+from lcalens.core.tokens import encode, follow, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import Fact, Facts
@@ -41,6 +44,7 @@ class EfficacyConfig:
         chat: Ask through the tokenizer's chat template instead of raw text.
         related: Where related words come from: the shipped `table`, or the model's own `embedding`.
         seed: Of what is drawn at random: the order of `factual`, the unrelated words, the bootstrap.
+        join: What stands between prompts and objects, such as `" "` or `""`; None finds it (docs/text.md).
     """
 
     schemes: tuple[str, ...] = ("dont-think",)
@@ -49,6 +53,7 @@ class EfficacyConfig:
     chat: bool = False
     related: Literal["table", "embedding"] = "table"
     seed: int = 0
+    join: str | None = None
 
 
 @holds_steady
@@ -62,6 +67,7 @@ def efficacy(
     chat: bool = EfficacyConfig.chat,
     related: str = EfficacyConfig.related,
     seed: int = EfficacyConfig.seed,
+    join: str | None = EfficacyConfig.join,
     out: str | os.PathLike[str] | None = None,
     progress: bool | ProgressCallback = True,
 ) -> Result:
@@ -79,6 +85,7 @@ def efficacy(
         chat: Ask through the chat template.
         related: `"table"` or `"embedding"`.
         seed: Of everything drawn.
+        join: What stands between prompts and objects; None finds it.
         out: A folder where finished parts are kept: a second run computes only what is missing.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
@@ -86,12 +93,13 @@ def efficacy(
         A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats and `greedy` (1 where
         greedy decoding gives the true object). Its tables: `summary` (ES, retention, mean log odds, changes, tests, for
         three subsets of the facts: see `lcalens.llm.efficacy.tables`), `controls`, `by_relation`,
-        `impossible`.
+        `impossible`, which counts what could not be made or not be scored exactly. `true_tokens` and `false_tokens` of
+        its examples spell the tokens that are scored behind the clean prompt.
 
     Raises:
         LcalensError: An argument that cannot be used; the message names it and the fix.
     """
-    config = check_config(schemes, counts, scoring, chat, related, seed)
+    config = check_config(schemes, counts, scoring, chat, related, seed, join)
     facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
@@ -108,7 +116,10 @@ def efficacy(
     store = CellStore(None if active_hooks(model) else out)
     weights = fingerprint(model)
     paths: set[str] = set()
+    spelled = [("", "")] * len(facts)
+    _check_lengths(model, facts, config, words)
     with progress_callback(progress, unit="prompts") as report:
+        alike = 0
         done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
         # One scheme's prompts at a time: memory does not grow with the number of schemes.
         for index in range(-1, len(config.schemes)):
@@ -118,19 +129,28 @@ def efficacy(
             total -= len(found.impossible)
             report(done, total, what)
             for chunk in _chunks(found.prompts):
-                cell = _cell(store, _continuations(tokenizer, chunk, config.chat), model, paths)
+                done += len(chunk)
+                chunk, continuations, problems = _scorable(tokenizer, chunk, config)
+                for n, reason in problems:
+                    impossible.update((scheme, n, reason) for scheme in (config.schemes if index < 0 else [what]))
+                cell = _cell(store, continuations, model, paths) if chunk else {}
                 for i, prompt in enumerate(chunk):
+                    row = positions[prompt.fact.case_id]
+                    if index < 0:
+                        true, false = (spell(tokenizer, item.ids[item.start :]) for item in continuations[2 * i :][:2])
+                        spelled[row] = true, false
                     if config.scoring == "first" and cell["alike"][i]:
+                        alike += index < 0
                         continue
-                    columns = slice(None) if index < 0 else index
-                    at = positions[prompt.fact.case_id], columns, config.counts.index(prompt.n)
+                    at = row, slice(None) if index < 0 else index, config.counts.index(prompt.n)
                     for name in _QUANTITIES:
                         values[name][at] = cell[name if config.scoring == "whole" else f"first_{name}"][i]
-                done += len(chunk)
                 report(done, total, what)
 
+    if not any(true for true, _ in spelled):
+        raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({_listed_reasons(impossible)}).")
     examples = _examples(facts, known=values["greedy"][:, 0, 0] == 1)
-    alike = int(np.isnan(values["logp_true"][:, 0, 0]).sum())
+    examples[["true_tokens", "false_tokens"]] = spelled
     impossible.update(
         {(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike}
     )
@@ -147,7 +167,9 @@ def efficacy(
     return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
 
 
-def check_config(schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int) -> EfficacyConfig:
+def check_config(
+    schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int, join: str | None = None
+) -> EfficacyConfig:
     """The arguments of `efficacy` as one object, n = 0 among the counts.
 
     Raises:
@@ -168,6 +190,7 @@ def check_config(schemes: Any, counts: Any, scoring: str, chat: bool, related: s
             raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
     if not isinstance(chat, bool):
         raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
+    check_join(join)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
     return EfficacyConfig(
@@ -177,6 +200,7 @@ def check_config(schemes: Any, counts: Any, scoring: str, chat: bool, related: s
         chat=chat,
         related=related,  # pyright: ignore[reportArgumentType]
         seed=int(seed),
+        join=join,
     )
 
 
@@ -206,12 +230,50 @@ def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedProm
         yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
 
 
-def _continuations(tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool) -> list[Continuation]:
-    """For each prompt the true object's tokens and the false one's, behind it."""
-    texts = [prompt.text for prompt in prompts for _ in range(2)]
+def _check_lengths(model: Any, facts: Facts, config: EfficacyConfig, words: RelatedWords) -> None:
+    """Refuse prompts that the model's context does not hold, before any of them is run."""
+    limit = context_limit(model)
+    if limit is None:
+        return
+    tokenizer = source_tokenizer(model)
+    frame = len(chat_prompt(tokenizer, "x")) if config.chat else 0
+    for index in range(-1, len(config.schemes)):
+        prompts = _prompts(facts, config, words, index).prompts
+        objects = [max(p.fact.target_true, p.fact.target_false, key=len) for p in prompts]
+        # A token is a byte at the least, so that few texts need to be read for this.
+        sizes = [len(f"{p.text} {name}".encode()) + frame for p, name in zip(prompts, objects, strict=True)]
+        long = [i for i, size in enumerate(sizes) if size + 8 > limit]
+        for first in range(0, len(long), _CELL_FACTS):
+            part = long[first : first + _CELL_FACTS]
+            texts = [prompts[i].text if config.chat else f"{prompts[i].text} {objects[i]}" for i in part]
+            check_length(model, max(len(item.ids) for item in encode(tokenizer, texts, chat=config.chat)))
+
+
+def _continuations(
+    tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool, join: str | None = None
+) -> tuple[list[Continuation], dict[int, str]]:
+    """For each prompt the true object's tokens and the false one's behind it; and which prompts are not exact, why."""
     answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
-    encoded = encode(tokenizer, texts, answers=answers, chat=chat)
-    return [Continuation(item.ids, *item.spans["answer"][0]) for item in encoded]
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    texts, before = [prompt.text for prompt in twice], [prompt.fact.text for prompt in twice]
+    found = follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
+    problems: dict[int, str] = {}
+    for i, item in enumerate(found):
+        if item.problem:
+            problems.setdefault(i // 2, item.problem)
+    exact = [
+        Continuation(item.ids, item.start, len(item.ids)) for i, item in enumerate(found) if i // 2 not in problems
+    ]
+    return exact, problems
+
+
+def _scorable(
+    tokenizer: Any, chunk: Sequence[HijackedPrompt], config: EfficacyConfig
+) -> tuple[list[HijackedPrompt], list[Continuation], list[tuple[int, str]]]:
+    """The prompts behind which both objects can be scored exactly, with their tokens; n and reason of the others."""
+    continuations, problems = _continuations(tokenizer, chunk, config.chat, config.join)
+    kept = [prompt for i, prompt in enumerate(chunk) if i not in problems]
+    return kept, continuations, [(chunk[i].n, problem) for i, problem in problems.items()]
 
 
 def _cell(
@@ -231,6 +293,10 @@ def _cell(
     paths.add(scores.path)
     store.put(name, found)
     return found
+
+
+def _listed_reasons(impossible: Counter[tuple[str, int, str]]) -> str:
+    return "; ".join(dict.fromkeys(reason for _, _, reason in impossible))
 
 
 def _as_facts(facts: Any) -> Facts:

@@ -211,7 +211,7 @@ def load_facts(
     seed: int = 0,
     strict: bool = False,
 ) -> Facts:
-    """Loads facts in the schema of CounterFact, of EasyEdit, or of NeelNanda/counterfact-tracing.
+    """Loads facts in the schema of CounterFact, EasyEdit, NeelNanda/counterfact-tracing, or comp-mech.
 
     The schema is found from each record, and the format of a file from its content.
 

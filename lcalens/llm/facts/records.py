@@ -1,12 +1,14 @@
 """One fact, what makes it valid, and how a record of each known schema becomes one."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.text import first_unseen, named, spaceless, word_of
 
 PLACEHOLDER = "{}"
 MAX_CHARACTERS = 10_000
@@ -43,27 +45,41 @@ def shown(value: object, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _text(label: str, value: object, bad: re.Pattern[str] = _BAD_IN_NAME) -> str:
+def _written(label: str, value: object, bad: re.Pattern[str] = _BAD_IN_NAME) -> str:
+    """The value, seen to be a text that shows all it holds."""
     if not isinstance(value, str):
         raise LcalensError(f"{label}={shown(value)} is a {type(value).__name__}: give a string")
     if len(value) > MAX_CHARACTERS:
         raise LcalensError(
             f"{label}={shown(value)} has {len(value):,} characters: give at most {MAX_CHARACTERS:,} of them"
         )
-    text = value.strip()
-    if not text:
+    if not value.strip():
         raise LcalensError(f"{label}={shown(value)} is empty or only white space: give its text")
-    if found := bad.search(text):
+    if found := bad.search(value):
         kind = "a lone surrogate" if "\ud800" <= found[0] <= "\udfff" else "a control character"
         raise LcalensError(
             f"{label}={shown(value)} holds {kind}, U+{ord(found[0]):04X}, at character {found.start()}: remove it"
         )
-    return text
+    at = first_unseen(value)
+    if at is not None:
+        raise LcalensError(
+            f"{label}={shown(value)} holds {named(value[at])} at character {at}, which cannot be seen: remove it"
+        )
+    return value
+
+
+def _text(label: str, value: object) -> str:
+    """A name, without white space at its ends."""
+    return _written(label, value.strip() if isinstance(value, str) and value.strip() else value)
+
+
+def _object(label: str, value: object) -> str:
+    """An object: a word behind the prompt, with or without its space, as every answer is."""
+    return word_of(label, _written(label, value.strip(" ") if isinstance(value, str) and value.strip() else value))
 
 
 def _template(label: str, value: object) -> str:
-    # A space at the end would double the one that begins the object, and so would change the tokens measured.
-    prompt = _text(label, value, _BAD_IN_PROMPT)
+    prompt = _written(label, value, _BAD_IN_PROMPT)
     count = prompt.count(PLACEHOLDER)
     if count != 1:
         raise LcalensError(
@@ -76,6 +92,9 @@ def _template(label: str, value: object) -> str:
 def _case_id(label: str, value: object) -> int | str:
     if isinstance(value, str):
         return _text(label, value)
+    # A table makes a column of integers with a gap one of floats, exact up to 2 to the 53.
+    if isinstance(value, Real) and not isinstance(value, Integral) and abs(value) < 1 << 53 and value == int(value):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise LcalensError(f"{label}={shown(value)} is a {type(value).__name__}: give an integer or a string")
     number = int(value)
@@ -86,19 +105,24 @@ def _case_id(label: str, value: object) -> int | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One fact and a false alternative to it. Every string is stripped of white space at its ends.
+    """One fact and a false alternative to it.
+
+    The prompt is kept as it is written, white space at its ends included: it decides what follows. White space at the
+    ends of the other strings is no part of them.
 
     Args:
         case_id: The identifier the fact has in its source.
         relation_id: The relation, such as `"P36"`.
-        prompt: A template with exactly one `"{}"`, the place of the subject; the object comes right after its end.
-        subject: What the fact is about.
-        target_true: The true object.
-        target_false: The false object.
+        prompt: A template with exactly one `"{}"`, the place of the subject; the object is the word behind it.
+        subject: What the fact is about. Where a space at its end kept it from running into the template's words, the
+            template gets it.
+        target_true: The true object, with or without the space before it.
+        target_false: The false object, likewise.
 
     Raises:
-        LcalensError: Where a field has the wrong type, is empty, is too long, or holds a control character or a lone
-            surrogate; where the template has not exactly one `"{}"`; where the two objects are the same text.
+        LcalensError: Where a field has the wrong type, is empty, is too long, or holds a control character, a lone
+            surrogate or a character that cannot be seen; where an object begins or ends with white space other than
+            spaces; where the template has not exactly one `"{}"`; where the two objects are the same text.
     """
 
     case_id: int | str
@@ -114,12 +138,13 @@ class Fact:
             "relation_id": _text("relation_id", self.relation_id),
             "prompt": _template("prompt", self.prompt),
             "subject": _text("subject", self.subject),
-            "target_true": _text("target_true", self.target_true),
-            "target_false": _text("target_false", self.target_false),
+            "target_true": _object("target_true", self.target_true),
+            "target_false": _object("target_false", self.target_false),
         }
+        fields["prompt"] = _parted(str(fields["prompt"]), self.subject)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        if self.target_true.casefold() == self.target_false.casefold():
+        if _same(self.target_true) == _same(self.target_false):
             raise LcalensError(
                 f"target_false={shown(self.target_false)} is the same text as target_true: give another object"
             )
@@ -129,6 +154,25 @@ class Fact:
         """The prompt with the subject filled in."""
         # Not str.format: a subject or a prompt may hold braces of its own.
         return self.prompt.replace(PLACEHOLDER, self.subject)
+
+
+def _same(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _parted(prompt: str, subject: str) -> str:
+    """The template with the spaces that a subject brings along, where it would run into the words beside it."""
+    before, after = prompt.split(PLACEHOLDER)
+    name = subject.strip()
+    if subject != subject.lstrip() and _run_together(before[-1:], name[0]):
+        before += " "
+    if subject != subject.rstrip() and _run_together(name[-1], after[:1]):
+        after = " " + after
+    return before + PLACEHOLDER + after
+
+
+def _run_together(left: str, right: str) -> bool:
+    return left.isalnum() and right.isalnum() and not (spaceless(left) or spaceless(right))
 
 
 @dataclass(frozen=True)
@@ -188,8 +232,8 @@ def parse_record(record: object, position: int) -> Fact:
     if not isinstance(record, Mapping):
         raise LcalensError(f"record={shown(record)} is a {type(record).__name__}: give a dict")
     case_id = record.get("case_id")
-    case_id = position if case_id is None else _case_id("case_id", case_id)
-    if record.get("requested_rewrite") is not None:
+    case_id = position if _missing(case_id) else _case_id("case_id", case_id)
+    if not _missing(record.get("requested_rewrite")):
         return _parse_nested(record["requested_rewrite"], case_id)
     return _parse_flat(record, case_id)
 
@@ -211,10 +255,16 @@ def known_case_id(record: object) -> int | str | None:
         return None
 
 
+def _missing(value: object) -> bool:
+    """Whether a value stands for one that a table's row lacks: null, NaN, and pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, Real) and value != value
+
+
 def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[str, Any]:
-    # A table stores a key that a row lacks as a null, so null and absent mean the same.
     for key in keys:
-        if record.get(key) is not None:
+        if not _missing(record.get(key)):
             return within + key, record[key]
     names = " or ".join(repr(within + key) for key in keys)
     found = ", ".join(shown(key, 30) for key in list(record)[:8]) or "none"
@@ -224,7 +274,7 @@ def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[
 def _target(label: str, value: object) -> str:
     if isinstance(value, Mapping):
         label, value = _required(value, "str", within=label + ".")
-    return _text(label, value)
+    return _object(label, value)
 
 
 def _parse_nested(rewrite: object, case_id: int | str) -> Fact:
@@ -235,33 +285,46 @@ def _parse_nested(rewrite: object, case_id: int | str) -> Fact:
         case_id=case_id,
         relation_id=_text(*_required(rewrite, "relation_id", within=within)),
         prompt=_template(*_required(rewrite, "prompt", within=within)),
-        subject=_text(*_required(rewrite, "subject", within=within)),
+        subject=_written(*_required(rewrite, "subject", within=within), _BAD_IN_PROMPT),
         target_true=_target(*_required(rewrite, "target_true", within=within)),
         target_false=_target(*_required(rewrite, "target_new", within=within)),
     )
 
 
 def _parse_flat(record: Mapping[str, Any], case_id: int | str) -> Fact:
-    if not any(record.get(key) is not None for key in ("prompt", "subject", *_TRUE_KEYS, *_FALSE_KEYS)):
+    if all(_missing(record.get(key)) for key in ("prompt", "base_prompt", "subject", *_TRUE_KEYS, *_FALSE_KEYS)):
         # Nothing of the flat schema is there, so naming only its keys would mislead a user of the nested one.
         _required(record, "requested_rewrite", "prompt")
-    label, prompt = _required(record, "prompt")
-    prompt = _text(label, prompt, _BAD_IN_PROMPT)
+    label, prompt = _required(record, "prompt", "base_prompt")
+    prompt = _written(label, prompt, _BAD_IN_PROMPT)
     raw_subject = _required(record, "subject")[1]
     subject = _text("subject", raw_subject)
     prefix, suffix = record.get("relation_prefix"), record.get("relation_suffix")
     if isinstance(prefix, str) and isinstance(suffix, str):
-        prompt = _join(record["prompt"], prefix, raw_subject, suffix)
-    elif PLACEHOLDER not in prompt or (PLACEHOLDER in subject and _once(prompt, subject)):
-        prompt = _unfill(prompt, subject)
+        prompt = _join(prompt, prefix, raw_subject, suffix)
+    else:
+        if not _missing(record.get("base_prompt")):
+            base = _written("base_prompt", record["base_prompt"], _BAD_IN_PROMPT)
+            label, prompt = _without_premise(label, prompt, base, subject)
+        if PLACEHOLDER not in prompt or (PLACEHOLDER in subject and _once(prompt, subject)):
+            prompt = _unfill(label, prompt, subject)
     relation = record.get("relation_id")
     return Fact(
         case_id=case_id,
-        relation_id=UNKNOWN_RELATION if relation is None else _text("relation_id", relation),
-        prompt=_template("prompt", prompt),
-        subject=subject,
+        relation_id=UNKNOWN_RELATION if _missing(relation) else _text("relation_id", relation),
+        prompt=_template(label, prompt),
+        subject=raw_subject,
         target_true=_target(*_required(record, *_TRUE_KEYS)),
         target_false=_target(*_required(record, *_FALSE_KEYS)),
+    )
+
+
+def _without_premise(label: str, prompt: str, base: str, subject: str) -> tuple[str, str]:
+    """The prompt of a record whose `prompt` may have a sentence before its `base_prompt`, as comp-mech's have."""
+    if prompt.endswith(base) or not _once(prompt, subject):
+        return "base_prompt", base
+    raise LcalensError(
+        f"prompt={shown(prompt)} and base_prompt={shown(base)} are two prompts: leave out the one that is not meant"
     )
 
 
@@ -271,7 +334,9 @@ def _join(prompt: str, prefix: str, subject: str, suffix: str) -> str:
         raise LcalensError(
             f"prompt={shown(prompt)} is not relation_prefix + subject + relation_suffix: make the four agree"
         )
-    return prefix + subject.replace(subject.strip(), PLACEHOLDER, 1) + suffix
+    # Where nothing stands before the subject, its space parts it from nothing.
+    template = prefix + subject.replace(subject.strip(), PLACEHOLDER, 1) + suffix
+    return template if prefix else template.lstrip(" ")
 
 
 def _once(prompt: str, subject: str) -> bool:
@@ -279,11 +344,11 @@ def _once(prompt: str, subject: str) -> bool:
     return subject in prompt and prompt.find(subject) == prompt.rfind(subject)
 
 
-def _unfill(prompt: str, subject: str) -> str:
+def _unfill(label: str, prompt: str, subject: str) -> str:
     """The template of a prompt that already holds its subject."""
     if subject not in prompt:
         raise LcalensError(
-            f"prompt={shown(prompt)} holds neither {PLACEHOLDER!r} nor the subject {shown(subject, 40)}: "
+            f"{label}={shown(prompt)} holds neither {PLACEHOLDER!r} nor the subject {shown(subject, 40)}: "
             f"put {PLACEHOLDER!r} where the subject stands"
         )
     if _once(prompt, subject):
@@ -292,7 +357,7 @@ def _unfill(prompt: str, subject: str) -> str:
     words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
     if len(words) != 1:
         raise LcalensError(
-            f"prompt={shown(prompt)} holds the subject {shown(subject, 40)} more than once: "
+            f"{label}={shown(prompt)} holds the subject {shown(subject, 40)} more than once: "
             f"put {PLACEHOLDER!r} where the subject stands"
         )
     return prompt[: words[0].start()] + PLACEHOLDER + prompt[words[0].end() :]

@@ -1,4 +1,4 @@
-"""Facts to prompts: the sentences of a scheme and the prompt, joined by one space, with the spans of what matters."""
+"""Facts to prompts: the sentences of a scheme and the prompt, joined, with the spans of what matters."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,12 +7,12 @@ from itertools import islice
 from numbers import Integral
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.text import join_sentences
 from lcalens.core.tokens import Span
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.related import Impossible, RelatedTable, RelatedWords
 from lcalens.llm.prompts.schemes import Sentence, Surroundings, find_scheme
 
-JOIN = " "
 _MOST = 100_000
 
 
@@ -24,7 +24,7 @@ class HijackedPrompt:
         fact: The fact.
         scheme: The scheme's name.
         n: How many sentences stand before the prompt.
-        text: Sentences and prompt, joined by one space.
+        text: Sentences and prompt, joined by a space, or as `lcalens.core.text.join_sentences` has it.
         word: The word that the scheme works by, or None.
         spans: Character spans in `text`: `sentence` (each), `word` (each time it occurs in a sentence), `subject` and
             `prompt`. `lcalens.core.tokens.encode(tokenizer, [text], spans=[spans])` turns them into token spans.
@@ -106,13 +106,16 @@ def hijack_prompts(
 
 
 def put_before(fact: Fact, scheme: str, sentences: Sequence[Sentence]) -> HijackedPrompt:
-    """The sentences and the fact's prompt, joined by one space, with their spans."""
-    at, sentence_spans, word_spans = 0, [], []
-    for sentence in sentences:
+    """The sentences and the fact's prompt, joined, with their spans."""
+    text, sentence_spans, word_spans = "", [], []
+    followers = [*(sentence.text for sentence in sentences[1:]), fact.text]
+    for sentence, follower in zip(sentences, followers, strict=False):
+        at = len(text)
         sentence_spans.append((at, at + len(sentence.text)))
         word_spans.extend((at + first, at + last) for first, last in sentence.places)
-        at += len(sentence.text) + len(JOIN)
-    text = JOIN.join([*(sentence.text for sentence in sentences), fact.text])
+        text += sentence.text + join_sentences(sentence.text, follower)
+    at = len(text)
+    text += fact.text
     subject = at + fact.prompt.index("{}")
     return HijackedPrompt(
         fact=fact,

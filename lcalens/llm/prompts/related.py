@@ -17,6 +17,7 @@ import torch
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import model_info
+from lcalens.core.text import spaceless
 from lcalens.core.tokens import encode, source_tokenizer
 
 STRATA = ("associate", "form")
@@ -140,9 +141,7 @@ class EmbeddingNeighbours:
         if stratum != "associate":
             raise Impossible("nearest neighbours of the object's own stem are never taken")
         if target not in self._found:
-            (encoded,) = encode(self._tokenizer, [f" {target}"], spans=[{"word": [(1, 1 + len(target))]}])
-            first, last = encoded.spans["word"][0]
-            middle = self._weight[list(encoded.ids[first:last])].mean(0)
+            middle = self._weight[list(_word_tokens(self._tokenizer, [target])[0])].mean(0)
             order = (self._candidates @ torch.nn.functional.normalize(middle, dim=0)).argsort(descending=True)
             near = (self._words[i] for i in order.tolist())
             self._found[target] = next((word for word in near if not self._too_close(word, target)), "")
@@ -177,13 +176,18 @@ def same_stem(left: str, right: str) -> bool:
 
 
 def share_token(tokenizer: Any, left: str, right: str) -> bool:
-    """Whether two words, each after a space, have a token in common."""
-    words = [f" {left}", f" {right}"]
-    spans = [{"word": [(1, len(word))]} for word in words]
-    first, second = (
-        {item.ids[i] for i in range(*item.spans["word"][0])} for item in encode(tokenizer, words, spans=spans)
-    )
+    """Whether two words, as they are in the middle of a text, have a token in common."""
+    first, second = (set(ids) for ids in _word_tokens(tokenizer, [left, right]))
     return bool(first & second)
+
+
+def _word_tokens(tokenizer: Any, words: Sequence[str]) -> list[tuple[int, ...]]:
+    """Each word's tokens after a space, or after none where its script has none."""
+    spaces = ["" if spaceless(word[0]) else " " for word in words]
+    texts = [space + word for space, word in zip(spaces, words, strict=True)]
+    places = [{"word": [(len(space), len(text))]} for space, text in zip(spaces, texts, strict=True)]
+    encoded = encode(tokenizer, texts, spans=places)
+    return [item.ids[slice(*item.spans["word"][0])] for item in encoded]
 
 
 def _whole_words(tokenizer: Any, size: int) -> tuple[list[int], list[str]]:

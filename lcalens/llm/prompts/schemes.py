@@ -15,6 +15,7 @@ from importlib.resources import files
 from itertools import repeat
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.text import check_written, full_stop, join_between
 from lcalens.core.tokens import Span
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.related import Impossible, RelatedWords
@@ -146,8 +147,13 @@ def _true_sentences(fact: Fact, target: str, around: Surroundings) -> Iterator[S
         raise Impossible("the facts hold no other subject of this relation with that object")
     around.generator(fact, "factual").shuffle(order)
     for subject in order:
-        text = f"{others[subject].text} {target}."
-        yield Sentence(text=text, word=target, places=((len(text) - 1 - len(target), len(text) - 1),))
+        before = others[subject].text
+        try:
+            before += join_between(before, target)
+        except LcalensError as error:
+            raise Impossible(str(error)) from error
+        text = f"{before}{target}{full_stop(target)}"
+        yield Sentence(text=text, word=target, places=((len(before), len(before) + len(target)),))
 
 
 def _unrelated_object(fact: Fact, around: Surroundings) -> str:
@@ -237,6 +243,7 @@ def find_scheme(name: str) -> Scheme:
     """
     if not isinstance(name, str):
         raise LcalensError(f"schemes: expected names or templates, got {name!r:.60} ({type(name).__name__}).")
+    check_written("schemes", name)
     if name in SCHEMES:
         return SCHEMES[name]
     if not re.search(r"[\s{}]", name.strip()):

@@ -16,13 +16,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
-from lcalens.core.tokens import Span, check_text, encode, source_tokenizer
+from lcalens.core.limits import check_padding
+from lcalens.core.text import check_written
+from lcalens.core.tokens import Span, encode, source_tokenizer, spell
+from lcalens.mechanism.contrast.answers import answer_ids
 from lcalens.mechanism.contrast.inputs import Group, Positions, choose, ids_of, mask_of, place, read_spans, rows_of
 
 Ids = tuple[int, ...]
 Texts = str | Sequence[str]
 Tokens = Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor | np.ndarray
-_ANCHOR = "\n"  # what follows it is tokenised as in the middle of a text
 
 
 class Bucket(NamedTuple):
@@ -50,10 +52,12 @@ class Contrast:
     Args:
         clean: One text or several (with `tokenizer`), a 1-D or 2-D integer tensor, or sequences of token ids.
         hijacked: The same, as many.
-        true: The true answer for all, or for each: text, taken as written (`" Paris"` and `"Paris"` differ), a token
-            id, or several token ids (a sequence of sequences, or a 2-D tensor).
+        true: The true answer for all, or for each: a word behind the prompt, with or without its space (`" Paris"` and
+            `"Paris"` are one), a token id, or several token ids (a sequence of sequences, or a 2-D tensor).
         false: The false answer, likewise.
         tokenizer: A Hugging Face tokenizer, or a TransformerBridge, whose source's tokenizer is taken.
+        join: What stands between prompts and answers that are text, such as `" "` or `""`; None finds it from the
+            prompt's language and end (docs/text.md).
         clean_mask: Of the shape of `clean`: where it is 0 there is padding, which is stripped.
         hijacked_mask: The same for `hijacked`.
         spans: Names with token spans in `hijacked` as given (padding counts): a pair (first, one past the last) for all
@@ -68,7 +72,7 @@ class Contrast:
         true: The true answers' token ids. Measurements use the first, except of whole answers.
         false: The false answers' token ids.
         spans: For each name and example, token spans in the hijacked tokens; `last` is always there.
-        examples: One row an example.
+        examples: One row an example. Where a tokenizer was given, `true_tokens` and `false_tokens` spell the answers.
         excluded: What was left out: `index` (among what was given), `reason`, and what else identifies it.
 
     Raises:
@@ -91,6 +95,7 @@ class Contrast:
         true: int | Texts | Tokens,
         false: int | Texts | Tokens,
         tokenizer: Any = None,
+        join: str | None = None,
         clean_mask: Tokens | None = None,
         hijacked_mask: Tokens | None = None,
         spans: Mapping[str, Any] | None = None,
@@ -103,7 +108,10 @@ class Contrast:
         size = len(clean_ids)
         if len(hijacked_ids) != size:
             raise LcalensError(f"hijacked: {len(hijacked_ids)} examples for {size} clean ones; give as many.")
-        answers = {name: _answers(name, given, size, tokenizer) for name, given in (("true", true), ("false", false))}
+        prompts = ((clean_ids, clean_texts), (hijacked_ids, texts))
+        answers = {
+            name: _answers(name, given, prompts, tokenizer, join) for name, given in (("true", true), ("false", false))
+        }
         found = read_spans(spans, [len(row) for row in hijacked_ids], texts, kept, tokenizer)
         if examples is None:
             given_texts = {"clean_text": clean_texts, "hijacked_text": texts}
@@ -113,6 +121,9 @@ class Contrast:
         elif not isinstance(examples, pd.DataFrame) or len(examples) != size:
             shown = f"{len(examples)} rows" if isinstance(examples, pd.DataFrame) else f"{examples!r:.60}"
             raise LcalensError(f"examples: expected a pandas data frame of {size} rows, got {shown}.")
+        if tokenizer is not None:
+            spelled = {f"{name}_tokens": [spell(tokenizer, ids) for ids in rows] for name, rows in answers.items()}
+            examples = examples.assign(**{name: rows for name, rows in spelled.items() if name not in examples})
         same = [i for i in range(size) if answers["true"][i][0] == answers["false"][i][0]]
         keep = sorted(set(range(size)) - set(same))
         if not keep:
@@ -244,11 +255,17 @@ def _read(name: str, given: Any, mask: Any, tokenizer: Any) -> tuple[list[Ids], 
     rows = [given] if isinstance(given, str) else rows_of(name, given)
     if any(isinstance(row, str) for row in rows):
         for text in rows:
-            check_text(name, text)
+            check_written(name, text)
         _need(tokenizer, name)
         if mask is not None:
             raise LcalensError(f"{name}_mask: texts have no padding; leave it out.")
-        ids = [item.ids for item in encode(tokenizer, rows)]
+        encoded = encode(tokenizer, rows)
+        unknown = next((i for i, item in enumerate(encoded) if item.unknown), None)
+        if unknown is not None:
+            raise LcalensError(
+                f"{name}: the tokenizer's vocabulary does not have all of {rows[unknown]!r:.120}; choose other words."
+            )
+        ids = [item.ids for item in encoded]
     else:
         ids = [ids_of(name, row) for row in rows]
     kept = None
@@ -258,10 +275,16 @@ def _read(name: str, given: Any, mask: Any, tokenizer: Any) -> tuple[list[Ids], 
     empty = next((i for i, row in enumerate(ids) if not row), None)
     if empty is not None:
         raise LcalensError(f"{name}: example {empty} has no tokens; give at least one.")
+    if tokenizer is not None and not isinstance(rows[0], str):
+        check_padding(tokenizer, ids, name)
     return ids, kept, rows if isinstance(rows[0], str) else None
 
 
-def _answers(name: str, given: Any, size: int, tokenizer: Any) -> list[Ids]:
+def _answers(
+    name: str, given: Any, prompts: Sequence[tuple[list[Ids], list[str] | None]], tokenizer: Any, join: str | None
+) -> list[Ids]:
+    """Each example's answer as token ids."""
+    size = len(prompts[0][0])
     if isinstance(given, Tensor | np.ndarray) and given.ndim == 0:
         given = given.item()
     if isinstance(given, str | Integral):
@@ -271,13 +294,13 @@ def _answers(name: str, given: Any, size: int, tokenizer: Any) -> list[Ids]:
         listed = given.tolist() if numbers else list(given) if isinstance(given, Sequence) else rows_of(name, given)
     if len(listed) != size:
         raise LcalensError(f"{name}: {len(listed)} answers for {size} examples; give one for all, or one for each.")
+    texts = {i: answer for i, answer in enumerate(listed) if isinstance(answer, str)}
+    if texts:
+        _need(tokenizer, name)
+    behind = answer_ids(name, texts, prompts, tokenizer, join)
     found = []
-    for answer in listed:
-        if isinstance(answer, str):
-            _need(tokenizer, name)
-            ids = answer_ids(tokenizer, name, answer)
-        else:
-            ids = ids_of(name, [answer] if isinstance(answer, Integral) else answer)
+    for i, answer in enumerate(listed):
+        ids = behind[i] if i in texts else ids_of(name, [answer] if isinstance(answer, Integral) else answer)
         if not ids:
             raise LcalensError(f"{name}: {answer!r:.60} has no tokens; give at least one.")
         found.append(ids)
@@ -287,14 +310,3 @@ def _answers(name: str, given: Any, size: int, tokenizer: Any) -> list[Ids]:
 def _need(tokenizer: Any, name: str) -> None:
     if tokenizer is None:
         raise LcalensError(f"tokenizer: {name} is text; give the model, or its Hugging Face tokenizer.")
-
-
-def answer_ids(tokenizer: Any, name: str, answer: str) -> Ids:
-    """The token ids of an answer as written, in the middle of a text: some tokenizers add a space at a text's start.
-
-    Raises:
-        LcalensError: It is no text.
-    """
-    check_text(name, answer)
-    alone, before, both = tokenizer([answer, _ANCHOR, _ANCHOR + answer], add_special_tokens=False)["input_ids"]
-    return tuple(both[len(before) :] if both[: len(before)] == before else alone)
