@@ -27,7 +27,8 @@ def read(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[Row]:
         return [_row(tokenizer, *row, chat) for row in _slow_rows(tokenizer, texts, options)]
     batch = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, **options)
     columns = (batch[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
-    return [_row(tokenizer, *row, chat) for row in zip(texts, *columns, strict=True)]
+    rows: Iterator[Any] = zip(texts, *columns, strict=True)
+    return [_row(tokenizer, *row, chat) for row in rows]
 
 
 def _row(tokenizer: Any, text: str, ids: list[int], offsets: list[Span], added: Sequence[int], chat: bool) -> Row:

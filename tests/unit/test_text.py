@@ -20,7 +20,7 @@ from lcalens.core.text import check_written, first_unseen, join_between, join_se
 from lcalens.core.tokens import encode, follow
 from lcalens.llm.ask import ask
 from lcalens.llm.contrasts import contrast_facts
-from lcalens.llm.efficacy.efficacy import efficacy
+from lcalens.llm.efficacy.measure import efficacy
 from lcalens.llm.facts.facts import Fact
 from lcalens.llm.models.load import load_model
 from lcalens.llm.prompts.related import share_token

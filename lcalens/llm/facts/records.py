@@ -93,8 +93,8 @@ def _case_id(label: str, value: object) -> int | str:
     if isinstance(value, str):
         return _text(label, value)
     # A table makes a column of integers with a gap one of floats, exact up to 2 to the 53.
-    if isinstance(value, Real) and not isinstance(value, Integral) and abs(value) < 1 << 53 and value == int(value):
-        value = int(value)
+    if isinstance(value, Real) and not isinstance(value, Integral) and -(1 << 53) < float(value) < 1 << 53:
+        value = int(number) if (number := float(value)).is_integer() else value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise LcalensError(f"{label}={shown(value)} is a {type(value).__name__}: give an integer or a string")
     number = int(value)
