@@ -24,11 +24,10 @@ def read(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[Row]:
     """Each text's tokens, without special tokens behind it and with one BOS at most."""
     options: dict[str, Any] = {"add_special_tokens": not chat, "padding": False, "truncation": False}
     if not getattr(tokenizer, "is_fast", False):
-        return [_row(tokenizer, *row, chat) for row in _slow_rows(tokenizer, texts, options)]
+        return [_row(tokenizer, *row, chat=chat) for row in _slow_rows(tokenizer, texts, options)]
     batch = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, **options)
-    columns = (batch[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
-    rows: Iterator[Any] = zip(texts, *columns, strict=True)
-    return [_row(tokenizer, *row, chat) for row in rows]
+    ids, offsets, added = (batch[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+    return [_row(tokenizer, *row, chat=chat) for row in zip(texts, ids, offsets, added, strict=True)]
 
 
 def _row(tokenizer: Any, text: str, ids: list[int], offsets: list[Span], added: Sequence[int], chat: bool) -> Row:
