@@ -1,4 +1,4 @@
-"""What a model can run: token ids inside its vocabulary, no longer than its context, without padding among them."""
+"""What a model can run: token ids no longer than its context, without padding among them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,25 +32,6 @@ def context_limit(model: Any) -> int | None:
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
     found = (getattr(config, name, None) for name in names)
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
-
-
-def check_rows(model: Any, rows: Sequence[Sequence[int]], argument: str = "contrast") -> None:
-    """Refuse token ids that the model cannot run, before anything runs.
-
-    Args:
-        model: A TransformerBridge.
-        rows: Token ids.
-        argument: What to call them in errors.
-
-    Raises:
-        LcalensError: An id outside the vocabulary, or a row longer than the model's context.
-    """
-    size = model.original_model.get_input_embeddings().weight.shape[0]
-    for i, row in enumerate(rows):
-        outside = next((token for token in row if not 0 <= token < size), None)
-        if outside is not None:
-            raise LcalensError(f"{argument}: token {outside} of example {i} is outside the vocabulary of {size}.")
-    check_length(model, max(map(len, rows), default=0))
 
 
 def check_padding(tokenizer: Any, rows: Sequence[Sequence[int]], argument: str) -> None:

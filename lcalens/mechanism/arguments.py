@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import context_limit
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import MetricName
 from lcalens.engine.reading import read_decoder
@@ -56,13 +57,13 @@ def check_contrast(model: Any, contrast: Any, *, answers: bool = False) -> None:
                     f"contrast: token {max(ids)} is none of the model's {vocabulary} ({name}, example {example}); make "
                     "the contrast with the model's own tokenizer."
                 )
-    limit = getattr(model.original_model.config, "max_position_embeddings", None)
+    limit = context_limit(model)
     for example, (clean, hijacked, true, false) in enumerate(
         zip(contrast.clean, contrast.hijacked, contrast.true, contrast.false, strict=True)
     ):
         # The last token of an answer is predicted, never read.
         length = max(len(clean), len(hijacked)) + (max(len(true), len(false)) - 1 if answers else 0)
-        if isinstance(limit, int) and length > limit:
+        if limit is not None and length > limit:
             raise LcalensError(
                 f"contrast: example {example} has {length} tokens{' with its answer' if answers else ''}, and the "
                 f"model's context holds {limit}; shorten it, or choose others, contrast[[...]]."
