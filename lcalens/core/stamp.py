@@ -71,7 +71,7 @@ class State:
     identity: tuple[int, ...]
 
 
-_held: ContextVar[Mapping[int, State] | None] = ContextVar("held", default=None)
+_held: ContextVar[Mapping[int, tuple[State, tuple[nn.Module, ...]]] | None] = ContextVar("held", default=None)
 
 
 def stamp(model: Any) -> str:
@@ -104,7 +104,7 @@ def state_of(model: Any) -> State:
     """
     held = (_held.get() or {}).get(id(model))
     if held is not None:
-        return held
+        return held[0]
     settle(model.original_model)
     return _Reader().read(model)
 
@@ -134,16 +134,17 @@ def steady(model: Any) -> Iterator[str]:
     """
     held = _held.get() or {}
     if id(model) in held:
-        yield held[id(model)].digest
+        yield held[id(model)][0].digest
         return
     check_state(model)
-    training = [module for module in every_module(model) if module.training]
+    modules = tuple(every_module(model))
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
         with recall_nothing(model.original_model):
             state = _Reader().read(model)
-            token = _held.set({**held, id(model): state})
+            token = _held.set({**held, id(model): (state, modules)})
             try:
                 yield state.digest
             finally:
@@ -212,9 +213,15 @@ class PerState:
 def every_module(model: Any) -> Iterator[nn.Module]:
     """Every module once; the bridge does not register Hugging Face's model among its own.
 
+    Inside `steady` they are those that were there when it was entered: to find them takes longer than to look at them.
+
     Args:
         model: A TransformerBridge.
     """
+    held = (_held.get() or {}).get(id(model))
+    if held is not None:
+        yield from held[1]
+        return
     seen: set[int] = set()
     for root in (model, model.original_model):
         for module in root.modules():
