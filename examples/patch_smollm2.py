@@ -19,17 +19,17 @@ print(contrast)
 # %%
 first, second = contrast[::2], contrast[1::2]
 ranked, held_out = (patch(model, half, site="head", positions="last") for half in (first, second))
-print(ranking(ranked, held_out=held_out).summary.head(10).to_string(index=False))
+print(ranking(ranked, held_out=held_out).wide().head(10).to_string(index=False))
 
 # %% [markdown]
 # The same without any clean run: nobody sees the word that hijacks, or only the best head does not.
 
 # %%
-best = held_out.summary.sort_values("recovery").iloc[-1]
+best = held_out.wide().sort_values("recovery").iloc[-1]
 layer, head = int(best["layer"]), int(best["head"])
 for heads in ("all", [(layer, head)]):
     cut = knockout(model, second, span="word", positions="last", heads=heads, progress=False)
-    print(f"word hidden from {heads}: recovery {cut.summary['recovery'].item():.2f}")
+    print(f"word hidden from {heads}: recovery {cut.wide()['recovery'].item():.2f}")
 
 # %%
 out = Path("out/patch_smollm2")

@@ -27,9 +27,9 @@ for control in ("same", "other"):
     print(f"\ncontrol {control}: {contrast}")
     for site in ("v", "pattern", "head"):
         result = patch(model, contrast, site=site, positions="all", progress=False)
-        print(f"  {site}: recovery {result.summary['recovery'].item():.2f}")
+        print(f"  {site}: recovery {result.wide()['recovery'].item():.2f}")
     parts = split(model, contrast, progress=False)
-    whole = parts.summary.query("group == 'all'").set_index("part")["mean"]
+    whole = parts.summary.query("group == 'all'").set_index("quantity")["value"]
     print(f"  of {whole['total']:.2f} logits: attention {whole['attention']:.2f}, recall {whole['recall']:.2f}")
 
 # %%

@@ -37,13 +37,13 @@ def measured(runs: Runs, concepts: LatentConcepts, control: Control) -> dict[str
         model = lca_bridge(run.model)
         for name, site in SITES:
             result = patch(model, contrast, site=site, positions="all", progress=False)
-            found[name].append(result.summary["recovery"].item())
-        exact = patch(model, contrast, site="head", progress=False).summary["recovery"].item()
+            found[name].append(result.wide()["recovery"].item())
+        exact = patch(model, contrast, site="head", progress=False).wide()["recovery"].item()
         for method in METHODS:
-            estimate = attribute(model, contrast, method=method, site="head", progress=False).summary["recovery"].item()
+            estimate = attribute(model, contrast, method=method, site="head", progress=False).wide()["recovery"].item()
             found[method].append(estimate - exact)
         parts = split(model, contrast, twin=0, progress=False).summary
-        whole = parts[parts["group"] == "all"].set_index("part")["mean"]
+        whole = parts[parts["group"] == "all"].set_index("quantity")["value"]
         for name, part in (("attention", "attention"), ("recall", "recall"), ("change", "total")):
             found[name].append(whole[part])
     return found

@@ -30,6 +30,7 @@ _HOMES = {
     "hook_name": "lcalens.mechanism.hook_names",
     "knockout": "lcalens.mechanism.knockout",
     "lca_bridge": "lcalens.lca.model.bridge",
+    "leading": "lcalens.mechanism.leading",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
     "patch": "lcalens.mechanism.patch",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.hook_names import hook_name as hook_name
     from lcalens.mechanism.hook_names import site_of as site_of
     from lcalens.mechanism.knockout import knockout as knockout
+    from lcalens.mechanism.leading import leading as leading
     from lcalens.mechanism.patch import patch as patch
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking

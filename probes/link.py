@@ -22,6 +22,7 @@ from lcalens import (
     contrast_facts,
     exchange,
     lca_bridge,
+    leading,
     load_facts,
     patch,
 )
@@ -148,8 +149,8 @@ def _heads(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     facts = load_facts(cell["source"]["name"], limit=cell["facts"])
     contrast = contrast_facts(model, facts, scheme="dont-think", control=_CONTROLS[cell["control"]])
     first, second = contrast[::2], contrast[1::2]
-    ranked = patch(model, first, out=work.parts, progress=False).summary.sort_values("recovery", ascending=False)
-    order = [(int(layer), int(head)) for layer, head in zip(ranked["layer"], ranked["head"], strict=True)]
+    ranked = patch(model, first, out=work.parts, progress=False)
+    order = list(leading(ranked, ranked.values["value"][0].size, by="carrying"))
     most = min(max(cell["heads"]), len(order) // 2)
     sets = [order[:count] for count in cell["heads"]]
     sets += [_others(order, most, seed) for seed in range(cell["draws"])]

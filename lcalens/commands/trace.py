@@ -63,14 +63,14 @@ class Trace(Source):
         print(trace_screen(traced))
         if self.out is None:
             return
-        leading = traced.ranked.summary.iloc[0]
         results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
         try:
+            traced.twin.save(self.out / "twin")
             for name, result in results.items():
                 result.save(self.out / name)
                 result.plot().savefig(self.out / f"{name}.png", dpi=200)
             for example in range(min(self.views, len(traced.contrast))):
-                view = attention_view(model, traced.contrast, int(leading["layer"]), example=example)
+                view = attention_view(model, traced.contrast, traced.leading[0][0], example=example)
                 view.save(self.out / f"attention-{example}.html")
             (self.out / "trace.md").write_text(trace_markdown(traced, typed(arguments)), encoding="utf-8")
         except OSError as error:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint",
     "model_info",
     "processing_of",
+    "provenance_of",
     "quantisation_of",
     "versions",
 ]
@@ -217,6 +218,22 @@ def _is_called(value: Any) -> bool:
 
 def _is_foreign(module: Any) -> bool:
     return not any(f"{module}.".startswith(f"{owner}.") for owner in _OWNERS)
+
+
+def provenance_of(model: Any, *, path: str | Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What every result says of how it was made: one record for all verbs.
+
+    Args:
+        model: A TransformerBridge.
+        path: How the model was run: layer by layer, through hooks, padded, ...
+        settings: What was asked for, and of what: the verb's arguments, digests of the contrast or the facts.
+
+    Returns:
+        `model` (see `ModelInfo`, with the weights' `fingerprint` and the `hooks` that were attached), the settings,
+        `path` and `versions`.
+    """
+    model_record = model_info(model).to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)}
+    return {"model": model_record, **settings, "path": path, "versions": versions()}
 
 
 def fingerprint(model: Any) -> str:

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interval
+from lcalens.core.tables import SCHEMA, lengthen, widen
 
 EXAMPLE = "example"
 _DRAWING = "lcalens.views"  # looked up by name when a figure is asked for: no other room depends on the one that draws
-_FORMAT = 1
+_FORMAT = 2  # 1, of lcalens 0.1, had wide tables in which `low` meant one quantity's interval or another's
 _HEAD, _VALUES, _EXAMPLES = "result.json", "values.safetensors", "examples.parquet"
 
 
@@ -34,7 +36,9 @@ class Result:
     Attributes:
         kind: What was measured (`efficacy`, `answers`, ...).
         axes: Each axis's name and labels, in the order of the arrays' dimensions.
-        values: For each measured quantity an array over the axes; NaN where there is nothing to measure.
+        values: For each measured quantity an array over the axes; NaN where there is nothing to measure. What is named
+            `x_low` and `x_high` are the ends of the interval of `x`.
+        units: Each quantity's unit (`logits`, `nats`, `share`, ...).
         examples: One row for each label of the axis `example`; empty where there is no such axis.
         tables: Summaries of the values, the most important first.
         provenance: Model, facts, configuration, versions: what it takes to do it again.
@@ -45,6 +49,7 @@ class Result:
     values: Mapping[str, np.ndarray]
     examples: pd.DataFrame = field(default_factory=pd.DataFrame)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -62,22 +67,52 @@ class Result:
         """The most important table, or all the values where there is none."""
         return next(iter(self.tables.values())) if self.tables else self.to_frame()
 
-    def to_frame(self) -> pd.DataFrame:
-        """Every value in tidy form: the examples' columns, a column for each other axis, one for each quantity.
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What was measured: the names of `values` but for the ends of intervals."""
+        return tuple(name for name in self.values if not _is_end(name, self.values))
 
+    def to_frame(self) -> pd.DataFrame:
+        """Every value in tidy form, a row for each.
+
+        Its columns are the examples', the other axes, then `quantity`, `value`, `value_low`, `value_high` and `unit`.
         Rows where nothing was measured are left out.
+
+        Example:
+            >>> frame = result.to_frame()  # doctest: +SKIP
+            >>> frame.query("quantity == 'recovery'").groupby(["layer", "head"])["value"].mean()  # doctest: +SKIP
         """
+        units = {name: self.units.get(name, "") for name in self.quantities}
+        frame = lengthen(self._grid(), units)
+        return frame.dropna(subset=["value"]).reset_index(drop=True)
+
+    def wide(self, name: str | None = None) -> pd.DataFrame:
+        """A table with a column for each quantity, and its interval in `{quantity}_low` and `{quantity}_high`.
+
+        Args:
+            name: Which of `tables`; the most important by default, and `values` for every value.
+
+        Raises:
+            LcalensError: There is no such table.
+        """
+        if name == "values" or (name is None and not self.tables):
+            grid = self._grid()
+            return grid.dropna(subset=list(self.quantities), how="all").reset_index(drop=True)
+        chosen = next(iter(self.tables)) if name is None else check_choice("name", name, [*self.tables, "values"])
+        return widen(self.tables[chosen])
+
+    def _grid(self) -> pd.DataFrame:
         grid = np.indices(tuple(len(labels) for labels in self.axes.values()))
         columns: dict[str, Any] = {}
         for (name, labels), index in zip(self.axes.items(), grid, strict=True):
             if name == EXAMPLE:
                 rows = self.examples.iloc[index.ravel()].reset_index(drop=True)
-                columns |= {column: rows[column] for column in rows.columns}
+                taken = {*SCHEMA, *self.values}  # an example's own column of such a name says whose it is
+                columns |= {f"example_{name}" if name in taken else name: rows[name] for name in rows.columns}
             else:
                 columns[name] = pd.Series(labels).iloc[index.ravel()].reset_index(drop=True)
         columns |= {name: array.ravel() for name, array in self.values.items()}
-        frame = pd.DataFrame(columns)
-        return frame.dropna(subset=list(self.values), how="all").reset_index(drop=True)
+        return pd.DataFrame(columns)
 
     def mean(
         self,
@@ -88,7 +123,7 @@ class Result:
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Means over the examples with bootstrap intervals: a column for each other axis, `value`, `low`, `high`, `n`.
+        """Means over the examples with bootstrap intervals, a row for each place on the other axes, and `n` behind.
 
         Args:
             quantity: Which; the first by default.
@@ -102,11 +137,9 @@ class Result:
         """
         if EXAMPLE not in self.axes:
             raise LcalensError(f"mean: a result of kind {self.kind!r} has no axis {EXAMPLE!r} to average over.")
-        name = next(iter(self.values)) if quantity is None else quantity
-        if name not in self.values:
-            raise LcalensError(f"quantity: {name!r} is not one of {', '.join(self.values)}.")
-        if cluster is not None and cluster not in self.examples:
-            raise LcalensError(f"cluster: {cluster!r} is not one of {', '.join(map(str, self.examples.columns))}.")
+        name = self.quantities[0] if quantity is None else check_choice("quantity", quantity, self.quantities)
+        if cluster is not None:
+            check_choice("cluster", cluster, map(str, self.examples.columns))
         others = {axis: labels for axis, labels in self.axes.items() if axis != EXAMPLE}
         array = np.moveaxis(self.values[name], list(self.axes).index(EXAMPLE), -1)
         groups = None if cluster is None else self.examples[cluster].to_numpy()
@@ -122,10 +155,9 @@ class Result:
                 seed=seed,
             )
             labels = {axis: others[axis][i] for axis, i in zip(others, place, strict=True)}
-            rows.append(
-                labels | {"value": found.mean() if len(found) else np.nan, "low": low, "high": high, "n": len(found)}
-            )
-        return pd.DataFrame(rows)
+            mean = found.mean() if len(found) else np.nan
+            rows.append(labels | {name: mean, f"{name}_low": low, f"{name}_high": high, "n": len(found)})
+        return lengthen(pd.DataFrame(rows), {name: self.units.get(name, "")}, behind=["n"])
 
     def plot(self, **options: Any) -> Any:
         """Draw it: a matplotlib figure. The options are those of the kind's function in `lcalens.views`."""
@@ -155,6 +187,7 @@ class Result:
                 "kind": self.kind,
                 "axes": {name: list(labels) for name, labels in self.axes.items()},
                 "values": list(self.values),
+                "units": dict(self.units),
                 "tables": list(self.tables),
                 "provenance": dict(self.provenance),
             }
@@ -173,7 +206,7 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            LcalensError: The folder holds no result, a damaged one, or one of a later lcalens.
+            LcalensError: The folder holds no result, a damaged one, or one of lcalens 0.1 or of a later lcalens.
         """
         from safetensors.numpy import load_file
 
@@ -182,6 +215,12 @@ class Result:
             head = json.loads((place / _HEAD).read_text(encoding="utf-8"))
             if head["format"] > _FORMAT:
                 raise LcalensError(f"folder: {str(folder)!r} was written by a later lcalens; upgrade to read it.")
+            if head["format"] < _FORMAT:
+                raise LcalensError(
+                    f"folder: {str(folder)!r} was written by lcalens 0.1, whose tables and metrics are others "
+                    "(intervals in `low` and `high`, logit differences after a soft cap); measure again, or read it "
+                    "with lcalens 0.1."
+                )
             for file in (_VALUES, _EXAMPLES, *map(_table_file, head["tables"])):
                 if not (place / file).is_file():
                     raise FileNotFoundError(2, "missing", str(place / file))
@@ -193,6 +232,7 @@ class Result:
                 values={name: stored[name] for name in head["values"]},
                 examples=pd.read_parquet(place / _EXAMPLES),
                 tables=tables,
+                units=head["units"],
                 provenance=head["provenance"],
             )
         except LcalensError:
@@ -205,13 +245,20 @@ class Result:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())
-        return f"Result({self.kind}: {', '.join(self.values)} over {axes})"
+        said = self.provenance.get("resolution", {}).get("says")
+        return f"Result({self.kind}: {', '.join(self.quantities)} over {axes})" + (f" {said}" if said else "")
 
     def _repr_html_(self) -> str:
         model = self.provenance.get("model", {})
         told = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
-        table = self.summary.to_html(escape=True, index=False, float_format=lambda number: f"{number:.3g}", max_rows=60)
+        table = self.wide().to_html(escape=True, index=False, float_format=lambda number: f"{number:.3g}", max_rows=60)
         return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(told)}</p>{table}"
+
+
+def _is_end(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a value is the end of another's interval."""
+    quantity, _, end = name.rpartition("_")
+    return end in ("low", "high") and quantity in values
 
 
 def _table_file(name: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -51,6 +52,24 @@ def check_generator(generator: Any) -> torch.Generator:
             f"generator: expected a torch.Generator, got {generator!r:.60}; `torch.Generator().manual_seed(0)` is one."
         )
     return generator
+
+
+def read_generator(seed: Any, generator: Any, *, device: Any = "cpu") -> torch.Generator:
+    """The generator that a seed or a generator means; seed 0 where neither is given.
+
+    Args:
+        seed: An integer, or None.
+        generator: A torch.Generator, or None.
+        device: Where a seed's generator draws.
+
+    Raises:
+        LcalensError: Both are given, or one that is none.
+    """
+    if generator is None:
+        return torch.Generator(device=device).manual_seed(check_int("seed", 0 if seed is None else seed, low=0))
+    if seed is not None:
+        raise LcalensError("seed: give a seed or a generator, not both; a generator has its own state.")
+    return check_generator(generator)
 
 
 def check_device(device: Any) -> torch.device:

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lcalens.core.checks import check_int, check_real
+from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
-from lcalens.core.tensors import check_generator
+from lcalens.core.tensors import read_generator
 from lcalens.core.tokens import Span
 from lcalens.lca.world.concepts import LatentConcepts
 from lcalens.mechanism.contrast.contrast import Contrast
 
-_CONTROLS = ("same", "other")
+_CONTROLS = {"neutral": "same", "same": "same", "other": "other", "other-object": "other"}
 
 
 def contrast_concepts(
@@ -24,8 +24,9 @@ def contrast_concepts(
     length: int,
     share: float = 0.5,
     distance: int | None = None,
-    control: Literal["same", "other"] = "same",
-    generator: torch.Generator,
+    control: Literal["neutral", "other", "same", "other-object"] = "neutral",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Contrast:
     """Contexts of a concept y with positions redrawn for another, y~, against the same positions redrawn otherwise.
 
@@ -40,10 +41,12 @@ def contrast_concepts(
         share: Probability with which each of positions 1 to L - 1 is redrawn, independently; above 0.
         distance: D_H(y, y~); y~ is uniform among the tokens at this distance. By default among all but y, and with
             `control="other"` but the one at distance m, which has no companion.
-        control: Where the clean run's redrawn tokens come from: `same`, p(. | y), or `other`, p(. | y'), where y' is
-            uniform among the tokens but y~ whose distance from y is D_H(y, y~).
-        generator: Where the randomness comes from. At a given distance one state of it gives the same hijacked contexts
-            for both controls.
+        control: Where the clean run's redrawn tokens come from, by the names that `contrast_facts` has too: `neutral`
+            (or `same`), p(. | y), or `other`, p(. | y'), where y' is uniform among the tokens but y~ whose distance
+            from y is D_H(y, y~).
+        seed: Of everything drawn; 0 where there is no generator.
+        generator: Where the randomness comes from, in place of a seed. At a given distance one state of it gives the
+            same hijacked contexts for both controls.
 
     Returns:
         A contrast with `true` y and `false` y~, the spans `redrawn` (one for each run of positions) and `last`. Its
@@ -62,19 +65,18 @@ def contrast_concepts(
     if share == 0:
         raise LcalensError("share: expected a number above 0, got 0; nothing would be redrawn.")
     m = concepts.m
-    if control not in _CONTROLS:
-        raise LcalensError(f"control: {control!r:.60} is not one of {', '.join(map(repr, _CONTROLS))}.")
+    kind = _CONTROLS[check_choice("control", control, _CONTROLS)]
     if distance is not None:
         distance = check_int("distance", distance, low=1, high=m, why="it is D_H(y, y~)")
-    if control == "other" and distance == m:
+    if kind == "other" and distance == m:
         raise LcalensError(f"distance: at {m} = m there is one token alone, so control='other' has none; give less.")
-    check_generator(generator)
+    generator = read_generator(seed, generator)
 
     tokens, y = concepts.sample(size, length, generator)
     device = tokens.device
     weights = concepts.offset_distance.to(device)
     # With the control `other`, y~ needs a companion at its distance: only the complement of y has none.
-    possible = (weights > 0) & (weights < m if control == "other" else True)
+    possible = (weights > 0) & (weights < m if kind == "other" else True)
     if distance is not None:
         possible = weights == distance
     offsets = torch.nonzero(possible).squeeze(1)
@@ -82,7 +84,7 @@ def contrast_concepts(
     redrawn = torch.rand(size, length, generator=generator, device=device, dtype=torch.float64) < share
     redrawn[:, -1] = False
     hijacked = concepts.hijack(tokens, y, y ^ offset, positions=redrawn, generator=generator)
-    from_whom = y if control == "same" else y ^ _another(offset, weights, generator)
+    from_whom = y if kind == "same" else y ^ _another(offset, weights, generator)
     clean = concepts.hijack(tokens, y, from_whom, positions=redrawn, generator=generator)
 
     examples = pd.DataFrame(

@@ -9,7 +9,7 @@ import torch
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
-from lcalens.core.provenance import model_info, versions
+from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
 from lcalens.core.text import check_written, join_sentences
 from lcalens.core.tokens import Answer, check_answers, encode, follow, pad, source_tokenizer, spell
@@ -88,19 +88,22 @@ def ask(
             "answers": _beside(tokenizer, list(texts), np.array(ids), np.array(probabilities)),
             "scored": _scored(model, tokenizer, list(texts), answers, followed),
         },
-        provenance={
-            "model": model_info(model).to_dict(),
-            "config": {
-                "prompt": prompt,
-                "hijack": sentences,
-                "answers": list(answers),
-                "top": top,
-                "chat": chat,
-                "join": join,
+        provenance=provenance_of(
+            model,
+            path="single",
+            settings={
+                "config": {
+                    "prompt": prompt,
+                    "hijack": sentences,
+                    "answers": list(answers),
+                    "top": top,
+                    "chat": chat,
+                    "join": join,
+                },
+                "tokens": {name: spell(tokenizer, item.ids) for name, item in zip(texts, encoded, strict=True)},
+                "logits": "after any soft cap",
             },
-            "tokens": {name: spell(tokenizer, item.ids) for name, item in zip(texts, encoded, strict=True)},
-            "versions": versions(),
-        },
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lcalens.core.checks import check_int
+from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
 from lcalens.core.tokens import Answer, Encoded, encode, follow, source_tokenizer, spell
@@ -26,8 +26,8 @@ from lcalens.llm.prompts.related import EmbeddingNeighbours, Impossible, Related
 from lcalens.llm.prompts.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
 from lcalens.mechanism.contrast.contrast import Contrast
 
-Control = Literal["neutral", "other-object", "none"]
-_CONTROLS = ("neutral", "other-object", "none")
+Control = Literal["neutral", "other", "other-object", "none"]
+_CONTROLS = {"neutral": "neutral", "other": "other-object", "other-object": "other-object", "none": "none"}
 _FIELDS = ("case_id", "relation_id", "subject", "target_true", "target_false")
 _FRAME = "Do not think of"
 _THINGS = (
@@ -70,9 +70,9 @@ def contrast_facts(
         facts: The facts, from `load_facts` or a list of `Fact`.
         scheme: A scheme's name, or a template such as `"Forget about {target_false}."`.
         n: How many sentences, at least 1.
-        control: `neutral`: sentences that name no object, drawn for each fact among those of as many tokens.
-            `other-object`: the scheme's sentences with another object of the relation, neither the true nor the false
-            one, drawn among all of as many tokens. `none`: the bare prompt, whose tokens align from the end only.
+        control: By the names that `contrast_concepts` has too. `neutral`: sentences that name no object, drawn for each
+            fact among those of as many tokens. `other` (or `other-object`): the scheme's sentences with another object
+            of the relation, neither the true nor the false one, drawn among all of as many tokens. `none`: the bare prompt, whose tokens align from the end only.
         related: Where the schemes `related-word` and `related-form` take their words: the shipped `table`, or the
             model's own `embedding`.
         seed: Of everything drawn; a fact's draw does not depend on the others.
@@ -90,9 +90,8 @@ def contrast_facts(
         LcalensError: An argument that cannot be used, or no fact gives a contrast; the message says why.
     """
     n, seed = check_int("n", n, low=1), check_int("seed", seed, low=0)
-    for name, value, known in (("control", control, _CONTROLS), ("related", related, ("table", "embedding"))):
-        if value not in known:
-            raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(map(repr, known))}.")
+    kind = _CONTROLS[check_choice("control", control, _CONTROLS)]
+    check_choice("related", related, ("table", "embedding"))
     tokenizer = source_tokenizer(model)
     facts = facts if isinstance(facts, Facts) else Facts(facts)
     facts = facts if limit is None else facts.sample(check_int("limit", limit, low=1), seed)
@@ -108,14 +107,14 @@ def contrast_facts(
     pairs = _answered(tokenizer, hijacks.prompts, left_out, join)
     if pairs:
         check_length(model, max(len(pair.encoded.ids) + max(len(pair.true), len(pair.false)) for pair in pairs))
-    if control == "neutral":
+    if kind == "neutral":
         offers, missing = _neutral(tokenizer, pairs, seed), "no neutral sentences of as many tokens"
-    elif control == "other-object":
+    elif kind == "other-object":
         offers = _others(tokenizer, pairs, chosen, n, Surroundings(facts, words, seed))
         missing = "no other object of the relation gives sentences of as many tokens"
     else:
         offers, missing = [iter([put_before(pair.prompt.fact, "none", [])]) for pair in pairs], ""
-    found = _first_fitting(tokenizer, pairs, offers, aligned=control != "none")
+    found = _first_fitting(tokenizer, pairs, offers, aligned=kind != "none")
     left_out |= {pair.prompt.fact.case_id: missing for pair, clean in zip(pairs, found, strict=True) if clean is None}
     rows = [(pair, *clean) for pair, clean in zip(pairs, found, strict=True) if clean is not None]
     # A table's column is of one type, and its whole numbers are of 64 bits.

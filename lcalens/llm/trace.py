@@ -12,6 +12,7 @@ from lcalens.core.results import Result
 from lcalens.llm.contrasts import contrast_facts
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.leading import Leading, leading
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.ranking import agreement, ranking
 from lcalens.mechanism.split import split
@@ -29,6 +30,8 @@ class Trace:
         ranked: Heads in order of their effect on every second fact, with their effects on the others.
         patched: Exact patching on the others.
         parts: Attention against recall, on all.
+        leading: The heads that lead on every second fact, with the rule that chose them.
+        twin: The split of the others, whose causal twin exchanges these heads.
         agreement: How far attribution and direct effects agree with exact patching, on the facts ranked.
     """
 
@@ -36,6 +39,8 @@ class Trace:
     ranked: Result
     patched: Result
     parts: Result
+    leading: Leading
+    twin: Result
     agreement: pd.DataFrame
 
 
@@ -76,13 +81,16 @@ def trace_facts(
     before, after = (patch(model, half, out=folder, progress=progress) for half in (first, second))
     estimates = {name: attribute(model, first, method=name, progress=progress) for name in ("patching", "direct")}
     rows = [
-        agreement(before, estimate, k=min(_LEADING, before.values["value"][0].size)).assign(of=name)
+        agreement(before, estimate, k=min(_LEADING, before.values["value"][0].size)).wide().assign(of=name)
         for name, estimate in estimates.items()
     ]
+    heads = leading(before, _LEADING)
     return Trace(
         contrast=contrast,
         ranked=ranking(before, held_out=after),
         patched=after,
-        parts=split(model, contrast, progress=progress),
+        parts=split(model, contrast, twin=0, progress=progress),
+        leading=heads,
+        twin=split(model, second, twin=heads, progress=progress),
         agreement=pd.concat(rows, ignore_index=True),
     )

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import model_info, versions
+from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
+from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
@@ -33,7 +34,7 @@ from lcalens.mechanism.arguments import (
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.summary import plain_positions, ratio_of_means, site_table
+from lcalens.mechanism.summary import contrast_record, interval, plain_positions, ratio_of_means, site_table
 
 Method = Literal["patching", "integrated-gradients", "direct"]
 _DIRECT = ("z", "attn_out", "mlp_out")
@@ -155,17 +156,20 @@ def attribute(
         values={"effect": effect},
         examples=contrast.examples.assign(clean=clean, hijacked=hijacked),
         tables=tables,
-        provenance={
-            "model": model_info(model).to_dict(),
-            "method": method,
-            "site": asked.site,
-            "positions": plain_positions(positions),
-            "direction": direction,
-            "metric": metric,
-            **({"steps": steps} if integrates else {}),
-            "excluded": len(contrast.excluded),
-            "versions": versions(),
-        },
+        units={"effect": "logits"},
+        provenance=provenance_of(
+            model,
+            path="layer by layer",
+            settings={
+                "method": method,
+                "site": asked.site,
+                "positions": plain_positions(positions),
+                "direction": direction,
+                "metric": metric,
+                **({"steps": steps} if integrates else {}),
+            }
+            | contrast_record(contrast, metric),
+        ),
     )
 
 
@@ -230,7 +234,9 @@ def _balance(parts: Float[np.ndarray, "part run example"], direction: str) -> pd
     base, source = np.vstack([means := parts.mean(-1), means.sum(0)]).T
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
     named = {"part": [*_PARTS, "total"], "clean": clean, "hijacked": hijacked}
-    return pd.DataFrame(named | {"effect": source - base})
+    return lengthen(
+        pd.DataFrame(named | {"effect": source - base}), dict.fromkeys(("clean", "hijacked", "effect"), "logits")
+    )
 
 
 def _summary(
@@ -241,14 +247,14 @@ def _summary(
     labels: Mapping[str, tuple[Any, ...]],
     clusters: np.ndarray | None,
 ) -> pd.DataFrame:
-    columns: dict[str, np.ndarray] = {}
-    columns |= dict(zip(("effect", "low", "high"), ratio_of_means(effect, np.ones(len(effect)), clusters), strict=True))
+    columns = interval("effect", ratio_of_means(effect, np.ones(len(effect)), clusters))
     predicted = effect + (base - hijacked).reshape(-1, *(1 for _ in labels))
     apart = clean - hijacked
     nothing = np.full(effect.shape[1:], np.nan)
-    recovery = ratio_of_means(predicted, apart, clusters) if apart.any() else (nothing,) * 3
-    columns |= dict(zip(("recovery", "recovery_low", "recovery_high"), recovery, strict=True))
-    return site_table(labels, columns)
+    columns |= interval(
+        "recovery", ratio_of_means(predicted, apart, clusters) if apart.any() else (nothing, nothing, nothing)
+    )
+    return site_table(labels, columns, {"effect": "logits", "recovery": "share"})
 
 
 def _completeness(
@@ -260,4 +266,5 @@ def _completeness(
     gap, size = np.nanmean(np.abs(summed - exact), 0), np.nanmean(np.abs(exact), 0)
     relative = np.divide(gap, size, out=np.full(gap.shape, np.nan), where=size > _NOUGHT * size.max())
     columns = {"effect": np.nanmean(summed, 0), "exact": np.nanmean(exact, 0), "gap": gap, "relative_gap": relative}
-    return site_table({name: axis for name, axis in labels.items() if name != "head"}, columns)
+    units = dict.fromkeys(("effect", "exact", "gap"), "logits") | {"relative_gap": "share"}
+    return site_table({name: axis for name, axis in labels.items() if name != "head"}, columns, units)

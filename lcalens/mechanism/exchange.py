@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import model_info
+from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
@@ -29,7 +29,7 @@ from lcalens.mechanism.arguments import (
     read_layers,
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
-from lcalens.mechanism.summary import patching_result
+from lcalens.mechanism.summary import contrast_record, patching_result
 
 TWINS = ("pattern", "values", "both")
 _TOKENS = 4096  # run at once, clean and hijacked together
@@ -83,8 +83,12 @@ def exchange(
         ends,
         {"set": tuple(range(len(chosen))), "twin": TWINS},
         kind="exchange",
-        model=model_info(model).to_dict(),
-        settings={"sets": [[list(head) for head in one] for one in chosen], "metric": "logit-difference"},
+        provenance=provenance_of(
+            model,
+            path="layer by layer",
+            settings={"sets": [[list(head) for head in one] for one in chosen], "metric": "logit-difference"}
+            | contrast_record(contrast, "logit-difference"),
+        ),
     )
 
 

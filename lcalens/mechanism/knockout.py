@@ -15,7 +15,7 @@ from torch import Tensor
 from lcalens.core.checks import check_bool, check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import model_info
+from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.engine.attention import average
@@ -34,7 +34,7 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.contrast.inputs import place
-from lcalens.mechanism.summary import patching_result, plain_positions
+from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
 
 _WHICH = ("all", "each")
 _EXAMPLES = 16
@@ -99,7 +99,12 @@ def knockout(
         "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
     }
     return patching_result(
-        contrast, values, ends, labels, kind="knockout", model=model_info(model).to_dict(), settings=settings
+        contrast,
+        values,
+        ends,
+        labels,
+        kind="knockout",
+        provenance=provenance_of(model, path="layer by layer", settings=settings | contrast_record(contrast, metric)),
     )
 
 

@@ -12,7 +12,8 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import weighted_ratio
 
-DEFAULT = {"patching": "recovery", "attribution": "effect", "split": "total"}
+DEFAULT = {"patching": "recovery", "knockout": "recovery", "attribution": "effect", "split": "total"}
+_PATCHED = ("patching", "knockout")  # kinds whose values are the metric of a changed run
 _SITES = ("layer", "head", "position")
 _ENDS = ("clean", "hijacked")  # the metrics in a result's examples
 _CLOSE = 1e-3
@@ -72,7 +73,7 @@ def measure(name: str, result: Any, quantity: str | None) -> Measured:
     """
     chosen = _checked(name, result, quantity)
     ones = np.ones(len(result.examples))
-    if chosen == "recovery" and result.kind == "patching":
+    if chosen == "recovery" and result.kind in _PATCHED:
         clean, hijacked = (result.examples[end].to_numpy(np.float64) for end in _ENDS)
         axes, values = _flat(result, result.values["value"])
         base = clean if _direction(result) == "corrupt" else hijacked
@@ -91,7 +92,7 @@ def measure_hijack(name: str, result: Any) -> Measured:
         LcalensError: It has no examples or sites.
     """
     measured = measure(name, result, None)
-    restores = result.kind in ("patching", "attribution") and _direction(result) != "corrupt"
+    restores = result.kind in (*_PATCHED, "attribution") and _direction(result) != "corrupt"
     return Measured(measured.axes, -measured.part if restores else measured.part, np.ones(len(measured.part)))
 
 

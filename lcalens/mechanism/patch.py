@@ -17,7 +17,7 @@ from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import active_hooks, model_info
+from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.engine.by_hooks import patch_hooked
@@ -40,7 +40,7 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.hook_names import Place
-from lcalens.mechanism.summary import patching_result, plain_positions
+from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
 _ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
@@ -138,14 +138,17 @@ def patch(
         values if each else values[..., 0],
         ends,
         labels,
-        model=model_info(model).to_dict(),
-        settings={
-            "site": asked.site,
-            "positions": plain_positions(positions),
-            "direction": direction,
-            "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
-            "path": "hooks: " + decoder if isinstance(decoder, str) else "growing batch",
-        },
+        provenance=provenance_of(
+            model,
+            path="hooks: " + decoder if isinstance(decoder, str) else "growing batch",
+            settings={
+                "site": asked.site,
+                "positions": plain_positions(positions),
+                "direction": direction,
+                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+            }
+            | contrast_record(contrast, metric),
+        ),
     )
 
 

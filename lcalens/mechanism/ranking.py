@@ -12,6 +12,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import versions
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import CONFIDENCE, RESAMPLES, bootstrap_weights, in_chunks
+from lcalens.core.tables import lengthen
 from lcalens.mechanism.measured import (
     DEFAULT,
     Measured,
@@ -72,7 +73,7 @@ def ranking(
     once = np.ones((1, len(measured.part)))
     value, rank = measured.mean(once)[0], _ranks(measured.mean(once, absolute=absolute))[0]
     found: dict[str, np.ndarray] = {"rank": rank, "value": value}
-    found |= _interval("", measured, weights, tail)
+    found |= _interval("value_", measured, weights, tail)
     if len(measured.part) > 1:
         drawn = np.vstack([_ranks(measured.mean(some, absolute=absolute)) for some in in_chunks(weights, len(value))])
         found["rank_low"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, tail, axis=0, method="lower"))
@@ -91,21 +92,24 @@ def ranking(
         found["held_out"] = other.mean(np.ones((1, len(other.part))))[0]
         own = bootstrap_weights(len(other.part), clusters_of(held_out.examples, cluster), resamples, seed)
         found |= _interval("held_out_", other, own, tail)
+    chosen = quantity or DEFAULT.get(result.kind, next(iter(result.values)))
     shape = tuple(len(labels) for labels in measured.axes.values())
     grid = np.indices(shape).reshape(len(shape), -1)
     named = {
         axis: pd.Series(labels).iloc[at].to_numpy()
         for (axis, labels), at in zip(measured.axes.items(), grid, strict=True)
     }
-    table = pd.DataFrame({"rank": found["rank"], **named, **{name: found[name] for name in found if name != "rank"}})
+    units = {"rank": "rank"} | {name: result.units.get(chosen, "") for name in ("value", "held_out") if name in found}
+    wide = pd.DataFrame({**named, **found}).sort_values("rank", kind="stable", ignore_index=True)
     return Result(
         kind="ranking",
         axes=measured.axes,
         values={name: values.reshape(shape) for name, values in found.items()},
-        tables={"summary": table.sort_values("rank", kind="stable", ignore_index=True)},
+        tables={"summary": lengthen(wide, units)},
+        units=units,
         provenance={
             "of": {"kind": result.kind, "examples": len(measured.part), "provenance": dict(result.provenance)},
-            "quantity": quantity or DEFAULT.get(result.kind, next(iter(result.values))),
+            "quantity": chosen,
             "by": by,
             "held_out": None if held_out is None else len(held_out.axes[EXAMPLE]),
             "bootstrap": {"confidence": confidence, "resamples": resamples, "seed": seed, "cluster": cluster},
@@ -123,7 +127,7 @@ def agreement(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Result:
     """How far two results over the same sites agree: rank correlations, and the overlap of the leading sites.
 
     By default both are read as each site's part in the hijack, in units of the metric and positive where it raises it,
@@ -140,9 +144,9 @@ def agreement(
         seed: Of the resampling.
 
     Returns:
-        Rows for Spearman's correlation of the mean effects, the same of their magnitudes, and the share of the `k`
-        leading sites (by magnitude) that are in both; with `low` and `high`, what `chance` gives, the number of `sites`
-        and of `shared` examples.
+        A result over the axis `measure`: Spearman's correlation of the mean effects, the same of their magnitudes, and
+        the share of the `k` leading sites (by magnitude) that are in both. Its quantities are `agreement` with its
+        interval, and what `chance` gives; `provenance` has the number of `sites` and of `shared` examples.
 
     Raises:
         LcalensError: No such quantity, other sites, or fewer sites than `k`.
@@ -178,16 +182,30 @@ def agreement(
         pairs = zip(*(in_chunks(own, first.part.shape[1]) for own in weights), strict=True)
         drawn = np.hstack([_compare(first.mean(x)[:, usable], second.mean(y)[:, usable], k) for x, y in pairs])
         low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1) if not np.isnan(value).all() else (low, high)
-    columns = {
-        "measure": ["spearman", "spearman of magnitudes", f"overlap of the top {k}"],
-        "value": value,
-        "low": low,
-        "high": high,
-        "chance": [0.0, 0.0, k / sites],
-        "sites": sites,
-        "shared": shared,
+    measures = ("spearman", "spearman of magnitudes", f"overlap of the top {k}")
+    found = {
+        "agreement": value,
+        "agreement_low": low,
+        "agreement_high": high,
+        "chance": np.array([0.0, 0.0, k / sites]),
     }
-    return pd.DataFrame(columns)
+    units = {"agreement": "share", "chance": "share"}
+    return Result(
+        kind="agreement",
+        axes={"measure": measures},
+        values=found,
+        tables={"summary": lengthen(pd.DataFrame({"measure": measures} | found), units)},
+        units=units,
+        provenance={
+            "of": [{"kind": result.kind, "provenance": dict(result.provenance)} for result in (a, b)],
+            "quantity": list(names),
+            "k": k,
+            "sites": sites,
+            "shared": shared,
+            "bootstrap": {"confidence": confidence, "resamples": resamples, "seed": seed},
+            "versions": versions(),
+        },
+    )
 
 
 def _interval(prefix: str, measured: Measured, weights: np.ndarray, tail: float) -> dict[str, np.ndarray]:

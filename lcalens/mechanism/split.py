@@ -9,21 +9,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lcalens.core.cells import content_key
 from lcalens.core.checks import check_int
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import model_info, versions
+from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
 from lcalens.core.statistics import clustered_mean_interval
+from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
 from lcalens.mechanism.exchange import TWINS, batches, exchange_bucket
+from lcalens.mechanism.leading import Leading, lead
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.summary import ratio_of_means
+from lcalens.mechanism.summary import contrast_record, interval, ratio_of_means
 
 _TOTAL = "total"
 _LEADING = 10
@@ -55,7 +56,8 @@ def split(
         contrast: Clean and hijacked runs.
         groups: Names of spans. Each position belongs to the first that holds it, or to `rest`. By default spans of your
             own names in their order, then `word`, `sentence`, `subject`, `last`, `prompt`.
-        twin: How many leading heads the causal twin takes, 0 for none; or these heads, as (layer, head).
+        twin: How many leading heads the causal twin takes (by the magnitude of their direct effects, see `leading`), 0
+            for none; or these heads, as (layer, head) or as `leading` gives them. `provenance["twin_rule"]` says which.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -104,8 +106,10 @@ def split(
         tables = {"summary": _summary(values, names, contrast.aligned.numpy(), clusters)}
         tables |= {"heads": _heads(values, clusters), "balance": _balance_table(balance[0], balance[1], clusters)}
         heads: list[Head] = []
+        rule = "none"
         if len(reported):
-            heads = sorted(_leading(values[_TOTAL][ranked], chosen)) if isinstance(chosen, int) else list(chosen)
+            lead_by = _leading(values[_TOTAL][ranked], chosen) if isinstance(chosen, int) else chosen
+            heads, rule = sorted(lead_by), getattr(lead_by, "rule", getattr(twin, "rule", "as given"))
             patched = np.zeros((len(reported), len(TWINS)))
             for bucket in batches(contrast[reported.tolist()], decoder):
                 patched[bucket.indices.cpu().numpy()] = (
@@ -117,14 +121,13 @@ def split(
             clean_metric, hijacked_metric = (run["metric"][reported] for run in balance)
             tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, own)
     axes = {EXAMPLE: tuple(range(shape[0])), "layer": tuple(range(shape[1])), "head": tuple(range(shape[2]))}
-    provenance = {
-        "model": model_info(model).to_dict(),
-        "contrast": content_key(contrast.content()),
+    settings = {
+        "metric": "logit-difference",
         "groups": list(names),
         "twin": [list(head) for head in heads],
+        "twin_rule": rule,
+        "heads_rule": _leading(values[_TOTAL], _LEADING).rule,
         "twin_examples": reported.tolist(),
-        "excluded": len(contrast.excluded),
-        "versions": versions(),
     }
     return Result(
         kind="split",
@@ -132,7 +135,10 @@ def split(
         values=values,
         examples=contrast.examples.assign(clean=balance[0]["metric"], hijacked=balance[1]["metric"]),
         tables=tables,
-        provenance=provenance,
+        units=dict.fromkeys(values, "logits"),
+        provenance=provenance_of(
+            model, path="layer by layer", settings=settings | contrast_record(contrast, "logit-difference")
+        ),
     )
 
 
@@ -149,11 +155,11 @@ def _sides(rows: Sequence[Any], bucket: Bucket) -> tuple[Tensor, Tensor]:
     return clean, hijacked
 
 
-def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict[str, float]:
+def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict[str, Any]:
     there = ~np.isnan(values)
     found = values[there].astype(float)
     low, high = clustered_mean_interval(found, None if clusters is None else clusters[there])
-    return {"mean": float(found.mean()), "low": low, "high": high}
+    return {"value": float(found.mean()), "value_low": low, "value_high": high, "unit": "logits"}
 
 
 def _summary(
@@ -167,23 +173,21 @@ def _summary(
             mask = there.get(part, np.ones(len(aligned), dtype=bool))
             if mask.any():
                 found = np.where(mask, array[..., which].sum((1, 2, 3)), np.nan)
-                rows.append({"group": group, "part": part} | _interval(found, clusters) | {"n": int(mask.sum())})
+                rows.append({"group": group, "quantity": part} | _interval(found, clusters) | {"n": int(mask.sum())})
     return pd.DataFrame(rows)
 
 
-def _leading(total: np.ndarray, count: int) -> list[Head]:
-    mean = np.abs(total.sum(-1).mean(0))
-    best = np.argsort(-mean, axis=None, kind="stable")[:count]
-    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(best, mean.shape), strict=True)]
+def _leading(total: np.ndarray, count: int) -> Leading:
+    return lead(total.sum(-1).mean(0), count, by="magnitude", kind="split", examples=len(total))
 
 
 def _heads(values: dict[str, np.ndarray], clusters: np.ndarray | None) -> pd.DataFrame:
     rows = []
     for layer, head in _leading(values[_TOTAL], _LEADING):
-        found = {name: array[:, layer, head].sum(-1) for name, array in values.items()}
-        told = _interval(found[_TOTAL], clusters)
-        parts = {name: float(np.nanmean(part)) if not np.isnan(part).all() else np.nan for name, part in found.items()}
-        rows.append({"layer": layer, "head": head} | parts | {"low": told["low"], "high": told["high"]})
+        for name, array in values.items():
+            effect = array[:, layer, head].sum(-1)
+            if not np.isnan(effect).all():
+                rows.append({"layer": layer, "head": head, "quantity": name} | _interval(effect, clusters))
     return pd.DataFrame(rows)
 
 
@@ -192,14 +196,17 @@ def _balance_table(
 ) -> pd.DataFrame:
     rows = []
     for name in clean:
-        means = {"clean": float(clean[name].mean()), "hijacked": float(hijacked[name].mean())}
         if name == "error":
             worst = max(float(run[name].max()) for run in (clean, hijacked))
-            rows.append({"part": "largest error", "mean": worst, "low": np.nan, "high": np.nan})
-        else:
-            told = {"part": _TOTAL if name == "metric" else name} | means
-            rows.append(told | _interval(hijacked[name] - clean[name], clusters))
-    return pd.DataFrame(rows, columns=["part", "clean", "hijacked", "mean", "low", "high"])
+            ends = {"value_low": np.nan, "value_high": np.nan, "unit": "logits"}
+            rows.append({"part": "largest error", "quantity": "error", "value": worst} | ends)
+            continue
+        changes = {"clean": clean[name], "hijacked": hijacked[name], "change": hijacked[name] - clean[name]}
+        part = _TOTAL if name == "metric" else name
+        rows += [
+            {"part": part, "quantity": quantity} | _interval(found, clusters) for quantity, found in changes.items()
+        ]
+    return pd.DataFrame(rows)
 
 
 def _twin_examples(chosen: int | tuple[Head, ...], aligned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,6 +222,7 @@ def _twin_table(
 ) -> pd.DataFrame:
     moved = hijacked[:, None] - patched
     moved = np.column_stack([moved, moved[:, 2] - moved[:, 0] - moved[:, 1]])
-    recovery, low, high = ratio_of_means(moved, hijacked - clean, clusters)
-    columns = {"patched": [*TWINS, "interaction"], "recovery": recovery, "low": low, "high": high}
-    return pd.DataFrame(columns | {"n": len(clean)})
+    columns = {"twin": [*TWINS, "interaction"]} | interval(
+        "recovery", ratio_of_means(moved, hijacked - clean, clusters)
+    )
+    return lengthen(pd.DataFrame(columns | {"n": len(clean)}), {"recovery": "share"}, behind=["n"])

@@ -7,25 +7,52 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lcalens.core.provenance import versions
+from lcalens.core.cells import content_key
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import ratio_of_means
+from lcalens.core.tables import lengthen
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.measured import clusters_of
 
 _SMALL = 1e-9
+UNITS = {"logit-difference": "logits", "probability": "probability", "kl": "nats", "whole-answer": "nats"}
 
 
-def site_table(labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, Float[np.ndarray, "..."]]) -> pd.DataFrame:
-    """A row a site: its labels, then its numbers.
+def site_table(
+    labels: Mapping[str, tuple[Any, ...]], columns: Mapping[str, Float[np.ndarray, "..."]], units: Mapping[str, str]
+) -> pd.DataFrame:
+    """A long table over sites: the axes, `quantity`, `value`, `value_low`, `value_high`, `unit`.
 
     Args:
         labels: The axes.
-        columns: Numbers over the axes.
+        columns: Quantities over the axes, with the ends of their intervals in `{quantity}_low` and `{quantity}_high`.
+        units: Each quantity's unit.
     """
     grid = np.indices(tuple(len(axis) for axis in labels.values()))
     named = {name: np.array(axis, dtype=object)[grid[i]].ravel() for i, (name, axis) in enumerate(labels.items())}
-    return pd.DataFrame(named | {name: values.ravel() for name, values in columns.items()}).infer_objects()
+    wide = pd.DataFrame(named | {name: values.ravel() for name, values in columns.items()}).infer_objects()
+    return lengthen(wide, units)
+
+
+def interval(name: str, found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """A quantity and the ends of its interval, by the names of the schema.
+
+    Args:
+        name: The quantity's.
+        found: Its value, and the low and the high end.
+    """
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def unit_of(metric: Any) -> str:
+    """The unit of a metric: `logits`, `nats`, `probability`; a function's own is its name.
+
+    Args:
+        metric: A metric's name, or a function.
+    """
+    if not isinstance(metric, str):
+        return getattr(metric, "__name__", "own")
+    return UNITS.get(metric, metric)
 
 
 def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[int]:
@@ -37,6 +64,18 @@ def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[
     return list(positions) if isinstance(positions, tuple) else positions
 
 
+def contrast_record(contrast: Contrast, metric: Any) -> dict[str, Any]:
+    """What a result says of the contrast it is of, and of the logits that its metric reads.
+
+    Args:
+        contrast: The examples.
+        metric: A metric's name, or a function.
+    """
+    logits = "before any soft cap" if metric == "logit-difference" else "after any soft cap"
+    digest = content_key(contrast.content())
+    return {"contrast": digest, "examples": len(contrast), "excluded": len(contrast.excluded), "logits": logits}
+
+
 def patching_result(
     contrast: Contrast,
     values: Float[np.ndarray, "example ..."],
@@ -44,8 +83,7 @@ def patching_result(
     labels: Mapping[str, tuple[Any, ...]],
     *,
     kind: str = "patching",
-    model: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Result:
     """The result of patching.
 
@@ -55,8 +93,7 @@ def patching_result(
         ends: The clean and the hijacked run's.
         labels: The axes but `example`.
         kind: Of the result.
-        model: Where the model came from.
-        settings: What was asked for.
+        provenance: How it was made, `metric` included.
     """
     shape = (-1, *(1 for _ in labels))
     clean, hijacked = (ends[:, i].reshape(shape) for i in range(2))
@@ -64,13 +101,15 @@ def patching_result(
     with np.errstate(divide="ignore", invalid="ignore"):
         recovery = np.where(np.abs(gap) > _SMALL, (values - hijacked) / gap, np.nan)
     clusters = clusters_of(contrast.examples)
-    middle, low, high = ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters)
-    columns = {"value": np.asarray(np.nanmean(values, 0)), "recovery": middle, "low": low, "high": high}
+    columns = interval("value", ratio_of_means(values, np.ones(len(values)), clusters))
+    columns |= interval("recovery", ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters))
+    units = {"value": UNITS.get(metric := str(provenance.get("metric")), metric), "recovery": "share"}
     return Result(
         kind=kind,
         axes={EXAMPLE: tuple(range(len(contrast))), **labels},
         values={"value": values, "recovery": recovery},
         examples=contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
-        tables={"summary": site_table(labels, columns)},
-        provenance={"model": dict(model), **settings, "excluded": len(contrast.excluded), "versions": versions()},
+        tables={"summary": site_table(labels, columns, units)},
+        units=units,
+        provenance=provenance,
     )

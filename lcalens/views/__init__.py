@@ -49,6 +49,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "attention-pattern": plot_attention_pattern,
         "patching": plot_effects,
         "knockout": plot_effects,
+        "exchange": plot_effects,
         "attribution": plot_effects,
         "split": plot_split,
         "ranking": plot_ranking,

@@ -47,22 +47,22 @@ def plot_split(result: "Result") -> "Figure":
         result: Of `split`.
     """
     table = result.tables["summary"]
-    parts = [part for part in _PARTS if part in set(table["part"])]
+    parts = [part for part in _PARTS if part in set(table["quantity"])]
     groups = list(dict.fromkeys(table["group"]))
     figure, panel = column_figure(2.3, max(COLUMN, 0.5 * len(groups) + 0.4))
-    counts = table.groupby("part")["n"].first()
+    counts = table.groupby("quantity")["n"].first()
     width = 0.84 / (len(parts) + 1)
     for i, part in enumerate([*parts, _TOTAL]):
-        rows = table[table["part"] == part].set_index("group").reindex(groups)
+        rows = table[table["quantity"] == part].set_index("group").reindex(groups)
         at = np.arange(len(groups)) + (i - len(parts) / 2) * width
         label = part if counts.nunique() == 1 else f"{part} ({counts[part]})"  # of how many examples, where they differ
         if part == _TOTAL:
-            panel.plot(at, rows["mean"], ls="", marker="D", ms=3.2, color="k", label=label)
+            panel.plot(at, rows["value"], ls="", marker="D", ms=3.2, color="k", label=label)
         else:
             color, hatch = _PARTS[part]
-            panel.bar(at, rows["mean"], width, color=color, hatch=hatch, edgecolor="white", lw=0, label=label)
+            panel.bar(at, rows["value"], width, color=color, hatch=hatch, edgecolor="white", lw=0, label=label)
         panel.errorbar(
-            at, rows["mean"], _reach(rows), fmt="none", ecolor="k", elinewidth=0.6, capsize=1.2, capthick=0.6
+            at, rows["value"], _reach(rows), fmt="none", ecolor="k", elinewidth=0.6, capsize=1.2, capthick=0.6
         )
     panel.axhline(0, color=GREY, lw=0.6)
     if groups[-1] == _ALL and len(groups) > 1:
@@ -82,9 +82,12 @@ def plot_split(result: "Result") -> "Figure":
     return figure
 
 
-def _reach(rows: pd.DataFrame, prefix: str = "", middle: str = "mean") -> np.ndarray:
+def _reach(rows: pd.DataFrame, quantity: str = "value") -> np.ndarray:
     """How far the interval reaches below and above the mean; 0 where there is none."""
-    mean, low, high = (rows[name].to_numpy(dtype=float) for name in (middle, f"{prefix}low", f"{prefix}high"))
+    names = (quantity, f"{quantity}_low", f"{quantity}_high")
+    mean, low, high = (
+        rows[name].to_numpy(dtype=float) if name in rows else np.full(len(rows), np.nan) for name in names
+    )
     return np.maximum(np.nan_to_num(np.stack([mean - low, high - mean])), 0.0)
 
 
@@ -105,7 +108,7 @@ def plot_ranking(result: "Result", *, top: int = 10, labels: Sequence[str] | Non
         LcalensError: `top` is no positive integer, or there are fewer labels than positions.
     """
     check_int("top", top, low=1)
-    table = result.tables["summary"]
+    table = result.wide()
     leading = table[table["value"].notna()].head(top)
     at = np.arange(len(leading))[::-1]
     held = "held_out" in table
@@ -115,11 +118,11 @@ def plot_ranking(result: "Result", *, top: int = 10, labels: Sequence[str] | Non
     told = result.provenance.get("of", {})
     own = f"ranked on {told.get('examples', 'these')}" if held else None
     panel.barh(at + shift, leading["value"], thick, color=BLUE, label=own)
-    _whiskers(panel, at + shift, leading, "", "value")
+    _whiskers(panel, at + shift, leading, "value")
     if held:
         label = f"held out, {result.provenance.get('held_out', 'others')}"
         panel.barh(at - shift, leading["held_out"], thick, color=ORANGE, hatch="////", edgecolor="w", lw=0, label=label)
-        _whiskers(panel, at - shift, leading, "held_out_", "held_out")
+        _whiskers(panel, at - shift, leading, "held_out")
     panel.axvline(0, color="k", lw=0.6)
     names = [plain(name) for name in _sites(leading, result.axes, labels)]
     panel.set_yticks(at, names, fontsize=TEXT)
@@ -127,7 +130,7 @@ def plot_ranking(result: "Result", *, top: int = 10, labels: Sequence[str] | Non
     panel.set_xlabel(plain(_quantity(result)), fontsize=TEXT)
     panel.grid(axis="x", lw=0.4, alpha=0.5)
     panel.spines[["top", "right"]].set_visible(False)
-    if leading["rank_low"].notna().any():
+    if "rank_low" in leading and leading["rank_low"].notna().any():
         ranks = panel.secondary_yaxis("right")
         ranks.set_yticks(at, [_range(*pair) for pair in zip(leading["rank_low"], leading["rank_high"], strict=True)])
         ranks.tick_params(labelsize=SMALL, length=0)
@@ -141,9 +144,9 @@ def plot_ranking(result: "Result", *, top: int = 10, labels: Sequence[str] | Non
     return figure
 
 
-def _whiskers(panel: "Axes", at: np.ndarray, rows: pd.DataFrame, prefix: str, middle: str) -> None:
-    reach = _reach(rows, prefix, middle)
-    panel.errorbar(rows[middle], at, xerr=reach, fmt="none", ecolor="k", elinewidth=0.6, capsize=1.2, capthick=0.6)
+def _whiskers(panel: "Axes", at: np.ndarray, rows: pd.DataFrame, quantity: str) -> None:
+    reach = _reach(rows, quantity)
+    panel.errorbar(rows[quantity], at, xerr=reach, fmt="none", ecolor="k", elinewidth=0.6, capsize=1.2, capthick=0.6)
 
 
 def _range(low: float, high: float) -> str:

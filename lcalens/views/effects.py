@@ -75,15 +75,17 @@ def plot_effects(
 
 def _numbers(result: "Result", quantity: str | None) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """What is shown, named, with the ends of its interval, over the axes but `example`."""
-    table = result.tables["summary"]
+    table = result.wide()
     there = [name for name in ("effect", "recovery") if name in table]
     chosen = there[0] if quantity is None else quantity
     if chosen not in there:
         raise LcalensError(f"quantity: {quantity!r:.60} is not one of {', '.join(there)}.")
-    prefix = "recovery_" if chosen == "recovery" and "recovery_low" in table else ""
     shape = tuple(len(at) for axis, at in result.axes.items() if axis != EXAMPLE)
-    mean, low, high = (table[column].to_numpy(dtype=float).reshape(shape)
-                       for column in (chosen, f"{prefix}low", f"{prefix}high"))  # fmt: skip
+    nothing = np.full(len(table), np.nan)
+    mean, low, high = (
+        np.asarray(table.get(column, nothing), dtype=float).reshape(shape)
+        for column in (chosen, f"{chosen}_low", f"{chosen}_high")
+    )
     if chosen == "recovery" and result.provenance.get("direction") == "corrupt":
         return "lost", 1 - mean, 1 - high, 1 - low
     return chosen, mean, low, high

@@ -2,6 +2,7 @@
 
 import html
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -213,10 +214,10 @@ def trace_screen(traced: "Trace") -> str:
         "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
         f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
         "",
-        "The leading heads, patched exactly (z at the last position):",
+        f"The leading heads, patched exactly (z at the last position; {traced.leading.rule}):",
         f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",
     ]
-    for row in traced.ranked.summary.head(_LEADING).itertuples():
+    for row in traced.ranked.wide().head(_LEADING).itertuples():
         lines.append(
             f"  L{row.layer}H{row.head}".ljust(10)
             + f"{row.value:8.2f}{row.held_out:10.2f}  [{row.held_out_low:.2f}, {row.held_out_high:.2f}]"
@@ -224,28 +225,27 @@ def trace_screen(traced: "Trace") -> str:
     lines += ["", "Attention against recall, logits by span (hijacked less clean, summed over heads):"]
     lines += ["  " + line for line in _wide(traced.parts.summary).splitlines()]
     lines += ["", "What makes up the metric's change:"]
-    lines += [
-        "  " + line for line in traced.parts.tables["balance"].to_string(index=False, float_format="%.3f").split("\n")
-    ]
-    if len(traced.parts.tables.get("twin", ())):
-        lines += [
-            "",
-            "The leading heads' patterns, values or both made clean (chosen on one half, measured on the other):",
-        ]
-        lines += [
-            "  " + line for line in traced.parts.tables["twin"].to_string(index=False, float_format="%.2f").split("\n")
-        ]
+    lines += _indented(
+        traced.parts.wide("balance")[["part", "clean", "hijacked", "change", "change_low", "change_high"]].dropna(
+            subset=["clean"]
+        ),
+        3,
+    )
+    if len(traced.twin.tables.get("twin", ())):
+        lines += ["", "These heads' patterns, values or both made clean, all heads together, on the facts held out:"]
+        lines += textwrap.wrap(str(traced.leading), 110, initial_indent="  ", subsequent_indent="  ")
+        lines += _indented(traced.twin.wide("twin"), 2)
     lines += ["", "How far cheaper methods agree with exact patching:"]
-    shown = traced.agreement[["of", "measure", "value", "low", "high", "chance"]]
+    shown = traced.agreement[["of", "measure", "agreement", "agreement_low", "agreement_high", "chance"]]
     lines += _indented(shown, 2)
     return "\n".join(lines)
 
 
 def _wide(summary: pd.DataFrame) -> str:
-    estimates = zip(summary["mean"], summary["low"], summary["high"], strict=True)
+    estimates = zip(summary["value"], summary["value_low"], summary["value_high"], strict=True)
     cells = ["" if pd.isna(mean) else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in estimates]
     table = summary.assign(cell=cells).pivot_table(
-        index="group", columns="part", values="cell", aggfunc="first", sort=False
+        index="group", columns="quantity", values="cell", aggfunc="first", sort=False
     )
     return table.to_string()
 

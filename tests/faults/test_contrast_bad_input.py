@@ -240,7 +240,7 @@ NO_INTEGERS = [0, -1, 2.5, NAN, INF, True, None, "3", [3], 1j]
         *(("share", value) for value in (0, 0.0, -0.1, 1.1, NAN, INF, None, "0.5", True, [0.5], 1j, 1e-300)),
         *(("distance", value) for value in (4, *(value for value in NO_INTEGERS if value is not None))),
         *(("control", value) for value in ("Same", "", None, 5, [], ["same"])),
-        *(("generator", value) for value in (None, 0, "0", np.random.default_rng(0))),
+        *(("generator", value) for value in (0, "0", np.random.default_rng(0))),
         *(("concepts", value) for value in (None, 3, "world", torch.nn.Linear(1, 1))),
     ],
     ids=shown,

@@ -209,7 +209,7 @@ def test_heads_in_every_form_are_the_same_heads_in_every_verb(gpt2):
         for name, values in {
             "knockout": knockout(gpt2, contrast, heads=heads, progress=False).values["value"],
             "exchange": exchange(gpt2, contrast, [heads], progress=False).values["value"],
-            "split": split(gpt2, contrast, twin=heads, progress=False).tables["twin"]["recovery"].to_numpy(),
+            "split": split(gpt2, contrast, twin=heads, progress=False).tables["twin"]["value"].to_numpy(),
         }.items():
             np.testing.assert_array_equal(values, expected.setdefault(name, values))
 

@@ -1,6 +1,7 @@
 """Attribution against finite differences through TransformerLens's hooks, its own attribution, and exact patching."""
 
 import functools
+import inspect
 import math
 from types import SimpleNamespace
 
@@ -189,7 +190,7 @@ def test_integrated_gradients_are_complete(world, family, site):
     one = world(family)
     for positions in ("all", "middle"):
         found = quiet(one.model, one.contrast, site=site, positions=positions, method="integrated-gradients")
-        table, effect = found.tables["completeness"], found.values["effect"]
+        table, effect = found.wide("completeness"), found.values["effect"]
         summed = effect.sum(2) if effect.ndim == 3 else effect
         exact = np.stack(
             [
@@ -344,7 +345,7 @@ def test_direct_effects_are_differences_that_sum_to_the_metrics(world, family):
         expected = sign * (runs[1].heads - runs[0].heads).numpy()
         np.testing.assert_allclose(heads.values["effect"], expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(sources.values["effect"].sum(-1), expected, rtol=1e-9, atol=1e-12)
-        balance = heads.tables["balance"].set_index("part")
+        balance = heads.wide("balance").set_index("part")
         rounded = SAME[family] * metric_size(heads)
         np.testing.assert_allclose(balance.loc["heads", "effect"], heads.values["effect"].sum((1, 2)).mean(), rtol=1e-9)
         np.testing.assert_allclose(balance.loc["mlps", "effect"], mlps.values["effect"].sum(1).mean(), atol=1e-12)
@@ -372,14 +373,16 @@ def test_metrics_and_recovery(world):
         clean, hijacked = (found.examples[name].mean() for name in ("clean", "hijacked"))
         effect = found.values["effect"].mean(0).ravel()
         base = hijacked if direction == "restore" else clean
-        summary = found.summary
+        summary = found.wide()
         np.testing.assert_allclose(summary["effect"], effect, rtol=1e-12)
         np.testing.assert_allclose(summary["recovery"], (base + effect - hijacked) / (clean - hijacked), rtol=1e-12)
-        assert (summary["low"] <= summary["effect"]).all()
-        assert (summary["effect"] <= summary["high"]).all()
+        assert (summary["effect_low"] <= summary["effect"]).all()
+        assert (summary["effect"] <= summary["effect_high"]).all()
         assert list(summary.columns[:2]) == ["layer", "head"]
         means = found.mean("effect")
-        np.testing.assert_allclose(summary[["low", "high"]], means[["low", "high"]], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            summary[["effect_low", "effect_high"]], means[["value_low", "value_high"]], rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -438,8 +441,8 @@ def test_results_are_kept_whole(world, tmp_path):
     assert again.provenance["positions"] == [-1, 3]
     assert list(again.tables) == ["summary", "completeness"]
     frame = again.to_frame()
-    assert {"layer", "head", "effect", "clean", "hijacked"} <= set(frame)
-    assert math.isfinite(frame["effect"].sum())
+    assert {"layer", "head", "quantity", "clean", "hijacked"} <= set(frame)
+    assert math.isfinite(frame["value"].sum())
 
 
 def test_arguments_that_cannot_be_used(world, standin):
@@ -457,7 +460,7 @@ def test_arguments_that_cannot_be_used(world, standin):
     ):
         # The type checker of the tests is in the way of what a user would see.
         with pytest.raises(LcalensError, match=named):
-            getattr(attribute, "__wrapped__", attribute)(one.model, one.contrast, progress=False, **options)
+            inspect.unwrap(attribute)(one.model, one.contrast, progress=False, **options)
     handle = one.model.blocks[0].hook_resid_pre.add_hook(lambda value, hook: value * 2)
     try:
         with pytest.raises(LcalensError, match=r"model: .*hooks are attached"):

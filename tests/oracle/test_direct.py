@@ -286,13 +286,13 @@ def test_real_models_balance(real_model, name):
             metric = logits[contrast.false[index][0]] - logits[contrast.true[index][0]]
             rounded = rounding(torch.float32, logits[contrast.true[index][0]], model.cfg.d_model)
             assert found.examples[side][index] == pytest.approx(metric.item(), abs=rounded)
-    balance = found.tables["balance"].set_index("part")
-    assert balance["mean"]["total"] > 1
-    parts = balance["mean"][["heads", "mlps", "embedding", "biases"]].sum()
-    assert parts == pytest.approx(balance["mean"]["total"], rel=1e-4)
-    assert balance["mean"]["largest error"] < 1e-4 * balance["clean"].abs()["total"]
-    assert found.values["total"].sum() / 4 == pytest.approx(balance["mean"]["heads"], rel=1e-9)
+    balance = found.wide("balance").set_index("part")
+    assert balance["change"]["total"] > 1
+    parts = balance["change"][["heads", "mlps", "embedding", "biases"]].sum()
+    assert parts == pytest.approx(balance["change"]["total"], rel=1e-4)
+    assert balance["error"]["largest error"] < 1e-4 * balance["clean"].abs()["total"]
+    assert found.values["total"].sum() / 4 == pytest.approx(balance["change"]["heads"], rel=1e-9)
     # Both are the head's own output exchanged at the last position: the hijack is undone in part, and not by much more.
-    recovery = found.tables["twin"].set_index("patched")["recovery"]
+    recovery = found.wide("twin").set_index("twin")["recovery"]
     assert 0.05 < recovery["both"] < 1.5
     assert recovery["interaction"] == pytest.approx(recovery["both"] - recovery["pattern"] - recovery["values"])

@@ -267,7 +267,7 @@ def test_clean_into_clean_changes_nothing(standin, family):
             value, base.reshape(-1, *[1] * (value.ndim - 1)) + 0 * value, rtol=0, atol=rounding(torch.float32, base, 64)
         )
         assert np.isnan(found.values["recovery"]).all()  # there is nothing to recover
-        assert np.isnan(found.summary["recovery"]).all()
+        assert np.isnan(found.wide()["recovery"]).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

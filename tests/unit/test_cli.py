@@ -418,16 +418,16 @@ def test_trace_prints_and_writes_and_goes_on(trace, tmp_path):
     arguments = ("--limit", "12", "--control", "other-object", "--views", "1", "--out", out, "--scheme", template)
     status, said, errors = trace(*arguments)
     assert (status, errors) == (0, "")
-    ranked = lcalens.Result.load(out / "ranking").summary
+    ranked = lcalens.Result.load(out / "ranking").wide()
     shown = re.findall(r"^  L(\d+)H(\d+) +(\S+) +(\S+)  \[", said, flags=re.MULTILINE)
     assert len(shown) == min(10, len(ranked))
     best = ranked.iloc[0]
     assert (int(shown[0][0]), int(shown[0][1])) == (best["layer"], best["head"])
     assert float(shown[0][2]) == pytest.approx(best["value"], abs=0.005)
     assert float(shown[0][3]) == pytest.approx(best["held_out"], abs=0.005)
-    balance = lcalens.Result.load(out / "split").tables["balance"].set_index("part")
+    balance = lcalens.Result.load(out / "split").wide("balance").set_index("part")
     parts = balance.loc[["heads", "mlps", "embedding", "biases"]]
-    assert parts["mean"].sum() == pytest.approx(balance["mean"]["total"], rel=1e-4)
+    assert parts["change"].sum() == pytest.approx(balance["change"]["total"], rel=1e-4)
     written = {path.name for path in out.iterdir()}
     assert {"trace.md", "heads.png", "ranking.png", "split.png", "attention-0.html"} <= written
     page = (out / "trace.md").read_text()

@@ -30,23 +30,23 @@ def contrasts(standin):
 
 
 @pytest.mark.parametrize(
-    ("measure", "low", "high"),
+    "measure",
     [
-        (lambda model, contrast: patch(model, contrast, progress=False).summary, "low", "high"),
-        (lambda model, contrast: attribute(model, contrast, progress=False).summary, "low", "high"),
-        (lambda model, contrast: split(model, contrast, twin=0, progress=False).summary, "low", "high"),
-        (lambda model, contrast: split(model, contrast, twin=[(0, 1)], progress=False).tables["twin"], "low", "high"),
-        (lambda model, contrast: split(model, contrast, twin=0, progress=False).tables["heads"], "low", "high"),
-        (lambda model, contrast: ranking(patch(model, contrast, progress=False)).summary, "low", "high"),
+        lambda model, contrast: patch(model, contrast, progress=False).summary,
+        lambda model, contrast: attribute(model, contrast, progress=False).summary,
+        lambda model, contrast: split(model, contrast, twin=0, progress=False).summary,
+        lambda model, contrast: split(model, contrast, twin=[(0, 1)], progress=False).tables["twin"],
+        lambda model, contrast: split(model, contrast, twin=0, progress=False).tables["heads"],
+        lambda model, contrast: ranking(patch(model, contrast, progress=False)).summary,
     ],
     ids=["patch", "attribute", "split", "twin", "heads", "ranking"],
 )
-def test_copies_in_one_cluster_are_as_sure_as_one_example(contrasts, measure, low, high):
+def test_copies_in_one_cluster_are_as_sure_as_one_example(contrasts, measure):
     model, two, clustered, alone = contrasts
     expected, found, loose = (measure(model, one) for one in (two, clustered, alone))
-    for end in (low, high):
+    for end in ("value_low", "value_high"):
         assert_near(found[end], expected[end], effect=expected[end])
-    width, narrow = (table[high] - table[low] for table in (found, loose))
+    width, narrow = (table["value_high"] - table["value_low"] for table in (found, loose))
     assert (narrow < width).sum() > 0.8 * (width > 1e-4).sum() > 0
 
 
@@ -56,6 +56,8 @@ def test_agreement_resamples_clusters_too(contrasts):
     for one in (two, clustered, alone):
         estimates = [attribute(model, one, method=method, progress=False) for method in ("patching", "direct")]
         found.append(agreement(*estimates, k=3))
-    expected, clusters, loose = (table[["low", "high"]].to_numpy(dtype=float) for table in found)
+    expected, clusters, loose = (
+        np.stack([one.values[f"agreement_{end}"] for end in ("low", "high")], 1) for one in found
+    )
     assert_near(clusters, expected, effect=1)
     assert np.abs(loose - clusters).max() > 0.01

@@ -403,3 +403,16 @@ def test_the_whole_context_can_be_redrawn():
     made = drawn(share=1.0)
     assert set(made.spans["redrawn"]) == {((0, 23),)}
     assert made.places("redrawn")[0] == (tuple(range(-24, -1)),)
+
+
+def test_a_seed_is_a_generator_and_both_worlds_name_their_controls_alike():
+    given = {"size": 30, "length": 6}
+    for seed in (0, 7):
+        expected = contrast_concepts(LatentConcepts(4), **given, generator=torch.Generator().manual_seed(seed))
+        assert contrast_concepts(LatentConcepts(4), **given, seed=seed).content() == expected.content()
+    assert contrast_concepts(LatentConcepts(4), **given).content() != expected.content()
+    for one, same in (("neutral", "same"), ("other", "other-object")):
+        found = [contrast_concepts(LatentConcepts(4), **given, control=name).content() for name in (one, same)]
+        assert found[0] == found[1]
+    with pytest.raises(LcalensError, match="seed: give a seed or a generator"):
+        contrast_concepts(LatentConcepts(4), **given, seed=1, generator=torch.Generator())

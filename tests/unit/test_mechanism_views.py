@@ -62,9 +62,11 @@ def made(*, kind="patching", scale=1.0, model="a model", missing=False, **labels
     values = generator.normal(0, scale, (EXAMPLES, *map(len, labels.values())))
     ends = np.stack([generator.normal(-3, 0.1, EXAMPLES), generator.normal(2, 0.1, EXAMPLES)], 1)
     settings = {"site": "head", "positions": "last", "metric": "logit-difference", "direction": "restore"}
-    result = patching_result(contrast, values, ends, labels, kind=kind, model={"source": model}, settings=settings)
+    result = patching_result(
+        contrast, values, ends, labels, kind=kind, provenance={"model": {"source": model}} | settings
+    )
     if missing:
-        result.tables["summary"].loc[result.summary["layer"] == 0, ["value", "recovery", "low", "high"]] = np.nan
+        result.summary.loc[result.summary["layer"] == 0, ["value", "value_low", "value_high"]] = np.nan
     return result
 
 
@@ -134,7 +136,7 @@ def test_every_shape_can_be_drawn(shape, missing):
 def test_a_map_is_the_mean_recovery_with_0_in_the_middle(shape):
     result = made(**SHAPES[shape])
     image = map_of(result.plot())
-    values = result.summary["recovery"].to_numpy().reshape(image.get_array().shape)
+    values = result.wide()["recovery"].to_numpy().reshape(image.get_array().shape)
     np.testing.assert_allclose(image.get_array(), values)
     assert image.norm.vmin == -image.norm.vmax == -np.abs(values).max()
     red, _, blue, _ = image.cmap(1.0)
@@ -160,17 +162,17 @@ def test_what_was_not_measured_is_no_colour_of_the_map():
 def test_a_curve_is_the_mean_recovery_in_its_interval():
     result = made(**SHAPES["layers"])
     (panel,) = draw(result.plot()).axes
-    np.testing.assert_allclose(panel.lines[0].get_ydata(), result.summary["recovery"])
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), result.wide()["recovery"])
     (band,) = (item for item in panel.collections if isinstance(item, PolyCollection))
     corners = band.get_paths()[0].vertices[:, 1]
-    assert corners.min() == pytest.approx(result.summary["low"].min())
-    assert corners.max() == pytest.approx(result.summary["high"].max())
+    assert corners.min() == pytest.approx(result.wide()["recovery_low"].min())
+    assert corners.max() == pytest.approx(result.wide()["recovery_high"].max())
 
 
 def test_leading_heads_stand_at_the_top():
     result = made(**SHAPES["all three"])
     image = map_of(result.plot())
-    values = result.summary["recovery"].to_numpy().reshape(-1, len(PLACES))
+    values = result.wide()["recovery"].to_numpy().reshape(-1, len(PLACES))
     order = np.argsort(-np.abs(values).max(1))[:12]
     np.testing.assert_allclose(image.get_array(), values[order])
     assert ticks(image.axes.yaxis) == [f"L{i // 6}H{i % 6}" for i in order]
@@ -185,7 +187,7 @@ def test_everything_at_once_is_drawn_example_by_example():
     rows = np.array([line.get_ydata() for line in panel.lines[:EXAMPLES]])
     np.testing.assert_allclose(rows[:, 1], result.values["value"])
     np.testing.assert_allclose(rows[:, [0, 2]], result.examples[["hijacked", "clean"]])
-    assert f"recovery {result.summary['recovery'].item():.2f}" in panel.get_title()
+    assert f"recovery {result.wide()['recovery'].item():.2f}" in panel.get_title()
 
 
 def test_where_the_clean_run_was_patched_recovery_is_counted_from_1():
@@ -201,13 +203,13 @@ def test_where_the_clean_run_was_patched_recovery_is_counted_from_1():
 
 def test_effects_of_attribution(toy):
     result = attribute(toy, toy_contrast(), site="v", positions="each", progress=False)
-    for quantity, prefix in ((None, ""), ("recovery", "recovery_")):
+    for quantity in (None, "recovery"):
         (panel,) = draw(result.plot(quantity=quantity)).axes
-        table = result.summary
+        table, name = result.wide(), quantity or "effect"
         (bars,) = panel.containers
-        np.testing.assert_allclose(bars.lines[0].get_ydata(), table[quantity or "effect"])
+        np.testing.assert_allclose(bars.lines[0].get_ydata(), table[name])
         ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
-        np.testing.assert_allclose(ends, table[[f"{prefix}low", f"{prefix}high"]], atol=1e-12)
+        np.testing.assert_allclose(ends, table[[f"{name}_low", f"{name}_high"]], atol=1e-12)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -295,11 +297,11 @@ def test_a_split_is_bars_by_span(toy):
     assert ticks(panel.xaxis) == list(dict.fromkeys(result.summary["group"]))
     for bars in panel.containers:
         if bars.get_label() in ("attention", "recall", "scale"):
-            rows = result.summary[result.summary["part"] == bars.get_label()]
-            np.testing.assert_allclose([bar.get_height() for bar in bars], rows["mean"])
-    rows = result.summary[result.summary["part"] == "total"]
+            rows = result.summary[result.summary["quantity"] == bars.get_label()]
+            np.testing.assert_allclose([bar.get_height() for bar in bars], rows["value"])
+    rows = result.summary[result.summary["quantity"] == "total"]
     (total,) = (line for line in panel.lines if line.get_label() == "total")
-    np.testing.assert_allclose(total.get_ydata(), rows["mean"])
+    np.testing.assert_allclose(total.get_ydata(), rows["value"])
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["attention", "recall", "scale", "total"]
 
@@ -311,7 +313,9 @@ def test_a_splits_intervals_are_the_tables(toy):
         [segment[:, 1] for item in panel.collections for segment in item.get_segments() if np.ptp(segment[:, 1])]
     )
     table = result.summary.iloc[np.lexsort((result.summary.index,))]
-    ends = table[table["part"].isin(["attention", "recall", "scale", "total"])][["low", "high"]].to_numpy()
+    ends = table[table["quantity"].isin(["attention", "recall", "scale", "total"])][
+        ["value_low", "value_high"]
+    ].to_numpy()
     ends = ends[np.ptp(ends, axis=1) > 0]
     assert len(drawn) == len(ends)
     np.testing.assert_allclose(np.sort(drawn, 0), np.sort(ends, 0))
@@ -342,7 +346,7 @@ def test_a_ranking_is_bars_of_the_leading_sites(shape, held):
     other = Result(**{**vars(other), "examples": other.examples.assign(index=range(100, 100 + EXAMPLES))})
     found = ranking(result, held_out=other if held else None)
     (panel,) = draw(found.plot()).axes
-    table = found.summary.head(10)
+    table = found.wide().head(10)
     bars = [c for c in panel.containers if hasattr(c, "patches")]
     assert len(bars) == 1 + held
     for container, column in zip(bars, ("value", "held_out"), strict=False):
@@ -360,14 +364,14 @@ def test_a_rankings_whiskers_are_its_intervals():
     (panel,) = found.plot(top=4).axes
     (whiskers,) = (item for item in panel.collections if len(item.get_segments()) == 4)
     ends = np.array([segment[:, 0] for segment in whiskers.get_segments()])
-    np.testing.assert_allclose(ends, found.summary.head(4)[["low", "high"]])
+    np.testing.assert_allclose(ends, found.wide().head(4)[["value_low", "value_high"]])
     assert "4 leading of 72" in panel.figure.get_suptitle()
 
 
 def test_a_rankings_positions_have_labels():
     found = ranking(made(**SHAPES["positions"]))
     (panel,) = draw(found.plot(labels=list("abcdefghi"))).axes
-    first = found.summary.iloc[0]
+    first = found.wide().iloc[0]
     at = int(first["position"])
     assert ticks(panel.yaxis)[0] == f"L{first['layer']:g} at {'abcdefghi'[at]} (−{-at})"
     for options, named in (({"top": 0}, "top"), ({"labels": ["a"]}, "labels")):

@@ -8,13 +8,18 @@ import pytest
 import torch
 from helpers import slow_patching as slow
 
+from lcalens.core.provenance import fingerprint
 from lcalens.core.results import Result
+from lcalens.core.tables import SCHEMA
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.mechanism import patch as patching
+from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.exchange import exchange
 from lcalens.mechanism.knockout import knockout
 from lcalens.mechanism.patch import patch
+from lcalens.mechanism.split import split
 from lcalens.mechanism.summary import ratio_of_means
 
 
@@ -78,8 +83,11 @@ def test_axes_labels_and_provenance(standin):
         assert patch(other, contrast_of(other), site="v", progress=False).axes["head"] == heads
     assert list(patch(model, contrast, site="mlp_out", progress=False).axes) == ["example", "layer"]
     frame = found.to_frame()
-    assert len(frame) == 2 * 3 * 2 * 8
-    assert {"value", "recovery", "layer", "head", "position"} <= set(frame.columns)
+    assert len(frame) == 2 * 3 * 2 * 8 * 2
+    assert list(frame.columns[-8:]) == ["layer", "head", "position", *SCHEMA]
+    units = {"value": "logits", "recovery": "share"}
+    assert dict(zip(frame["quantity"], frame["unit"], strict=True)) == units == found.units
+    assert list(found.summary.columns) == ["layer", "head", "position", *SCHEMA]
 
 
 def test_recovery_is_between_the_two_runs():
@@ -88,8 +96,8 @@ def test_recovery_is_between_the_two_runs():
     clean, hijacked = (found.examples[side].to_numpy().reshape(-1, 1, 1) for side in ("clean", "hijacked"))
     np.testing.assert_allclose(found.values["recovery"], (found.values["value"] - hijacked) / (clean - hijacked))
     whole = (found.values["value"] - hijacked).sum() / (clean - hijacked).sum()
-    assert found.summary["recovery"].item() == pytest.approx(whole)
-    assert found.summary["low"].item() <= whole <= found.summary["high"].item()
+    assert found.wide()["recovery"].item() == pytest.approx(whole)
+    assert found.wide()["recovery_low"].item() <= whole <= found.wide()["recovery_high"].item()
 
 
 def test_a_result_is_saved_and_loaded(tmp_path):
@@ -264,3 +272,27 @@ def test_intervals_resample_whole_clusters():
     assert (middle[0], low[0], high[0]) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
     _, *alone = ratio_of_means(part, whole)
     assert 1 / 2 < alone[0][0] < alone[1][0] < 3 / 4
+
+
+def test_one_record_of_how_it_was_made_in_every_verb(standin):
+    model = standin("gpt2").model
+    contrast = contrast_of(model, batch=4)
+    results = [
+        patch(model, contrast, progress=False),
+        knockout(model, contrast, span="word", progress=False),
+        exchange(model, contrast, [[(0, 1)]], progress=False),
+        attribute(model, contrast, progress=False),
+        split(model, contrast, progress=False),
+    ]
+    digests = {found.provenance["contrast"] for found in results}
+    assert len(digests) == 1
+    assert digests != {patch(model, contrast[:2], progress=False).provenance["contrast"]}
+    for found in results:
+        assert found.provenance["model"]["fingerprint"] == fingerprint(model)
+        assert found.provenance["model"]["hooks"] == []
+        assert found.provenance["logits"] == "before any soft cap"
+        assert found.provenance["path"] in ("growing batch", "layer by layer")
+        assert {"versions", "examples", "excluded"} <= set(found.provenance)
+        for end in ("clean", "hijacked"):
+            expected = results[0].examples[end]
+            np.testing.assert_allclose(found.examples[end], expected, rtol=0, atol=1e-5 * np.abs(expected).max())

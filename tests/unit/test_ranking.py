@@ -7,6 +7,8 @@ from scipy.stats import spearmanr
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
+from lcalens.core.tables import SCHEMA
+from lcalens.mechanism.leading import leading
 from lcalens.mechanism.ranking import agreement, ranking
 
 SHAPE = (3, 4)
@@ -57,13 +59,14 @@ def test_order_means_and_intervals():
     expected = np.empty(means.size)
     expected[np.argsort(-np.abs(means).ravel())] = np.arange(1, means.size + 1)
     np.testing.assert_array_equal(found.values["rank"].ravel(), expected)
-    table = found.summary
+    table = found.wide()
     assert list(table["rank"]) == list(range(1, 13))
     assert tuple(table[["layer", "head"]].iloc[0]) == (0, 2)
     assert table["value"].iloc[0] == pytest.approx(means[0, 2])
-    assert list(table.columns) == ["rank", "layer", "head", "value", "low", "high", "rank_low", "rank_high"]
-    np.testing.assert_allclose(found.values["low"].ravel(), result.mean("effect")["low"])
-    np.testing.assert_allclose(found.values["high"].ravel(), result.mean("effect")["high"])
+    assert list(found.summary.columns) == ["layer", "head", *SCHEMA]
+    assert list(dict.fromkeys(found.summary["quantity"])) == ["rank", "value"]
+    np.testing.assert_allclose(found.values["value_low"].ravel(), result.mean("effect")["value_low"])
+    np.testing.assert_allclose(found.values["value_high"].ravel(), result.mean("effect")["value_high"])
     assert found.axes == {"layer": (0, 1, 2), "head": (0, 1, 2, 3)}
 
 
@@ -113,7 +116,7 @@ def test_held_out_effects_are_not_flattered():
     draw = np.random.default_rng(0)
     one, two = (draw.standard_normal((30, 20, 10)) for _ in range(2))
     others = pd.DataFrame({"index": range(30, 60), "clean": 0.0, "hijacked": 1.0})
-    found = ranking(made(one), held_out=made(two, examples=others)).summary
+    found = ranking(made(one), held_out=made(two, examples=others)).wide()
     assert found["value"].abs().iloc[:10].min() > 0.3
     assert found["held_out"].iloc[:10].abs().mean() < 0.25
     inside = (found["held_out_low"] <= 0) & (found["held_out_high"] >= 0)
@@ -168,10 +171,10 @@ def test_groups_of_a_split_are_summed():
     summed = parts.sum(-1).mean(0)
     np.testing.assert_allclose(found.values["value"], summed)
     assert np.isnan(found.values["rank"][0, 0])
-    assert np.isnan(found.values["low"][0, 0])
+    assert np.isnan(found.values["value_low"][0, 0])
     assert np.isnan(found.values["rank_low"][0, 0])
     assert np.nanmax(found.values["rank"]) == 11
-    assert found.summary["rank"].isna().tolist() == [False] * 11 + [True]
+    assert found.wide()["rank"].isna().tolist() == [False] * 11 + [True]
 
 
 def test_positions_are_sites_and_some_examples_lack_them():
@@ -179,8 +182,8 @@ def test_positions_are_sites_and_some_examples_lack_them():
     effect[5:, :, :, 0] = np.nan
     found = ranking(made(effect))
     np.testing.assert_allclose(found.values["value"], np.nanmean(effect, 0))
-    assert np.isfinite(found.values["low"]).all()
-    assert len(found.summary) == 12
+    assert np.isfinite(found.values["value_low"]).all()
+    assert len(found.wide()) == 12
 
 
 def test_clusters_are_resampled_whole():
@@ -190,14 +193,17 @@ def test_clusters_are_resampled_whole():
     result = made(effect, examples=examples)
     wide, narrow = ranking(result, cluster="relation"), ranking(result)
     expected = result.mean("effect", cluster="relation")
-    np.testing.assert_allclose(wide.values["low"].ravel(), expected["low"])
-    assert ((wide.values["high"] - wide.values["low"]) > 1.5 * (narrow.values["high"] - narrow.values["low"])).all()
+    np.testing.assert_allclose(wide.values["value_low"].ravel(), expected["value_low"])
+    assert (
+        (wide.values["value_high"] - wide.values["value_low"])
+        > 1.5 * (narrow.values["value_high"] - narrow.values["value_low"])
+    ).all()
 
 
 def test_one_example_has_no_intervals():
     found = ranking(made(noisy(count=1)))
     assert np.isfinite(found.values["rank"]).all()
-    assert np.isnan(found.values["low"]).all()
+    assert np.isnan(found.values["value_low"]).all()
     assert np.isnan(found.values["rank_high"]).all()
 
 
@@ -209,14 +215,16 @@ def test_rankings_are_kept(tmp_path):
 
 
 def agreed(*args, **options):
-    return agreement(*args, **options).set_index("measure")
+    found = agreement(*args, **options)
+    told = {name: found.provenance[name] for name in ("sites", "shared")}
+    return found.wide().assign(**told).set_index("measure")
 
 
 def test_a_result_agrees_with_itself():
     result = made(noisy())
     found = agreed(result, result, k=3)
-    assert found["value"].tolist() == pytest.approx([1, 1, 1])
-    assert found["low"].tolist() == pytest.approx([1, 1, 1])
+    assert found["agreement"].tolist() == pytest.approx([1, 1, 1])
+    assert found["agreement_low"].tolist() == pytest.approx([1, 1, 1])
     assert found["shared"].tolist() == [40] * 3
     assert found["sites"].tolist() == [12] * 3
     assert found["chance"].tolist() == pytest.approx([0, 0, 0.25])
@@ -226,12 +234,12 @@ def test_correlation_and_overlap_by_hand():
     one, two = made(noisy(noise=1.0)), made(noisy(noise=3.0, seed=5))
     found = agreed(one, two, k=4)
     x, y = (result.values["effect"].mean(0).ravel() for result in (one, two))
-    assert found.loc["spearman", "value"] == pytest.approx(spearmanr(x, y).statistic)
-    assert found.loc["spearman of magnitudes", "value"] == pytest.approx(spearmanr(abs(x), abs(y)).statistic)
+    assert found.loc["spearman", "agreement"] == pytest.approx(spearmanr(x, y).statistic)
+    assert found.loc["spearman of magnitudes", "agreement"] == pytest.approx(spearmanr(abs(x), abs(y)).statistic)
     leading = [set(np.argsort(-abs(z))[:4]) for z in (x, y)]
-    assert found.loc["overlap of the top 4", "value"] == len(leading[0] & leading[1]) / 4
-    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
-    assert (found["low"] < found["high"]).all()
+    assert found.loc["overlap of the top 4", "agreement"] == len(leading[0] & leading[1]) / 4
+    assert ((found["agreement_low"] <= found["agreement"]) & (found["agreement"] <= found["agreement_high"])).all()
+    assert (found["agreement_low"] < found["agreement_high"]).all()
 
 
 def test_kinds_are_compared_as_parts_in_the_hijack():
@@ -241,9 +249,9 @@ def test_kinds_are_compared_as_parts_in_the_hijack():
     results = [made(effect), made(-effect, direction="corrupt"), patched(effect), patched(-effect, "corrupt"), carried]
     for other in results[1:]:
         found = agreed(results[0], other, k=5)
-        assert found["value"].tolist() == pytest.approx([1, 1, 1])
+        assert found["agreement"].tolist() == pytest.approx([1, 1, 1])
     raw = agreed(made(effect), patched(effect), k=5, quantity=("effect", "recovery"))
-    assert raw.loc["spearman", "value"] == pytest.approx(-1, abs=0.1)  # more recovered, less of the metric
+    assert raw.loc["spearman", "agreement"] == pytest.approx(-1, abs=0.1)  # more recovered, less of the metric
 
 
 def test_only_shared_examples_are_compared():
@@ -253,12 +261,12 @@ def test_only_shared_examples_are_compared():
     part = made(effect[some], examples=whole.examples.iloc[some].reset_index(drop=True))
     found = agreed(whole, part, k=3)
     assert found["shared"].tolist() == [4] * 3
-    assert found["value"].tolist() == pytest.approx([1, 1, 1])
+    assert found["agreement"].tolist() == pytest.approx([1, 1, 1])
     # With none in common each is resampled by itself, however many it has.
     apart = made(noisy(count=7, seed=8), examples=whole.examples.iloc[:7].assign(clean=-50.0))
     found = agreed(whole, apart, k=3)
     assert found["shared"].tolist() == [0] * 3
-    assert (found["low"] <= found["high"]).all()
+    assert (found["agreement_low"] <= found["agreement_high"]).all()
 
 
 def test_noise_agrees_as_often_as_chance():
@@ -267,7 +275,7 @@ def test_noise_agrees_as_often_as_chance():
     for _ in range(60):
         one, two = (made(draw.standard_normal((5, 5, 8))) for _ in range(2))
         found = agreed(one, two, k=10, resamples=2)
-        overlaps.append(found["value"].iloc[2])
+        overlaps.append(found["agreement"].iloc[2])
     assert np.mean(overlaps) == pytest.approx(found["chance"].iloc[2], abs=0.04)
 
 
@@ -295,3 +303,44 @@ def test_arguments_that_cannot_be_used():
     ):
         with pytest.raises(LcalensError, match=named):
             call()
+
+
+def test_agreement_is_a_result_that_is_kept(tmp_path):
+    found = agreement(made(noisy()), made(noisy(seed=2)), k=3)
+    again = Result.load(found.save(tmp_path / "kept"))
+    pd.testing.assert_frame_equal(again.summary, found.summary)
+    assert found.axes["measure"] == ("spearman", "spearman of magnitudes", "overlap of the top 3")
+    frame = found.to_frame().set_index(["measure", "quantity"])
+    assert frame.loc[("spearman", "agreement"), "unit"] == "share"
+
+
+# --- the leading heads ----------------------------------------------------------------------------------------------
+
+
+def test_leading_heads_by_either_rule_against_a_sort():
+    effect = noisy(noise=0.2)
+    for result in (made(effect), made(-effect, direction="corrupt"), patched(effect), patched(-effect, "corrupt")):
+        carried = -effect.mean(0)  # a hijack is carried by what lowers the metric when it is restored
+        places = [(layer, head) for layer in range(3) for head in range(4)]
+        assert list(leading(result, 12)) == sorted(places, key=lambda at: -abs(carried[at]))
+        assert list(leading(result, 5, by="carrying")) == sorted(places, key=lambda at: -carried[at])[:5]
+    split = made(np.stack([effect, effect], -1), kind="split")
+    assert list(leading(split, 5, by="carrying")) == sorted(places, key=lambda at: carried[at])[:5]
+
+
+def test_the_rule_is_told_with_the_heads():
+    found = leading(patched(noisy()), 2)
+    assert str(found) == "L0H2, L2H2 (largest mean recovery of either sign, of 40 examples)"
+    assert "towards the hijack" in leading(patched(noisy()), 2, by="carrying").rule
+    assert "direct effect" in leading(made(np.stack([noisy()], -1), kind="split"), 2).rule
+    assert list(leading(patched(noisy()), 2)) == [
+        (int(row.layer), int(row.head)) for row in ranking(patched(noisy())).wide().head(2).itertuples()
+    ]
+
+
+def test_heads_that_have_not_one_effect_each_do_not_lead():
+    positions = made(np.zeros((4, 2, 2, 3)))
+    layers = made(np.zeros((4, 2)))
+    for result in (positions, layers, "x"):
+        with pytest.raises(LcalensError, match=r"^result: "):
+            getattr(leading, "__wrapped__", leading)(result)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
 from lcalens.core.statistics import clustered_mean_interval
+from lcalens.core.tables import SCHEMA, lengthen, widen
 
 NAN = float("nan")
 PAYLOAD = "<script>alert(1)</script>"
@@ -54,6 +55,7 @@ def same(left, right):
     ]
     assert list(left.values) == list(right.values)
     assert list(left.tables) == list(right.tables)
+    assert dict(left.units) == dict(right.units)
     for name, array in left.values.items():
         np.testing.assert_array_equal(array, right.values[name])
         assert array.dtype == right.values[name].dtype
@@ -126,8 +128,56 @@ def test_to_frame_has_a_row_for_each_value(count, place):
             else:
                 row[name] = axes[name][at[name]]
         rows.append(row | {"logp": array[index], "other": other[index]})
-    expected = pd.DataFrame(rows)
-    pd.testing.assert_frame_equal(result.to_frame(), expected)
+    pd.testing.assert_frame_equal(result.wide("values"), pd.DataFrame(rows))
+    nothing = {"value_low": NAN, "value_high": NAN, "unit": ""}
+    long = [
+        {name: row[name] for name in row if name not in ("logp", "other")}
+        | {"quantity": quantity, "value": row[quantity]}
+        | nothing
+        for row in rows
+        for quantity in ("logp", "other")
+        if not np.isnan(row[quantity])
+    ]
+    pd.testing.assert_frame_equal(result.to_frame(), pd.DataFrame(long))
+
+
+def test_intervals_and_units_stand_beside_their_quantity():
+    values = {"a": np.array([1.0, 2.0]), "a_low": np.array([0.5, NAN]), "a_high": np.array([1.5, NAN])}
+    result = Result(
+        kind="test",
+        axes={"layer": (3, 4)},
+        values=values | {"b": np.array([7.0, 8.0])},
+        units={"a": "logits", "b": "share"},
+    )
+    assert result.quantities == ("a", "b")
+    frame = result.to_frame()
+    assert list(frame.columns) == ["layer", *SCHEMA]
+    assert frame["quantity"].tolist() == ["a", "b", "a", "b"]
+    assert frame["unit"].tolist() == ["logits", "share", "logits", "share"]
+    assert frame["value_low"].tolist()[0] == 0.5
+    assert frame["value_low"].isna().tolist() == [False, True, True, True]
+    wide = widen(frame)
+    assert list(wide.columns) == ["layer", "a", "a_low", "a_high", "b"]
+    pd.testing.assert_frame_equal(lengthen(wide, result.units), frame)
+
+
+def test_an_examples_own_column_keeps_its_numbers_beside_the_schema():
+    result = make(
+        axes={"example": (0, 1)}, values={"logp": np.ones(2)}, tables={},
+        examples=pd.DataFrame({"value": [5, 6], "unit": ["m", "s"]}),
+    )  # fmt: skip
+    frame = result.to_frame()
+    assert frame["example_value"].tolist() == [5, 6]
+    assert frame["value"].tolist() == [1.0, 1.0]
+    assert frame["example_unit"].tolist() == ["m", "s"]
+
+
+def test_what_0_1_saved_is_refused_by_its_version(tmp_path):
+    place = make().save(tmp_path / "out")
+    head = json.loads((place / "result.json").read_text())
+    (place / "result.json").write_text(json.dumps(head | {"format": 1}))
+    with pytest.raises(LcalensError, match=r"^folder: .* lcalens 0\.1, .*measure again"):
+        Result.load(place)
 
 
 def test_to_frame_without_examples():
@@ -139,7 +189,11 @@ def test_to_frame_without_examples():
     assert result.to_frame().to_dict("list") == {
         "context": ["clean", "clean", "hijacked", "hijacked"],
         "rank": [1, 2, 1, 2],
-        "p": [0.0, 1.0, 2.0, 3.0],
+        "quantity": ["p"] * 4,
+        "value": [0.0, 1.0, 2.0, 3.0],
+        "value_low": [pytest.approx(NAN, nan_ok=True)] * 4,
+        "value_high": [pytest.approx(NAN, nan_ok=True)] * 4,
+        "unit": [""] * 4,
     }
 
 
@@ -147,7 +201,7 @@ def test_to_frame_of_an_empty_axis():
     result = make(axes={"example": (0, 1, 2), "n": ()}, values={"logp": np.zeros((3, 0))})
     frame = result.to_frame()
     assert len(frame) == 0
-    assert list(frame) == ["case_id", "relation_id", "n", "logp"]
+    assert list(frame) == ["case_id", "relation_id", "n", *SCHEMA]
 
 
 # --- means ----------------------------------------------------------------------------------------------------------
@@ -168,18 +222,18 @@ def test_means_against_numpy():
     options = {"resamples": 300, "seed": 2, "confidence": 0.8}
     for cluster in (None, "relation_id"):
         table = result.mean("effect", cluster=cluster, **options)
-        assert list(table) == ["head", "layer", "value", "low", "high", "n"]
+        assert list(table) == ["head", "layer", *SCHEMA, "n"]
         assert len(table) == 12
         for row in table.itertuples():
             column = array["abcd".index(row.head), :, row.layer]
             there = ~np.isnan(column)
             assert row.n == there.sum()
             if not there.any():
-                assert np.isnan([row.value, row.low, row.high]).all()
+                assert np.isnan([row.value, row.value_low, row.value_high]).all()
                 continue
             assert row.value == pytest.approx(column[there].mean())
             expected = clustered_mean_interval(column[there], groups[there] if cluster else None, **options)
-            assert (row.low, row.high) == pytest.approx(expected)
+            assert (row.value_low, row.value_high) == pytest.approx(expected)
 
 
 def test_the_mean_of_the_first_quantity_is_the_default():
@@ -442,7 +496,7 @@ def test_garbage_is_damage(place, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "later lcalens; upgrade"),
+        ({"format": 3}, "later lcalens; upgrade"),
         ({"format": 99}, "later lcalens; upgrade"),
         ({"values": ["logp", "gone"]}, "damaged"),
         ({"axes": {"example": [0, 1, 2]}}, "shape"),

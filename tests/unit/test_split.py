@@ -24,6 +24,12 @@ PARTS = ("attention", "recall", "scale", "inserted", "shared")
 SPANS = {"sentence": (1, 5), "word": (3, 4), "subject": (6, 8), "prompt": (5, 10)}
 
 
+def changes_of(found):
+    """What each part changes from clean to hijacked, and by how much the parts miss the metric at most."""
+    table = found.tables["balance"]
+    return table[table["quantity"].isin(["change", "error"])].set_index("part")["value"]
+
+
 def toy_bridge(seed=0):
     torch.manual_seed(seed)
     model = LCAForCausalLM(LCAConfig(m=4, d_model=8, d_head=12)).eval()
@@ -191,7 +197,7 @@ def test_parts_sum_to_the_whole_whatever_the_lengths(standin, family):
         expected = (runs[1].heads - runs[0].heads)[0].numpy()
         size = np.abs(expected).max()
         np.testing.assert_allclose(found.values["total"][i].sum(-1), expected, rtol=0, atol=2e-5 * size)
-    balance = found.tables["balance"].set_index("part")["mean"]
+    balance = changes_of(found)
     assert balance[["heads", "mlps", "embedding", "biases"]].sum() == pytest.approx(balance["total"], rel=1e-4)
     assert balance["heads"] == pytest.approx(found.values["total"].sum((1, 2, 3)).mean())
     assert balance["total"] == pytest.approx((found.examples["hijacked"] - found.examples["clean"]).mean())
@@ -248,7 +254,7 @@ def test_the_toys_parts_sum_to_the_whole_logit_difference():
         assert hijacked - clean > 1
         assert abs(found.values["total"][i].sum() - (hijacked - clean).item()) < 1e-5 * (hijacked - clean).item()
     assert not found.values["scale"].any()
-    balance = found.tables["balance"].set_index("part")["mean"]
+    balance = changes_of(found)
     assert balance["heads"] == pytest.approx(balance["total"], rel=1e-4)
     assert balance[["mlps", "embedding", "biases"]].eq(0).all()
 
@@ -329,7 +335,7 @@ def test_the_twin_is_what_hooks_do(standin, family):
         )
     heads = [(0, 0)] if family == "toy" else [(0, 1), (0, 2), (1, 3), (2, 0)]
     found = split(model, contrast, progress=False, twin=heads)
-    table = found.tables["twin"].set_index("patched")["recovery"]
+    table = found.wide("twin").set_index("twin")["recovery"]
     change = (found.examples["hijacked"] - found.examples["clean"]).mean()
     for kind in ("pattern", "values", "both"):
         patched = np.mean([by_hooks(hooked, contrast, i, heads, kind) for i in range(2)])
@@ -370,16 +376,16 @@ def test_summary_and_heads_are_means_of_the_values(standin):
     found = split(model, contrast, progress=False)
     aligned = contrast.aligned.numpy()
     assert list(found.tables) == ["summary", "heads", "balance", "twin"]
-    summary = found.summary.set_index(["group", "part"])
+    summary = found.summary.set_index(["group", "quantity"])
     for group, part in summary.index:
         rows = {"total": np.ones(6, dtype=bool), "inserted": ~aligned, "shared": ~aligned}.get(part, aligned)
         which = slice(None) if group == "all" else [found.axes["group"].index(group)]
         values = found.values[part][rows][..., which].sum((1, 2, 3))
         told = summary.loc[(group, part)]
-        assert told["mean"] == pytest.approx(values.mean())
-        assert told["low"] <= told["mean"] <= told["high"]
+        assert told["value"] == pytest.approx(values.mean())
+        assert told["value_low"] <= told["value"] <= told["value_high"]
         assert told["n"] == rows.sum()
-    heads = found.tables["heads"]
+    heads = found.wide("heads")
     assert len(heads) == 10
     assert heads["total"].abs().is_monotonic_decreasing
     for row in heads.to_dict("records"):
@@ -390,8 +396,8 @@ def test_summary_and_heads_are_means_of_the_values(standin):
 
 def test_parts_that_no_example_has_are_not_in_the_summary(standin):
     model = standin("gpt2").model
-    assert set(split(model, pairs(model, [(9, 9)]), progress=False).summary["part"]) == {*PARTS[:3], "total"}
-    assert set(split(model, pairs(model, [(7, 9)]), progress=False).summary["part"]) == {*PARTS[3:], "total"}
+    assert set(split(model, pairs(model, [(9, 9)]), progress=False).summary["quantity"]) == {*PARTS[:3], "total"}
+    assert set(split(model, pairs(model, [(7, 9)]), progress=False).summary["quantity"]) == {*PARTS[3:], "total"}
 
 
 def test_it_is_saved_and_loaded(standin, tmp_path):

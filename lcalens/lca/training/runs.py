@@ -108,7 +108,7 @@ def training(runs: "Sequence[Run]") -> Result:
         rows.append(
             named
             | {"runs": len(group), "diverged": len(group) - len(sound)}
-            | {"accuracy": sound.mean() if len(sound) else np.nan, "low": low, "high": high}
+            | {"accuracy": sound.mean() if len(sound) else np.nan, "accuracy_low": low, "accuracy_high": high}
             | {"bayes": group["bayes"].mean()}
         )
     return Result(

@@ -15,7 +15,7 @@ from lcalens.core.chat import chat_prompt
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length, context_limit
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import active_hooks, fingerprint, model_info, versions
+from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.text import check_join
@@ -114,7 +114,6 @@ def efficacy(
     values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
     impossible: Counter[tuple[str, int, str]] = Counter()
     store = CellStore(None if active_hooks(model) else out)
-    weights = fingerprint(model)
     paths: set[str] = set()
     spelled = [("", "")] * len(facts)
     _check_lengths(model, facts, config, words)
@@ -155,14 +154,13 @@ def efficacy(
         {(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike}
     )
     axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
-    provenance = {
-        "model": model_info(model).to_dict() | {"fingerprint": weights, "hooks": active_hooks(model)},
+    settings = {
         "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
         "config": asdict(config),
-        "path": sorted(paths),
         "cells": {"loaded": store.loaded, "computed": store.computed},
-        "versions": versions(),
+        "logits": "after any soft cap",
     }
+    provenance = provenance_of(model, path=sorted(paths), settings=settings)
     tables = summarise(examples, axes, values, impossible, seed=config.seed)
     return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
 
