@@ -72,7 +72,8 @@ def contrast_facts(
         n: How many sentences, at least 1.
         control: By the names that `contrast_concepts` has too. `neutral`: sentences that name no object, drawn for each
             fact among those of as many tokens. `other` (or `other-object`): the scheme's sentences with another object
-            of the relation, neither the true nor the false one, drawn among all of as many tokens. `none`: the bare prompt, whose tokens align from the end only.
+            of the relation, neither the true nor the false one, drawn among all of as many tokens. `none`: the bare
+            prompt, whose tokens align from the end only.
         related: Where the schemes `related-word` and `related-form` take their words: the shipped `table`, or the
             model's own `embedding`.
         seed: Of everything drawn; a fact's draw does not depend on the others.
