@@ -52,6 +52,7 @@ MOVED = {
     "lcalens.mechanism.metrics": "lcalens.engine.metrics",
     "lcalens.mechanism.patching": "lcalens.mechanism.patch",
     "lcalens.mechanism.positions": "lcalens.mechanism.contrast.inputs",
+    "lcalens.mechanism.sites": "lcalens.engine.sites",
     "lcalens.mechanism.shapley": "lcalens.mechanism.division",
     "lcalens.mechanism.tracing": "lcalens.engine.forward",
     "lcalens.progress": "lcalens.core.progress",
