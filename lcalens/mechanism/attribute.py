@@ -14,6 +14,7 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
+from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
@@ -34,7 +35,7 @@ from lcalens.mechanism.arguments import (
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.summary import contrast_record, interval, plain_positions, ratio_of_means, site_table
+from lcalens.mechanism.summary import contrast_record, interval, plain_positions, site_table
 
 Method = Literal["patching", "integrated-gradients", "direct"]
 _DIRECT = ("z", "attn_out", "mlp_out")

@@ -14,7 +14,7 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
-from lcalens.core.statistics import clustered_mean_interval
+from lcalens.core.statistics import clustered_mean_interval, ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
@@ -24,7 +24,7 @@ from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_n
 from lcalens.mechanism.exchange import TWINS, batches, exchange_bucket
 from lcalens.mechanism.leading import Leading, lead
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.summary import contrast_record, interval, ratio_of_means
+from lcalens.mechanism.summary import contrast_record, interval
 
 _TOTAL = "total"
 _LEADING = 10
