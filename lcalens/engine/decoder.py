@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Function = Callable[[Tensor], Tensor]
 Pairing = Literal["half", "adjacent"]
@@ -162,10 +162,24 @@ class Decoder:
         Args:
             resid: The residual stream after the last block.
         """
-        logits = self.final_norm(resid.to(self.unembed.device)) @ self.unembed.T
+        logits = self.normed(resid) @ self.unembed.T
         if self.unembed_bias is not None:
             logits = logits + self.unembed_bias
         return self.cap(wide(logits) * self.logit_scale)
+
+    def normed(self, resid: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """What the unembedding reads: the norm is taken where its weights are, the result is where W_U is.
+
+        Args:
+            resid: The residual stream after the last block.
+        """
+        return self.final_norm(resid.to(self.norm_device)).to(self.unembed.device)
+
+    @property
+    def norm_device(self) -> torch.device:
+        """Where the final norm's weights are."""
+        weights = self.final_norm.parameters() if isinstance(self.final_norm, nn.Module) else iter(())
+        return next(weights, self.unembed).device
 
     def cap(self, logits: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The soft cap, where the model has one.
@@ -190,7 +204,8 @@ class Decoder:
             true: For each example the true answer's first token.
             false: The false answer's.
         """
-        normed = wide(self.final_norm(resid.to(self.unembed.device)))
+        normed = wide(self.normed(resid))
+        true, false = (tokens.to(normed.device) for tokens in (true, false))
         rows = self.unembed[false].to(normed.dtype) - self.unembed[true].to(normed.dtype)
         difference = einsum(normed, rows, "batch variant d, batch d -> batch variant")
         if self.unembed_bias is not None:

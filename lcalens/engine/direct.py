@@ -81,6 +81,10 @@ class _Frozen:
     centred: bool
     scale: Float[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> "_Frozen":
+        """The same on another device."""
+        return _Frozen(self.gain.to(device), self.bias.to(device), self.centred, self.scale.to(device))
+
     def back(self, direction: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The direction before the norm that its output's `direction` is, but for the scale."""
         found = direction * self.gain
@@ -133,7 +137,7 @@ def direct_effects(
     run = trace(decoder, tokens, keep=(), edit=see)
     final = run.final[:, -1]
     unembed = (decoder.unembed[false].double() - decoder.unembed[true].double()) * decoder.logit_scale
-    norm = _freeze(decoder.final_norm, final)
+    norm = _freeze(decoder.final_norm, final.to(decoder.norm_device)).to(unembed.device)
     direction = norm.back(unembed)
 
     def read(vectors: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ def patching_effects(decoder: Decoder, pairs: Pairs, site: str, measure: Measure
         for gradient, value, other in zip(gradients, values, source.kept[site], strict=True):
             difference = wide(_difference(_last(site, other, reach), _last(site, value, reach)))
             each = _summed(site, wide(_last(site, gradient[:, 0], reach)) * difference)
-            effects.append(einsum(chosen.to(each), each, "batch group reach, batch reach ... -> batch ... group"))
+            effect = einsum(chosen.to(each), each, "batch group reach, batch reach ... -> batch ... group")
+            effects.append(effect.to(metric.device))  # layers may lie on several devices
         ended = measure(source.final[:, None, -1])
     return Effects(torch.stack(effects, 1), metric.detach()[:, 0], ended[:, 0])
 
@@ -148,7 +149,7 @@ def integrated_effects(
     effects, exact = [], []
     for index in range(len(decoder.layers)):
         found = [_along(decoder, measure, site, base, source, index, group, way, share) for group in _groups(pairs)]
-        effects.append(torch.stack([effect for effect, _ in found], -1))
+        effects.append(torch.stack([effect for effect, _ in found], -1).to(at.device))
         exact.append(torch.stack([end - at for _, end in found], -1))
         tick(len(at))
     return Effects(torch.stack(effects, 1), at, by, torch.stack(exact, 1))
@@ -178,11 +179,11 @@ def _along(
     apart = _difference(_last(site, source.kept[site][index], reach), _last(site, own, reach))
     shape = (-1, 1, reach, 1) if site in BY_QUERY else (-1, reach) + (1,) * (apart.ndim - 2)
     difference = torch.zeros_like(own)
-    _last(site, difference, reach).copy_(apart * chosen.view(shape))
+    _last(site, difference, reach).copy_(apart * chosen.to(apart.device).view(shape))
     resid, total, end = base.resid[index][:, None, start:], torch.zeros_like(wide(difference)), None
     size = max(1, rows_at_once(decoder, length) // (len(resid) * (length - start)))
     for some, weight in zip(way.split(size), share.split(size), strict=True):
-        factor = some.view(1, -1, *(1 for _ in own.shape[1:]))
+        factor = some.to(own).view(1, -1, *(1 for _ in own.shape[1:]))
         leaf = (own[:, None] + factor * difference[:, None]).requires_grad_()
 
         def put(name: str, at: int, value: Tensor, leaf: Tensor = leaf) -> Tensor:

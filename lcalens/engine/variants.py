@@ -79,7 +79,8 @@ class Patch:
         layer = self.decoder.layers[index]
         if layer.open:
             # The next layer may be on another device, and so is the stream before it.
-            return (self.base.resid[index + 1][:, self.start :] + difference)[:, None]
+            after = self.base.resid[index + 1][:, self.start :]
+            return (after + difference.to(after.device))[:, None]
         middle = self.base.resid[index] + self.base.kept["attn_out"][index]
         written = self.base.kept["mlp_out"][index][:, self.start :] + difference
         return layer.close[1](layer.close[0](middle[:, self.start :]) + written)[:, None]

@@ -13,7 +13,9 @@ import pytest
 import torch
 import transformer_lens.patching as theirs
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from lcalens.core.tokens import source_tokenizer
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
@@ -134,6 +136,51 @@ def test_last_position_against_transformer_lens(benchmark, capsys, model):
         "ratio (aim 40)": slow / fast,
     }
     show(capsys, benchmark, rows)
+
+
+SHAPES = {  # of SmolLM2's size: 30 layers of 9 heads, 576 wide
+    "qwen2": {"num_key_value_heads": 3, "intermediate_size": 1536},
+    "gpt_neox": {"intermediate_size": 2304},
+    "mistral": {"num_key_value_heads": 3, "intermediate_size": 1536, "head_dim": 64},
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_other_families_against_transformer_lens(benchmark, capsys, model, kind):
+    """Random weights of the same size: the fast path is every decoder's."""
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=49152,
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        max_position_embeddings=2048,
+        **SHAPES[kind],
+    )
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():  # so that heads move the metric by more than rounding
+        for name, weight in plain.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(3.0 if "embed" not in name else 50.0)
+    bridge = load_model(plain, tokenizer=source_tokenizer(model))
+    clean, hijacked = (torch.randint(0, 49152, (1, 17)) for _ in range(2))
+    hijacked[:, 8:] = clean[:, 8:]
+    with torch.no_grad():
+        change = (bridge(hijacked) - bridge(clean))[0, -1]
+    contrast = Contrast(clean, hijacked, true=int(change.argmin()), false=int(change.argmax()))
+    loop, _ = by_transformer_lens(bridge, contrast)
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(lambda: patch(bridge, contrast, progress=False), loop), rounds=1
+    )
+    assert found[0].provenance["path"] == "growing batch"
+    effect = float(change.max() - change.min())
+    np.testing.assert_allclose(found[0].values["value"][0], found[1], rtol=0, atol=1e-4 * effect)
+    show(
+        capsys,
+        benchmark,
+        {f"{kind}, 17 tokens: lcalens, s": fast, "TransformerLens, s": slow, "ratio (aim 40)": slow / fast},
+    )
 
 
 def test_all_positions_against_transformer_lens(benchmark, capsys, model):
