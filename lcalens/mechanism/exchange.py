@@ -44,7 +44,7 @@ def exchange(
     Both together are the clean run's z, so that the twin `both` of one head is what `patch` measures at the site `z`.
 
     Args:
-        model: A TransformerBridge of a family that lcalens reads layer by layer.
+        model: A TransformerBridge, of a toy or a real model.
         contrast: Clean and hijacked runs of equal length.
         sets: Sets of heads as (layer, head); each is exchanged by itself, its heads together.
         progress: True for a bar, False for silence, or a function of (done, total, what).

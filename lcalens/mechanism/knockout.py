@@ -55,7 +55,7 @@ def knockout(
     """Cut attention from positions to a span of the hijacked run, and measure the metric.
 
     Args:
-        model: A TransformerBridge of a family that lcalens reads layer by layer.
+        model: A TransformerBridge, of a toy or a real model.
         contrast: Clean and hijacked runs, of any lengths: of the clean one only the metric is needed.
         span: The span that is no longer seen; positions inside it still see themselves and it.
         positions: The queries that no longer see it: `all`, `last`, a span's name, or indices of the hijacked tokens.

@@ -52,7 +52,7 @@ def split(
     token, whatever the hijack; by position, as here, it is what other tokens in the same places recall.
 
     Args:
-        model: A TransformerBridge of a family that lcalens reads layer by layer: GPT-2, LLaMA, Gemma 1, 2, 3, the toy.
+        model: A TransformerBridge, of a toy or a real model, whose blocks add to the residual stream.
         contrast: Clean and hijacked runs.
         groups: Names of spans. Each position belongs to the first that holds it, or to `rest`. By default spans of your
             own names in their order, then `word`, `sentence`, `subject`, `last`, `prompt`.
