@@ -26,6 +26,32 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves it out; tests share tests/helpers
 
 
+# Begun first, the longest before the others, so that testers side by side end together.
+LONG = (
+    "oracle/test_patching.py",
+    "matrix/test_matrix.py",
+    "real/test_probes.py",
+    "oracle/test_attribution.py",
+    "matrix/test_oracle.py",
+    "matrix/test_planted_faults.py",
+    "oracle/test_efficacy.py",
+    "oracle/test_direct.py",
+    "oracle/test_paper_scripts.py",
+    "real/test_real_models.py",
+    "unit/test_cli.py",
+    "faults/test_probe_interruptions.py",
+    "faults/test_weight_cache.py",
+    "faults/test_interruptions.py",
+    "faults/test_lca_interruptions.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of LONG, then the others as they are."""
+    place = {str(Path(__file__).parent / name): number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory):
     """A function from a family's name to its small model: the folder, the bridge, and Hugging Face's own two halves.

@@ -191,7 +191,7 @@ def test_what_a_dead_process_left_is_cleared(tiny, cache):
 # --- processes ------------------------------------------------------------------------------------------------------
 
 SETUP = (
-    "import os, signal, resource; from pathlib import Path; from lcalens.llm.models import gguf as gguf_cache; "
+    "import os, signal, resource, time; from pathlib import Path; from lcalens.llm.models import gguf as gguf_cache; "
     "from lcalens.llm.models.gguf import convert_gguf"
 )
 
@@ -215,7 +215,7 @@ def test_two_processes_at_once(tiny, tmp_path):
 go = Path(sys.argv[2]) / f"ready-{os.getpid()}"
 go.touch()
 while len(list(go.parent.glob("ready-*"))) < 2:
-    pass
+    time.sleep(0.001)
 print(convert_gguf(Path(sys.argv[1]), Path(sys.argv[2])).folder)
 """
     both = [start(code, tiny[0], tmp_path) for _ in range(2)]
