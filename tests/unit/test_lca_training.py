@@ -49,7 +49,8 @@ def test_bayes_is_that_of_the_same_contexts(trained):
     drawn = WORLD.sampler.counts(seed_words([run.seed], "final", 0), SAMPLES, 64)
     assert run.bayes == pytest.approx(bayes.bayes_accuracy(WORLD, *drawn))
     right = run.model.from_counts(drawn.counts, drawn.last).argmax(-1) == drawn.target
-    assert run.accuracy == pytest.approx(right.double().mean().item())
+    # A few contexts may be within rounding of a tie.
+    assert run.accuracy == pytest.approx(right.double().mean().item(), abs=3 / SAMPLES)
 
 
 def test_runs_of_one_stack_are_those_trained_alone():
@@ -224,9 +225,28 @@ def test_a_trained_model_shows_itself(trained, made, tmp_path):
     assert Result.load(result.save(tmp_path / "result")).to_frame().equals(result.to_frame())
 
 
-def test_the_training_can_be_drawn(trained, tmp_path):
-    trained.plot().savefig(tmp_path / "figure.png")
-    quick(QUICK.grid(lr=(0.01, 0.02)) + QUICK.grid(lr=(1e30,))).plot().savefig(tmp_path / "grid.png")
+def test_the_training_is_drawn_as_it_went(trained, tmp_path):
+    figure = trained.plot()
+    figure.savefig(tmp_path / "figure.png")
+    curve, ceiling = figure.axes[0].lines
+    values = trained.result.values
+    np.testing.assert_allclose(curve.get_xdata(), values["step"][0])
+    np.testing.assert_allclose(curve.get_ydata(), values["accuracy"].mean(0))
+    assert ceiling.get_ydata()[0] == pytest.approx(np.mean([run.bayes for run in trained]))
+    # A line for each recipe, to where its runs diverged.
+    figure = quick(QUICK.grid(lr=(0.01, 0.02)) + QUICK.grid(lr=(1e30,))).plot()
+    figure.savefig(tmp_path / "grid.png")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["lr 0.01", "lr 0.02", "lr 1e+30", "Bayes"]
+
+
+def test_the_gram_matrix_and_the_pattern_are_drawn_as_measured(trained):
+    result = gram(WORLD, trained[0].model)
+    points, fit = result.plot().axes[0].lines[0], result.summary.iloc[0]
+    np.testing.assert_allclose(points.get_ydata(), result.values["mean"])
+    line = result.plot().axes[0].lines[-1]
+    np.testing.assert_allclose(line.get_ydata(), fit["b"] - fit["a"] * np.array(result.axes["distance"]))
+    result = attention_pattern(WORLD, trained[0].model)
+    np.testing.assert_allclose(result.plot().axes[0].images[0].get_array(), result.values["attention"])
 
 
 def test_the_attention_pattern_is_that_of_single_contexts(trained):
