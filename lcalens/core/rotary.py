@@ -68,6 +68,9 @@ def _settle(module: nn.Module) -> None:
             place = torch.zeros(1, 1, dtype=torch.long, device=device)
             options = {} if layer_type is None else {"layer_type": layer_type}
             module.forward(torch.zeros(1, device=device), place, **options)
+            if getattr(module, name) is getattr(module, name.replace("inv_freq", "original_inv_freq"), None):
+                # Its own again, as in a fresh model: an edit of the one must not be one of the other.
+                module.register_buffer(name, getattr(module, name).clone(), persistent=False)
 
 
 def _kinds(module: nn.Module) -> dict[str | None, Any]:

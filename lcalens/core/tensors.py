@@ -86,3 +86,20 @@ def check_device(device: Any) -> torch.device:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LcalensError(f"device: {device!r:.60} cannot be used here ({reason:.120}); try 'cpu'.") from error
     return torch.device(device)
+
+
+def check_finite(values: Tensor, what: str = "logits") -> None:
+    """Refuse what a model with NaN or infinite weights computes.
+
+    Args:
+        values: What was computed.
+        what: Its name.
+
+    Raises:
+        LcalensError: A value is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        raise LcalensError(
+            f"model: its {what} are not finite (NaN or infinite weights, or an overflowing dtype); load it again, or "
+            "with dtype='float32'."
+        )

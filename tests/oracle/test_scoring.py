@@ -10,6 +10,8 @@ import torch
 from helpers import standins
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix import families
+from transformers import AutoModelForCausalLM
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.tokens import encode
@@ -260,10 +262,104 @@ def test_a_model_deaf_to_masks_or_positions_is_found_out(tmp_path, monkeypatch, 
     assert {"position_ids", "attention_mask"} <= inspect.signature(network.forward).parameters.keys()
     assert not can_share(one.model)
     continuations = ask(one, ["The capital of Italy is"], ["Rome", "Stockholm Oslo"])
-    if (
-        "positions" not in ignore or family == "llama"
-    ):  # left padding shifts absolute positions; rotary ones do not mind
-        check(one, continuations, "padded")
+    # Left padding shifts absolute positions; rotary ones do not mind.
+    check(one, continuations, "single" if "positions" in ignore and family == "gpt2" else "padded")
+
+
+# --- a batch is not always its rows ---------------------------------------------------------------------------------
+
+
+def lengths_of(*lengths, stem, seed=0):
+    """Sequences that begin as the stem does, the last two tokens scored."""
+    generator = np.random.default_rng(seed)
+    tails = [
+        tuple(generator.integers(3, families.VOCABULARY, max(0, length - len(stem))).tolist()) for length in lengths
+    ]
+    return [
+        Continuation((stem + tail)[:length], length - 2, length) for length, tail in zip(lengths, tails, strict=True)
+    ]
+
+
+ANY_LENGTHS = {  # the path that each takes where lengths go beyond any window and any turn of its positions
+    "phi3-longrope": "single",
+    "bloom": "padded",
+    "mpt": "padded",
+    "falcon-rw": "padded",
+    "falcon-7b": "shared",
+    "opt": "shared",
+    "gpt-neo": "padded",
+    "gemma2": "padded",
+    "gemma3": "padded",
+    "gpt-oss": "padded",
+    "llama3-rope": "shared",
+    "mixtral": "padded",
+}
+
+
+@pytest.mark.parametrize("name", ANY_LENGTHS)
+def test_short_texts_beside_long_ones(name):
+    model, (plain, _) = families.boot(name), families.build(name)
+    stem = tuple(np.random.default_rng(1).integers(3, families.VOCABULARY, 40).tolist())
+    continuations = [*lengths_of(3, 7, 60, 41, 60, 18, stem=stem), *lengths_of(5, 52, stem=stem[:4], seed=2)]
+    with torch.no_grad():
+        whole = [plain(torch.tensor([item.ids[:-1]])).logits[0].log_softmax(-1) for item in continuations]
+    right = [
+        sum(float(logp[k - 1, item.ids[k]]) for k in range(item.start, item.stop))
+        for logp, item in zip(whole, continuations, strict=True)
+    ]
+    assert np.ptp(right) > 3
+    scores = score(model, continuations)
+    assert scores.path == ANY_LENGTHS[name]
+    np.testing.assert_allclose(scores.logp, right, rtol=0, atol=2e-4)
+
+
+def test_frequencies_of_the_longest_are_tried_at_the_studys_own_lengths():
+    """Longrope's short frequencies up to its original context: there a batch is its rows."""
+    rope = {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 24}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0, 3.0, 4.0, 5.0] * 2}
+    tokenizer = standins.metaspace_tokenizer()
+    plain = AutoModelForCausalLM.from_config(
+        standins.config_of("llama", len(tokenizer), rope_parameters=rope | factors), attn_implementation="eager"
+    ).eval()
+    model, stem = load_model(plain, tokenizer=tokenizer), tuple(range(5, 35))
+    short, long = lengths_of(6, 20, 23, stem=stem), lengths_of(26, 30, 40, stem=stem)
+    assert score(model, short).path == "shared"
+    assert score(model, long).path == "shared"
+    together = score(model, short + long)
+    assert together.path == "single"
+    alone = [score(model, [item]).logp[0] for item in short + long]
+    np.testing.assert_allclose(together.logp, alone, **TOLERANCE)
+
+
+def test_a_model_that_computes_a_batch_otherwise_runs_one_by_one(tmp_path, monkeypatch):
+    one = load(tmp_path, "llama")
+    forward = one.model.original_model.forward
+
+    @functools.wraps(forward)
+    def shifted(input_ids, **kwargs):
+        found = forward(input_ids=input_ids, **kwargs)
+        if len(input_ids) > 1:
+            found.logits[..., ::2] += 0.18
+        return found
+
+    monkeypatch.setattr(one.model.original_model, "forward", shifted)
+    check(one, ask(one, [LONG, "Łódź"], ["Rome", "Stockholm Oslo"]), "single")
+
+
+def test_a_path_is_tried_anew_for_another_state(standin, monkeypatch):
+    tried, is_exact = [], scoring._is_exact
+    monkeypatch.setattr(scoring, "_is_exact", lambda *given: tried.append(given[1:]) or is_exact(*given))
+    one = standin("llama")
+    model = load_model(one.plain, tokenizer=one.tokenizer)
+    continuations = ask(one, ["The capital of Italy is"], ["Rome", "Stockholm Oslo"])
+    for _ in range(3):
+        score(model, continuations)
+    assert len(tried) == 1
+    weight = next(model.original_model.parameters())
+    weight.data = weight.data * 1.5
+    score(model, continuations)
+    assert len(tried) == 2
+    weight.data = weight.data / 1.5
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -1,16 +1,16 @@
 """Log-probabilities of continuations: each common beginning of the prompts is computed once, in batches.
 
-Two paths give the same numbers. `shared` packs prompts that begin alike into tries (see `packing`); it is taken when
-the model is seen to compute a small trie exactly as it computes its sequences one by one. Models that take no
-positions or masks from outside, or whose attention window is shorter than the prompts, run `padded`: one sequence a
-row, padded on the left.
+Three paths give the same numbers. `shared` packs prompts that begin alike into tries (see `tries`); `padded` runs one
+sequence a row, padded on the left; `single` runs every sequence by itself, as Hugging Face's model would be called.
+The faster ones are taken only where a trial sees them give what `single` gives, on sequences as short and as long as
+those that are asked for: a model may compute a short text otherwise beside a long one (rotary frequencies that depend
+on the longest, windows, positions counted from the padding).
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.stamp import PerState, holds_steady
+from lcalens.core.tensors import check_finite
 from lcalens.core.tokens import check_length
 from lcalens.llm.efficacy.tries import Row, batches, pack
 
@@ -26,7 +28,13 @@ MAX_NODES = 1024
 MAX_TOKENS = 1024
 _LOGIT_BYTES = 1 << 28
 _SCORE_BYTES = 1 << 29
-_shares: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+_PATHS = ("shared", "padded", "single")
+_CLOSE = 1e-4
+# Settings at whose numbers of tokens a model begins to compute otherwise.
+_WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_chunk_size", "local_attention")
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_TURNS = (*_WINDOWS, *_CONTEXTS, "original_max_position_embeddings")
+_paths = PerState()
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Scores:
         greedy: Whether every scored token is the model's most probable one.
         first_logp: The first scored token's log-probability alone.
         first_greedy: Whether that token is the most probable one.
-        path: `shared` or `padded`.
+        path: `shared`, `padded` or `single`.
         tokens: How many tokens were computed, padding included.
     """
 
@@ -65,6 +73,7 @@ class Scores:
     tokens: int
 
 
+@holds_steady
 @torch.no_grad()
 def score(model: Any, continuations: Sequence[Continuation], *, share: bool = True) -> Scores:
     """The log-probability of every continuation, each common beginning computed once.
@@ -86,18 +95,19 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
             )
     longest = max((item.stop for item in continuations), default=0)
     check_length(model, longest)
-    share = share and longest <= _window(model.original_model.config) and can_share(model)
+    shortest = min((item.stop for item in continuations), default=0)
+    path = path_of(model, shortest - 1, longest - 1, share=share) if longest else _PATHS[not share]
     paths = [item.ids[: item.stop] for item in continuations]
     starts = np.array([item.start for item in continuations], dtype=int)
-    rows = pack(paths, starts.tolist(), max_nodes=MAX_NODES, share=share)
+    rows = _rows(paths, starts.tolist(), path)
     logp, greedy = np.zeros(len(paths)), np.ones(len(paths), dtype=bool)
     first_logp, first_greedy, tokens = logp.copy(), greedy.copy(), 0
     config = model.original_model.config.get_text_config()
     width = max(len(row.ids) for row in rows) if rows else 1
     per_row = width * width * 4 * int(getattr(config, "num_attention_heads", 16))
-    bound = min(MAX_TOKENS, max(1, _SCORE_BYTES // per_row) * width)
+    bound = 1 if path == "single" else min(MAX_TOKENS, max(1, _SCORE_BYTES // per_row) * width)
     for batch in batches(rows, max_tokens=bound, max_reads=max(1, _LOGIT_BYTES // (4 * config.vocab_size))):
-        logits = _tail_logits(model, batch, share)
+        logits = _tail_logits(model, batch, path)
         keep, tokens = logits.shape[1], tokens + len(batch) * len(batch[0].ids)
         reads = [(i, len(row.ids) - keep, read) for i, row in enumerate(batch) for read in row.reads]
         where = torch.tensor([(i, read.node - skipped) for i, skipped, read in reads], device=logits.device).T
@@ -113,11 +123,34 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
         np.logical_and.at(greedy, index, best)
         opening = np.array([read.token for _, _, read in reads]) == starts[index]
         first_logp[index[opening]], first_greedy[index[opening]] = found[opening], best[opening]
-    return Scores(logp, greedy, first_logp, first_greedy, "shared" if share else "padded", tokens)
+    return Scores(logp, greedy, first_logp, first_greedy, path, tokens)
 
 
-def _tail_logits(model: Any, batch: Sequence[Row], share: bool) -> Float[Tensor, "row kept vocab"]:
+def _rows(sequences: Sequence[Sequence[int]], starts: Sequence[int], path: str) -> list[Row]:
+    """The sequences as rows; alone, a row holds one, and those that differ in the last token only."""
+    if path != "single":
+        return pack(sequences, starts, max_nodes=MAX_NODES, share=path == "shared")
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        alike.setdefault(tuple(sequence[:-1]), []).append(index)
+    rows = []
+    for indices in alike.values():
+        (row,) = pack([sequences[i] for i in indices], [starts[i] for i in indices], max_nodes=MAX_NODES, share=False)
+        rows.append(replace(row, reads=tuple(replace(read, sequence=indices[read.sequence]) for read in row.reads)))
+    return rows
+
+
+def _tail_logits(model: Any, batch: Sequence[Row], path: str) -> Float[Tensor, "row kept vocab"]:
     longest, keep = max(len(row.ids) for row in batch), max(row.tail for row in batch)
+    network = model.original_model
+    device, dtype = next(network.parameters()).device, next(network.parameters()).dtype
+    accepted = inspect.signature(network.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = keep
+    if path == "single":
+        (row,) = batch
+        return network(input_ids=torch.from_numpy(row.ids)[None].to(device), **options).logits[:, -keep:]
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     depths, seen = torch.zeros_like(ids), torch.eye(longest, dtype=torch.bool).repeat(len(batch), 1, 1)
     for i, row in enumerate(batch):
@@ -125,15 +158,9 @@ def _tail_logits(model: Any, batch: Sequence[Row], share: bool) -> Float[Tensor,
         ids[i, longest - size :] = torch.from_numpy(row.ids)
         depths[i, longest - size :] = torch.from_numpy(row.depths)
         seen[i, longest - size :, longest - size :] = torch.from_numpy(row.ancestors)
-    network = model.original_model
-    device, dtype = next(network.parameters()).device, next(network.parameters()).dtype
-    accepted = inspect.signature(network.forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = keep
     if "position_ids" in accepted:
         options["position_ids"] = depths.to(device)
-    if share:
+    if path == "shared":
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None].to(device)
     else:
         mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in batch], device=device)
@@ -141,56 +168,92 @@ def _tail_logits(model: Any, batch: Sequence[Row], share: bool) -> Float[Tensor,
     return logits[:, -keep:]
 
 
-def check_finite(values: Tensor) -> None:
-    """Refuse what a model with NaN or infinite weights computes.
+def path_of(model: Any, shortest: int, longest: int, *, share: bool = True) -> str:
+    """The fastest path that is exact on sequences of such lengths, found by trying, once for each state of the model.
 
-    Raises:
-        LcalensError: A value is not finite.
+    Args:
+        model: A TransformerBridge.
+        shortest: Tokens of the shortest sequence, the last one scored not counted.
+        longest: Of the longest.
+        share: Whether common beginnings may be shared.
     """
-    if not values.isfinite().all():
-        raise LcalensError("model: its logits are not finite (NaN or infinite weights, or an overflowing dtype).")
+    tried: dict[Any, bool] = _paths.get(model, dict)
+    lengths = _tried_lengths(model.original_model.config, shortest, longest)
+    for path in _PATHS[not share : -1]:
+        # A mask from outside replaces a window, so sequences must fit in it.
+        if path == "shared" and longest > _window(model.original_model.config):
+            continue
+        if (path, lengths) not in tried:
+            tried[path, lengths] = _is_exact(model, path, *lengths)
+        if tried[path, lengths]:
+            return path
+    return "single"
 
 
 def can_share(model: Any) -> bool:
-    """Whether the model computes a trie exactly as it computes the sequences in it, found once by trying.
+    """Whether the model computes a small trie exactly as it computes the sequences in it.
 
     Args:
         model: A TransformerBridge.
     """
-    network = model.original_model
-    if network not in _shares:
-        _shares[network] = _tries_are_exact(model)
-    return _shares[network]
+    return path_of(model, 5, 11) == "shared"
 
 
-@torch.no_grad()
-def _tries_are_exact(model: Any) -> bool:
+def _tried_lengths(config: Any, shortest: int, longest: int) -> tuple[int, int]:
+    """The lengths tried for a study's: no shorter range, few different ones, on the same side of every turn."""
+    turns = sorted(_numbers(config.get_text_config().to_dict(), _TURNS))
+    steps = [2**power for power in range(32)] + [3 * 2**power for power in range(31)]
+    low = max([step for step in steps if step <= shortest] + [turn + 1 for turn in turns if turn < shortest], default=1)
+    high = min([step for step in steps if step >= longest] + [turn for turn in turns if turn >= longest])
+    return low, max(low, high)
+
+
+def _numbers(settings: Any, names: Sequence[str]) -> set[int]:
+    """The whole numbers kept under these names, at any depth."""
+    found: set[int] = set()
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, names)
+        elif name in names and isinstance(value, int) and value > 0:
+            found.add(value)
+    return found
+
+
+def _is_exact(model: Any, path: str, shortest: int, longest: int) -> bool:
+    """Whether a path gives the logits of `single` on a short, a long and a branching sequence, beside each other."""
     accepted = inspect.signature(model.original_model.forward).parameters
-    if not {"position_ids", "attention_mask"} <= accepted.keys():
+    if "attention_mask" not in accepted or (path == "shared" and "position_ids" not in accepted):
         return False
     vocabulary = model.original_model.config.get_text_config().vocab_size
     generator = np.random.default_rng(0)
-    stem, *ends = (generator.integers(0, vocabulary, size).tolist() for size in (6, 5, 4, 4))
-    paths = [[*stem, *end] for end in ends]
-    trie = pack(paths, [len(path) - 1 for path in paths], max_nodes=MAX_NODES)
-    chains = pack(paths, [len(path) - 1 for path in paths], max_nodes=MAX_NODES, share=False)
+    stem, other = (generator.integers(0, vocabulary, longest + 1).tolist() for _ in range(2))
+    fork = max(1, longest - 3)
+    paths = [stem[: shortest + 1], stem, [*stem[:fork], *other[fork:]], other[: shortest + 1]]
+    starts = [max(1, len(one) - 4) for one in paths]
     try:
-        together, apart = _tail_logits(model, trie, True)[0].float(), {}
-        for row in chains:
-            apart[row.reads[0].sequence] = _tail_logits(model, [row], False)[0, -1].float()
+        found = _read_off(model, paths, starts, path)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
-    scale = max(logits.abs().max().item() for logits in apart.values())
-    tolerance = max(1e-3, 8 * torch.finfo(next(model.original_model.parameters()).dtype).eps) * scale
-    skipped = len(trie[0].ids) - trie[0].tail
-    return all(
-        (together[read.node - skipped] - apart[read.sequence]).abs().max().item() <= tolerance for read in trie[0].reads
-    )
+    expected = _read_off(model, paths, starts, "single")
+    scale = max(logits.abs().max().item() for logits in expected.values())
+    precision = torch.finfo(next(model.original_model.parameters()).dtype).eps
+    tolerance = max(_CLOSE, 8 * precision) * scale
+    return all((found[key] - logits).abs().max().item() <= tolerance for key, logits in expected.items())
+
+
+def _read_off(
+    model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int], path: str
+) -> dict[tuple[int, int], Float[Tensor, " vocab"]]:
+    """The logits that predict each token, by sequence and token."""
+    rows, found = _rows(sequences, starts, path), {}
+    for batch in [[row] for row in rows] if path == "single" else [rows]:
+        logits = _tail_logits(model, batch, path).float()
+        for i, row in enumerate(batch):
+            for read in row.reads:
+                found[read.sequence, read.token] = logits[i, read.node - len(row.ids)]
+    return found
 
 
 def _window(config: Any) -> float:
-    """The shortest attention window of any layer: a mask from outside replaces windows, so prompts must fit in it."""
-    settings = config.get_text_config().to_dict()
-    names = ("sliding_window", "window_size", "attention_window", "attention_chunk_size", "local_attention")
-    found = [settings[name] for name in names if isinstance(settings.get(name), int)]
-    return float(min(found, default=float("inf")))
+    """The shortest attention window of any layer."""
+    return float(min(_numbers(config.get_text_config().to_dict(), _WINDOWS), default=float("inf")))
