@@ -55,11 +55,11 @@ RULES = (
         margin=0.02,
     ),
 )
-CHOICES = """
+CHOICES = f"""
 The paper does not give the share of noise, the temperature, or the training recipe. Here omega and beta are those of
 `LatentConcepts`' defaults in every world, and the recipe is that of the other toy probes. The sweep shows selection
 and accuracy over learning rates and numbers of steps, at the smallest m and one bit of cluster; its largest number of
-steps is the full preset's. The heat maps show one model (seed 0); the numbers are of all.
+steps is the full preset's. The heat maps show one model (seed {FIRST_SEED}); the numbers are of all.
 
 "Forced uniform" sets W_K and W_Q to zero in the trained model, whose W_E and W_V have come to rely on its attention;
 the rule asks for models that were trained without it instead. "Cluster alone" gives uniform attention to the tokens of

@@ -21,7 +21,7 @@ from probes.harness.rules import Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
-from probes.harness.work import Work
+from probes.harness.work import Work, reported_seeds
 
 RULES = (
     Rule(
@@ -84,8 +84,13 @@ class EmbeddingTraining(Settings):
         most = 1 << (min(self.m) - 1)
         if self.smallest not in {1 << power for power in range(min(self.m))}:
             raise LcalensError(f"smallest: expected a power of 2 up to V/2 = {most}, got {self.smallest}.")
-        if min(self.choosing) < self.seeds:
-            raise LcalensError(f"choosing: expected seeds of {self.seeds} or more, apart from those reported.")
+        reported = reported_seeds(self.seeds)
+        both = sorted(set(self.choosing) & set(reported))
+        if both:
+            raise LcalensError(
+                f"choosing: the seeds {', '.join(map(str, both))} are among those reported, {reported[0]} to "
+                f"{reported[-1]}; choose by others."
+            )
 
 
 PRESETS = {

@@ -25,7 +25,7 @@ from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
-from probes.harness.work import FIRST_SEED, Work
+from probes.harness.work import Work, reported_seeds
 
 _PULL = "the mean downhill pull on scores inside the cluster less that outside, over the gradient's mean size,"
 _HALVES = "the same of halves of the vocabulary that share another bit with the last token"
@@ -138,8 +138,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     """A row a model, and of the formula one for each number of times that a token occurs."""
     concepts = LatentConcepts(cell["m"], omega=cell["omega"], neighborhood="cluster")
     ours = recipe(cell["m"], cell["L"], lr=cell["lr"], steps=max(cell["steps"], 1))
-    seeds = range(FIRST_SEED, FIRST_SEED + cell["seeds"])
-    models = [(seed, start_model(concepts, ours, seed), None) for seed in seeds]
+    models = [(seed, start_model(concepts, ours, seed), None) for seed in reported_seeds(cell["seeds"])]
     if cell["steps"]:
         models = [(run.seed, run.model, run.diverged) for run in work.train(concepts, ours, seeds)]
     rows = []

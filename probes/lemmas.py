@@ -23,7 +23,7 @@ from probes.harness.figures import curves
 from probes.harness.rules import Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
-from probes.harness.work import FIRST_SEED, Work
+from probes.harness.work import Work, reported_seeds
 
 _BETTER = "W_V = I or random pairs, whichever errs less"
 RULES = (
@@ -114,7 +114,7 @@ def _errors(cell: dict[str, Any]) -> Iterator[dict[str, Any]]:
     concepts = LatentConcepts(cell["m"], omega=1.0, neighborhood="nearest")
     few = concepts.vocab_size * cell["m"] ** cell["L"] <= _EXHAUSTED
     eye = torch.eye(concepts.vocab_size)
-    for seed in range(FIRST_SEED, FIRST_SEED + cell["seeds"]):
+    for seed in reported_seeds(cell["seeds"]):
         pairs = memory.random_pair_value(concepts, eye, torch.Generator().manual_seed(seed))
         ours, other = (
             theory.lemma2(

@@ -22,7 +22,7 @@ from probes.harness.figures import curves
 from probes.harness.rules import Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
-from probes.harness.work import FIRST_SEED, Work
+from probes.harness.work import Work, reported_seeds
 
 RULES = (
     Rule(
@@ -133,7 +133,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     """A row for each kind of model, length and sample of contexts."""
     concepts, rows = LatentConcepts(cell["m"], omega=cell["omega"], beta=cell["beta"]), []
     shared = {name: cell[name] for name in ("part", "m", "omega", "beta", "b", "above")}
-    for seed, kind in product(range(FIRST_SEED, FIRST_SEED + cell["seeds"]), cell["kinds"]):
+    for seed, kind in product(reported_seeds(cell["seeds"]), cell["kinds"]):
         rows += [shared | {"seed": seed, "kind": kind} | one for one in _accuracies(concepts, cell, seed, str(kind))]
     return rows
 

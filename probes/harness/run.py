@@ -23,6 +23,7 @@ from lcalens.core.versions import versions
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.page import duration, page, verdict_table
 from probes.harness.study import Outcome, Report, Settings, name_of, run_probe
+from probes.harness.work import FIRST_SEED
 
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 _PRESETS = {
@@ -162,7 +163,7 @@ def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: i
         "",
         "Each row is a rule: a minimum effect, and a margin over a control. The number is of the setting that comes",
         "closest to failing, with its 95% interval. The rules were written down before the runs that are judged here;",
-        "the toy's seeds begin at a number that no exploratory run had used.",
+        f"the toy's seeds begin at {FIRST_SEED}, and no exploratory run had used them.",
         "",
         *verdict_table(outcomes, ""),
         "",

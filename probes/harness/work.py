@@ -22,6 +22,17 @@ PAPER = ("gpt2-xl", "google/gemma-2b", "google/gemma-2b-it", "meta-llama/Llama-2
 FIRST_SEED = 10
 """Seeds below were used while the probes were written, so that no rule has seen the runs that it judges."""
 
+
+
+def reported_seeds(count: int) -> range:
+    """The seeds of the runs that a page reports; whatever must be apart from them, or names one, asks here.
+
+    Args:
+        count: How many.
+    """
+    return range(FIRST_SEED, FIRST_SEED + count)
+
+
 COUNTERFACT = "LCALENS_COUNTERFACT"
 _RELATIONS = (
     "P17 P19 P20 P27 P30 P36 P37 P39 P101 P103 P106 P108 P127 P131 P136 P138 P140 P159 P176 P178 P190 P264 P276 P364 "
@@ -60,7 +71,7 @@ class Work:
             seeds: How many, from `FIRST_SEED` on, or which.
         """
         configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
-        which = [*range(FIRST_SEED, FIRST_SEED + seeds)] if isinstance(seeds, int) else list(seeds)
+        which = list(reported_seeds(seeds) if isinstance(seeds, int) else seeds)
         self.trained += [
             {"m": concepts.m, "world": asdict(concepts), "config": asdict(one), "seeds": which} for one in configs
         ]

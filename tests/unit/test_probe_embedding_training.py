@@ -10,6 +10,7 @@ from matplotlib import pyplot
 
 from lcalens.core.errors import LcalensError
 from probes import embedding_training as probe
+from probes.harness.work import reported_seeds
 
 SETTINGS = replace(probe.EmbeddingTraining(), m=(4,), seeds=3)
 
@@ -81,5 +82,10 @@ def test_the_learning_rate_is_the_best_of_other_seeds_and_never_one_that_diverge
 def test_settings_say_what_they_cannot_use():
     with pytest.raises(LcalensError, match="smallest"):
         replace(SETTINGS, smallest=16)
-    with pytest.raises(LcalensError, match="choosing"):
-        replace(SETTINGS, choosing=(2,))
+    reported = reported_seeds(SETTINGS.seeds)
+    for seeds in ((reported[0],), (100, reported[-1]), tuple(reported)):
+        with pytest.raises(LcalensError, match="choosing"):
+            replace(SETTINGS, choosing=seeds)
+    assert replace(SETTINGS, choosing=(0, reported[-1] + 1)).choosing == (0, reported[-1] + 1)
+    with pytest.raises(LcalensError, match=r"choosing: the seeds 100, 101 are among those reported, 10 to 104"):
+        replace(SETTINGS, seeds=95)

@@ -270,3 +270,11 @@ def test_a_run_that_two_cells_need_is_counted_once():
     one = {"m": 5, "world": world, "config": config, "seeds": [0, 1]}
     other = {**one, "config": {**config, "steps": 50}}
     assert runs_of([[one], [one, other], [{**one, "seeds": [1, 2]}]]) == {(5, 64, 16, 16, 512): 400}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(probes.__file__).parent.glob("[a-z]*.py")))
+def test_no_page_names_a_seed_that_is_not_reported(name):
+    module = importlib.import_module(f"probes.{name}")
+    text = Path(module.__file__).read_text() + getattr(module, "CHOICES", "")
+    named = {int(number) for number in re.findall(r"\(seed (\d+)\)", text)}
+    assert named <= {*reported_seeds(1)}
