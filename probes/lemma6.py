@@ -140,7 +140,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     ours = recipe(cell["m"], cell["L"], lr=cell["lr"], steps=max(cell["steps"], 1))
     models = [(seed, start_model(concepts, ours, seed), None) for seed in reported_seeds(cell["seeds"])]
     if cell["steps"]:
-        models = [(run.seed, run.model, run.diverged) for run in work.train(concepts, ours, seeds)]
+        models = [(run.seed, run.model, run.diverged) for run in work.train(concepts, ours, cell["seeds"])]
     rows = []
     for seed, model, diverged in models:
         drawn = concepts.sample_counts(cell["samples"], cell["L"], torch.Generator().manual_seed(1000 + seed))

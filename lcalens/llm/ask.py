@@ -11,12 +11,14 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
+from lcalens.core.stamp import holds_steady
 from lcalens.core.tensors import check_finite
 from lcalens.core.text import check_written, join_sentences
 from lcalens.core.tokens import Answer, check_answers, encode, follow, pad, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, score
 
 
+@holds_steady
 @torch.no_grad()
 def ask(
     model: Any,

@@ -193,6 +193,9 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     """Of every head, (head, query, key)."""
     import torch
 
+    from lcalens.core.tensors import check_finite
+    from lcalens.engine.forward import trace
+    from lcalens.engine.reading import read_decoder
     from lcalens.engine.forward import trace
     from lcalens.engine.reading import read_decoder
 
@@ -204,10 +207,12 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
             found = trace(decoder, ids, keep=("pattern",)).kept["pattern"][layer]
         else:
             name = f"blocks.{layer}.attn.hook_pattern"
-            _, cache = model.run_with_cache(ids, names_filter=lambda hook: hook == name)
+            logits, cache = model.run_with_cache(ids, names_filter=lambda hook: hook == name)
             if name not in cache:
                 raise LcalensError(f"model: it does not keep its attention at {name}; load it with eager attention.")
+            check_finite(logits)
             found = cache[name]
+    check_finite(found, "attention patterns")
     return found[0].double().cpu().numpy()
 
 

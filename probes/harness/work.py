@@ -23,7 +23,6 @@ FIRST_SEED = 10
 """Seeds below were used while the probes were written, so that no rule has seen the runs that it judges."""
 
 
-
 def reported_seeds(count: int) -> range:
     """The seeds of the runs that a page reports; whatever must be apart from them, or names one, asks here.
 

@@ -1,9 +1,12 @@
 """What the probes share: rules against verdicts written by hand, cells that are kept, pages, and the two commands."""
 
+import importlib
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import probes
 from lcalens import LatentConcepts, TrainConfig
 from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import Estimate, exact, over_seeds, ratio_of_facts
@@ -19,6 +23,7 @@ from probes.harness.naive import runs_of
 from probes.harness.page import duration, escaped, page, table
 from probes.harness.rules import Evidence, Rule, paired, unpaired
 from probes.harness.study import Report, Settings, run_probe
+from probes.harness.work import reported_seeds
 
 RULE = Rule(claim="It rises.", source="Figure 0", effect="the rise", minimum=0.1, control="nothing", margin=0.05)
 FALLS = Rule(

@@ -11,7 +11,7 @@ from lcalens.core.cells import cell_key, content_key
 from lcalens.core.sources import Place, Tree, sources
 
 ROOT = Path(lcalens.__file__).parent.parent
-PATCH = (Place("lcalens.mechanism.patch", "_measure"), Place("lcalens.engine.decoder", "read_decoder"))
+PATCH = (Place("lcalens.mechanism.patch", "_measure"), Place("lcalens.engine.reading", "read_decoder"))
 TRAIN = (Place("lcalens.lca.training.trainer", "Trainer"),)
 SCORE = (Place("lcalens.llm.efficacy.scoring", "score"),)
 PROBE = (Place("probes.value_role", "measure"),)
