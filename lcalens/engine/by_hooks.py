@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.tensors import check_finite
 from lcalens.engine.decoder import wide
-from lcalens.engine.metrics import Asked, Metric, check_finite, read
+from lcalens.engine.metrics import Asked, Metric, read
 from lcalens.engine.sites import BY_QUERY, HEADS, SHARED, SITES, hook_name, roles
 
 _TRIED = 7  # tokens of the trial

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.tensors import check_finite
 from lcalens.engine.decoder import Decoder
 
 MetricName = Literal["logit-difference", "probability", "kl", "whole-answer"]
@@ -97,19 +98,6 @@ def of_variants(
         for part, which in zip(rows.split(step), example.split(step), strict=True)
     ]
     return rearrange(torch.cat(parts), "(batch variant) -> batch variant", batch=len(resid))
-
-
-def check_finite(values: Float[Tensor, "*any"]) -> None:
-    """Refuse what a model with NaN or infinite weights computes.
-
-    Args:
-        values: Logits, or what was read of them.
-
-    Raises:
-        LcalensError: A value is not finite.
-    """
-    if not bool(values.isfinite().all()):
-        raise LcalensError("model: its logits are not finite (NaN or infinite weights, or an overflowing dtype).")
 
 
 def ends_of(

@@ -196,8 +196,6 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     from lcalens.core.tensors import check_finite
     from lcalens.engine.forward import trace
     from lcalens.engine.reading import read_decoder
-    from lcalens.engine.forward import trace
-    from lcalens.engine.reading import read_decoder
 
     decoder = read_decoder(model, len(tokens))
     device = next(model.original_model.parameters()).device
