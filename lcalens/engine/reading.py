@@ -30,6 +30,7 @@ _LENGTHS = (3, 12)  # of the trial, beside the study's longest
 _PRECISION = {torch.float64: 2e-6, torch.float32: 2e-5}
 _NOISE = 6.0  # how many times its own rounding a result may be off in reduced precision: it is rounded at every step
 _SURE = 0.2  # so near, nothing better is looked for
+_NOT_FINITE = "its logits are not finite (NaN or infinite weights, or an overflowing dtype)"
 _read = PerState()
 
 
@@ -210,6 +211,8 @@ def _collect(model: Any) -> Decoder:
     device = next(model.original_model.parameters()).device
     tokens = _tokens(_within(model, _LENGTHS[-1]), len(unembed), device)
     observed, logits = observe(model, tokens)
+    if not bool(logits.isfinite().all()):
+        raise Unreadable(_NOT_FINITE)
     # Nothing here may hold the bridge itself: what is remembered of it must not keep it alive.
     network, first = model.original_model, blocks[0]
     _, passed = _embed_with(network, first, tokens)
@@ -669,7 +672,7 @@ def _compare(model: Any, decoder: Decoder, length: int) -> str:
     except (Unreadable, RuntimeError, IndexError, ValueError, TypeError) as error:
         return f"it cannot run {length} tokens ({type(error).__name__}: {error!s:.80})"
     if not bool(logits.isfinite().all()):
-        return "its logits are not finite (NaN or infinite weights, or an overflowing dtype)"
+        return _NOT_FINITE
     if not torch.equal(embedded, observed[0].before):
         return "what goes into its first layer does not come out as the model's own"
     for index, (layer, block) in enumerate(zip(decoder.layers, observed, strict=True)):

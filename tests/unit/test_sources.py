@@ -88,7 +88,7 @@ HITS = [
     (PATCH, "lcalens/lca/training/trainer.py", "DIVERGED = ", "DIVERGED = 2 * "),
     (PATCH, "lcalens/mechanism/split.py", "def split(", "def split(x, "),
     (TRAIN, "lcalens/mechanism/patch.py", "def _measure(", "def _measure(x, "),
-    (TRAIN, "lcalens/commands/tracing.py", "import", "import sys\nimport"),
+    (TRAIN, "lcalens/commands/trace.py", "import", "import sys\nimport"),
 ]
 
 
