@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_length
 from lcalens.core.stamp import PerState, holds_steady
 from lcalens.core.tensors import check_finite
-from lcalens.core.tokens import check_length
 from lcalens.llm.efficacy.tries import Row, batches, pack
 
 # Larger batches fall out of the processor's cache.
