@@ -83,6 +83,7 @@ def exchange(
         ends,
         {"set": tuple(range(len(chosen))), "twin": TWINS},
         kind="exchange",
+        model=model,
         provenance=provenance_of(
             model,
             path="layer by layer",

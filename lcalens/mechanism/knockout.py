@@ -104,6 +104,7 @@ def knockout(
         ends,
         labels,
         kind="knockout",
+        model=model,
         provenance=provenance_of(model, path="layer by layer", settings=settings | contrast_record(contrast, metric)),
     )
 

@@ -40,6 +40,7 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.hook_names import Place
+from lcalens.mechanism.memory import halving
 from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
@@ -87,7 +88,8 @@ def patch(
         metric: `logit-difference`, logit(false) - logit(true); `probability`, Pr[false] - Pr[true]; `kl`, KL(clean run
             || patched run); `whole-answer`, log Pr[false answer] - log Pr[true answer]; or a function of (logits,
             index of the example), row by row.
-        memory: GiB that the growing batch may take.
+        memory: GiB that the growing batch may take. Where memory runs out all the same, the batch halves itself;
+            `provenance["memory"]` says how often.
         out: A folder for finished parts: the same call again computes only what is missing. With hooks attached to the
             model, nothing is kept.
         progress: True for a bar, False for silence, or a function of (done, total, what).
@@ -116,7 +118,7 @@ def patch(
     whose = [] if out is None else [stamp(model), *asked, direction, _named(metric, out)]
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
-    done = 0
+    done = halved = 0
     with progress_callback(progress, unit="examples") as report:
         for job in _jobs(contrast, places, decoder, asked, budget):
             rows = job.bucket.indices.numpy()
@@ -124,7 +126,13 @@ def patch(
             key = "" if out is None else cell_key((_measure, read_decoder), what)
             cell = store.get(key)
             if cell is None:
-                cell = _measure(model, decoder, contrast, job, asked, direction, metric, budget)
+
+                def measure(bucket: Bucket, limit: float, groups: Any = job.groups) -> dict[str, np.ndarray]:
+                    part = Job(bucket, groups)
+                    return _measure(model, decoder, contrast, part, asked, direction, metric, limit)
+
+                cell, times = halving(measure, job.bucket, budget)
+                halved = max(halved, times)
                 store.put(key, cell)
             values[rows, ..., groups - len(job.groups) :] = cell["value"]
             ends[rows] = cell["ends"]
@@ -138,6 +146,7 @@ def patch(
         values if each else values[..., 0],
         ends,
         labels,
+        model=model,
         provenance=provenance_of(
             model,
             path="hooks: " + decoder if isinstance(decoder, str) else "growing batch",
@@ -146,6 +155,7 @@ def patch(
                 "positions": plain_positions(positions),
                 "direction": direction,
                 "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+                "memory": {"gib": budget / 2**30, "halved": halved},
             }
             | contrast_record(contrast, metric),
         ),

@@ -12,6 +12,7 @@ from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.ends import capped_ends, grid_of, resolution_record
 from lcalens.mechanism.measured import clusters_of
 
 _SMALL = 1e-9
@@ -84,6 +85,7 @@ def patching_result(
     *,
     kind: str = "patching",
     provenance: Mapping[str, Any],
+    model: Any = None,
 ) -> Result:
     """The result of patching.
 
@@ -94,6 +96,7 @@ def patching_result(
         labels: The axes but `example`.
         kind: Of the result.
         provenance: How it was made, `metric` included.
+        model: The TransformerBridge; of logit differences its soft cap and the grid of its dtype are told.
     """
     shape = (-1, *(1 for _ in labels))
     clean, hijacked = (ends[:, i].reshape(shape) for i in range(2))
@@ -104,12 +107,23 @@ def patching_result(
     columns = interval("value", ratio_of_means(values, np.ones(len(values)), clusters))
     columns |= interval("recovery", ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters))
     units = {"value": UNITS.get(metric := str(provenance.get("metric")), metric), "recovery": "share"}
+    examples, summary = (
+        contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
+        site_table(labels, columns, units),
+    )
+    if model is not None and metric == "logit-difference":
+        examples = examples.assign(**capped_ends(model, contrast))
+        grid = grid_of(model, contrast)
+        base = ends[:, 0 if provenance.get("direction") == "corrupt" else 1].mean()
+        largest = float(np.nanmax(np.abs(columns["value"] - base), initial=0.0))
+        provenance = {**provenance, **resolution_record(provenance["model"]["dtype"], grid, largest)}
+        summary = summary if grid is None else summary.assign(resolution=grid)
     return Result(
         kind=kind,
         axes={EXAMPLE: tuple(range(len(contrast))), **labels},
         values={"value": values, "recovery": recovery},
-        examples=contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
-        tables={"summary": site_table(labels, columns, units)},
+        examples=examples,
+        tables={"summary": summary},
         units=units,
         provenance=provenance,
     )

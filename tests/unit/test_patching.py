@@ -8,11 +8,13 @@ import pytest
 import torch
 from helpers import slow_patching as slow
 
+from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import fingerprint
 from lcalens.core.results import Result
 from lcalens.core.tables import SCHEMA
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
+from lcalens.llm.models.load import load_model
 from lcalens.mechanism import patch as patching
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
@@ -296,3 +298,66 @@ def test_one_record_of_how_it_was_made_in_every_verb(standin):
         for end in ("clean", "hijacked"):
             expected = results[0].examples[end]
             np.testing.assert_allclose(found.examples[end], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), None])
+def test_a_batch_halves_itself_when_memory_runs_out(standin, monkeypatch, error):
+    model = standin("llama").model
+    contrast = contrast_of(model, batch=5)
+    expected = patch(model, contrast, progress=False)
+    assert expected.provenance["memory"] == {"gib": 2.0, "halved": 0}
+    measure = patching._measure
+
+    def scarce(model, decoder, contrast, job, *rest):
+        if len(job.bucket.indices) > 1:
+            raise error or RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
+        return measure(model, decoder, contrast, job, *rest)
+
+    monkeypatch.setattr(patching, "_measure", scarce)
+    found = patch(model, contrast, progress=False)
+    assert found.provenance["memory"]["halved"] == 3  # 5, 3, 2, 1
+    np.testing.assert_allclose(found.values["value"], expected.values["value"], rtol=0, atol=1e-4)
+    monkeypatch.setattr(patching, "_measure", lambda *rest: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(LcalensError, match=r"^memory: "):
+        patch(model, contrast, progress=False)
+    monkeypatch.setattr(patching, "_measure", lambda *rest: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        patch(model, contrast, progress=False)
+
+
+def test_effects_near_the_grid_of_the_dtype_are_told(standin):
+    model = load_model(standin("llama").folder, dtype="bfloat16")
+    contrast = contrast_of(model, batch=3)
+    found = patch(model, contrast, progress=False)
+    logits = torch.stack([model(torch.tensor([row]))[0, -1] for row in (*contrast.clean, *contrast.hijacked)])
+    answers = torch.tensor([[t[0], f[0]] for t, f in zip(contrast.true, contrast.false, strict=True)] * 2)
+    largest = logits.float().gather(1, answers).abs().max()
+    step = torch.nextafter(largest.bfloat16(), torch.tensor(torch.inf).bfloat16()) - largest.bfloat16()
+    told = found.provenance["resolution"]
+    assert told["grid"] == pytest.approx(float(step))
+    assert told["dtype"] == "bfloat16"
+    assert (found.summary["resolution"] == told["grid"]).all()
+    same = Contrast(contrast.clean, contrast.clean, true=contrast.true, false=contrast.false)
+    near = patch(model, same, progress=False)
+    assert "near the grid" in repr(near)
+    assert "near the grid" in near._repr_html_()
+    exact = patch(standin("llama").model, same, progress=False)
+    assert "resolution" not in exact.provenance
+    assert "resolution" not in exact.summary
+
+
+def test_logit_differences_are_told_before_and_after_a_soft_cap(standin):
+    model = standin("gemma2").model
+    contrast = contrast_of(model, batch=3)
+    found = [patch(model, contrast, progress=False), exchange(model, contrast, [[(0, 1)]], progress=False)]
+    for result in found:
+        for end in ("clean", "hijacked"):
+            for i in range(3):
+                logits = model(torch.tensor([getattr(contrast, end)[i]]))[0, -1].double()
+                raw = 15 * torch.atanh(logits / 15)  # the stand-in's cap
+                true, false = contrast.true[i][0], contrast.false[i][0]
+                assert result.examples[f"{end}_after_cap"][i] == pytest.approx(
+                    float(logits[false] - logits[true]), abs=1e-4
+                )
+                assert result.examples[end][i] == pytest.approx(float(raw[false] - raw[true]), rel=1e-3, abs=1e-3)
+    assert "clean_after_cap" not in patch(standin("llama").model, contrast, progress=False).examples
