@@ -80,7 +80,7 @@ def resolution_record(dtype: str, grid: float | None, largest: float) -> dict[st
     said = {"dtype": dtype, "grid": grid, "largest_effect": largest}
     if largest < _NEAR * grid:
         said["says"] = (
-            f"near the grid: effects of at most {largest:.3g} logits, where {dtype}'s logits are {grid:.3g} apart; load "
-            "the model in float32 to tell them from rounding."
+            f"near the grid: effects of at most {largest:.3g} logits, where {dtype}'s logits are {grid:.3g} apart; "
+            "load the model in float32 to tell them from rounding."
         )
     return {"resolution": said}

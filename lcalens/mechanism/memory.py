@@ -32,7 +32,7 @@ def halving(measure: Callable[[Bucket, float], Arrays], bucket: Bucket, budget: 
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     # Out of the handler, so that the failed batch's tensors are free.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
