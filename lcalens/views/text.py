@@ -222,6 +222,13 @@ def trace_screen(traced: "Trace") -> str:
             f"  L{row.layer}H{row.head}".ljust(10)
             + f"{row.value:8.2f}{row.held_out:10.2f}  [{row.held_out_low:.2f}, {row.held_out_high:.2f}]"
         )
+    examples = traced.patched.examples
+    if "clean_after_cap" in examples:
+        ends = [f"{end} {examples[end].mean():.3f} before the soft cap, {examples[f'{end}_after_cap'].mean():.3f} after it"
+                for end in ("clean", "hijacked")]  # fmt: skip
+        lines += ["", f"The metric of the facts held out: {'; '.join(ends)}. All else here is before it."]
+    if "says" in traced.patched.provenance.get("resolution", {}):
+        lines += ["", f"Resolution: {traced.patched.provenance['resolution']['says']}"]
     lines += ["", "Attention against recall, logits by span (hijacked less clean, summed over heads):"]
     lines += ["  " + line for line in _wide(traced.parts.summary).splitlines()]
     lines += ["", "What makes up the metric's change:"]

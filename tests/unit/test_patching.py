@@ -329,7 +329,8 @@ def test_effects_near_the_grid_of_the_dtype_are_told(standin):
     model = load_model(standin("llama").folder, dtype="bfloat16")
     contrast = contrast_of(model, batch=3)
     found = patch(model, contrast, progress=False)
-    logits = torch.stack([model(torch.tensor([row]))[0, -1] for row in (*contrast.clean, *contrast.hijacked)])
+    rows = (*contrast.clean, *contrast.hijacked)
+    logits = torch.stack([model(torch.tensor([row]))[0, -1].detach() for row in rows])
     answers = torch.tensor([[t[0], f[0]] for t, f in zip(contrast.true, contrast.false, strict=True)] * 2)
     largest = logits.float().gather(1, answers).abs().max()
     step = torch.nextafter(largest.bfloat16(), torch.tensor(torch.inf).bfloat16()) - largest.bfloat16()
@@ -353,7 +354,7 @@ def test_logit_differences_are_told_before_and_after_a_soft_cap(standin):
     for result in found:
         for end in ("clean", "hijacked"):
             for i in range(3):
-                logits = model(torch.tensor([getattr(contrast, end)[i]]))[0, -1].double()
+                logits = model(torch.tensor([getattr(contrast, end)[i]]))[0, -1].detach().double()
                 raw = 15 * torch.atanh(logits / 15)  # the stand-in's cap
                 true, false = contrast.true[i][0], contrast.false[i][0]
                 assert result.examples[f"{end}_after_cap"][i] == pytest.approx(
