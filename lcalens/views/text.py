@@ -224,8 +224,10 @@ def trace_screen(traced: "Trace") -> str:
         )
     examples = traced.patched.examples
     if "clean_after_cap" in examples:
-        ends = [f"{end} {examples[end].mean():.3f} before the soft cap, {examples[f'{end}_after_cap'].mean():.3f} after it"
-                for end in ("clean", "hijacked")]  # fmt: skip
+        ends = [
+            f"{end} {examples[end].mean():.3f} before the soft cap, {examples[f'{end}_after_cap'].mean():.3f} after"
+            for end in ("clean", "hijacked")
+        ]
         lines += ["", f"The metric of the facts held out: {'; '.join(ends)}. All else here is before it."]
     if "says" in traced.patched.provenance.get("resolution", {}):
         lines += ["", f"Resolution: {traced.patched.provenance['resolution']['says']}"]
