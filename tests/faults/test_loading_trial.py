@@ -161,6 +161,14 @@ def test_what_a_loaded_model_is_refused_for(whole):
     assert "state-space" in refusal(mamba, tokenizer=tokenizer)
 
 
+def test_a_configuration_that_contradicts_itself(whole):
+    small = {"num_experts": 2, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "head_dim": 8}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(vocab_size=551, **sizes, **small))
+    said = refusal(model, tokenizer=standins.hugging_face_tokenizer(whole))
+    assert "Qwen3MoeForCausalLM itself fails on a few tokens" in said
+
+
 def test_an_adapter_that_fails(whole, monkeypatch):
     def fail(bridge):
         raise TypeError("this adapter knows no such head")

