@@ -161,6 +161,15 @@ def test_what_a_loaded_model_is_refused_for(whole):
     assert "state-space" in refusal(mamba, tokenizer=tokenizer)
 
 
+def test_what_is_no_language_model(whole):
+    tokenizer, model = standins.hugging_face_tokenizer(whole), standins.hugging_face(whole)
+    assert "LlamaModel has no output layer" in refusal(model.model, tokenizer=tokenizer)
+    assert "TransformerBridge already" in refusal(load_model(whole), tokenizer=tokenizer)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    both_ways = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=551, **small, initializer_range=0.5))
+    assert "is no causal language model" in refusal(both_ways.eval(), tokenizer=tokenizer)
+
+
 def test_a_configuration_that_contradicts_itself(whole):
     small = {"num_experts": 2, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "head_dim": 8}
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -76,6 +76,20 @@ def test_what_a_configuration_switches_reaches_the_bridge(name, dtype):
     assert (bridge(ids).float() - expected).abs().max() <= 8 * torch.finfo(dtype).eps * spread
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.Phi3Config(**LLAMA),
+        transformers.GPTNeoXConfig(vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, max_position_embeddings=64),
+        transformers.CohereConfig(**LLAMA),
+    ],
+    ids=["phi3", "neox", "cohere"],
+)  # fmt: skip
+def test_float64_is_not_refused_for_what_a_family_computes_in_float32(config):
+    load_model(made(config, torch.float64), tokenizer=standins.byte_level_tokenizer())
+
+
 @torch.no_grad()
 def test_hooks_see_queries_as_they_are_where_the_scale_is_mended():
     model = made(CONFIGS["unscaled"])

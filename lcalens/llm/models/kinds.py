@@ -14,12 +14,13 @@ _RECURRENT += ("recurrent_gemma", "rwkv", "rwkv7", "xlstm", "hyenadna")
 _LAYER_LISTS = ("layer_types", "layers_block_type")
 
 
-def check_kind(source: str, config: Any) -> None:
+def check_kind(source: str, config: Any, *, built: bool = False) -> None:
     """Refuse what is no decoder of attention and MLPs, or what one of the two libraries does not know.
 
     Args:
         source: What the user asked for.
         config: Its Hugging Face configuration.
+        built: Whether its model is there already, so that transformers need not know how to build it.
 
     Raises:
         LcalensError: It is an encoder-decoder or a state-space model, no causal language model, or TransformerLens has
@@ -38,7 +39,8 @@ def check_kind(source: str, config: Any) -> None:
             f"source: {source!r:.200} is a state-space model ({kind}: {recurrent}): it keeps a running state where "
             "lcalens traces attention. Use a model all of whose layers are attention and MLP."
         )
-    _check_buildable(source, config, kind)
+    if not built:
+        _check_buildable(source, config, kind)
     _check_adapter(source, config)
 
 

@@ -21,7 +21,7 @@ from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, em
 from lcalens.llm.models.hub import reach_hub
 from lcalens.llm.models.kinds import check_kind
 from lcalens.llm.models.memory import check_memory, count_parameters
-from lcalens.llm.models.trial import check_bridge, check_finite, check_weights, first_unfinite, run_trial
+from lcalens.llm.models.trial import check_bridge, check_causal, check_finite, check_weights, first_unfinite, run_trial
 
 _EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -61,8 +61,8 @@ def load_model(
         `lcalens.core.provenance.model_info` says what it is.
 
     Raises:
-        LcalensError: The source cannot be found, reached, read, held in memory or bridged; it is no decoder; weights are
-            missing, left over, NaN or infinite; or the bridge is not the model. The message says the fix.
+        LcalensError: The source cannot be found, reached, read, held in memory or bridged; it is no decoder; weights
+            are missing, left over, NaN or infinite; or the bridge is not the model. The message says the fix.
 
     Example:
         ```
@@ -187,17 +187,24 @@ def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, devic
             f"{extra[0]}: the model is loaded already and stays as it is; place and cast it before you hand it over "
             "(model.to(device, dtype), or device_map= where transformers loads it)."
         )
+    if hasattr(model, "original_model") and hasattr(model, "hook_dict"):
+        raise LcalensError("source: it is a TransformerBridge already; hand it to lcalens' functions as it is.")
     if tokenizer is None:
         raise LcalensError("tokenizer: a model already loaded needs its tokenizer; give tokenizer=.")
     check_tokenizer(tokenizer)
     if not hasattr(model, "config") or not hasattr(model.config, "model_type"):
         raise LcalensError(f"source: {type(model).__name__} is not a Hugging Face model (it has no config).")
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        raise LcalensError(
+            f"source: {type(model).__name__} has no output layer that gives logits over its vocabulary; load the whole "
+            "model with transformers.AutoModelForCausalLM."
+        )
     source = str(getattr(model.config, "_name_or_path", "")) or "in memory"
     # Bridging rewires the module it is given: give it one of its own that shares the parameters.
     shared = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     if not getattr(shared.config, "architectures", None):  # a model made in memory does not say; its class does
         shared.config.architectures = [type(model).__name__]
-    check_kind(source, shared.config)
+    check_kind(source, shared.config, built=True)
     if not getattr(model, "hf_device_map", None):  # with one, Hugging Face can still run it
         check_in_memory(model)
     unfinite = first_unfinite(shared)
@@ -225,6 +232,7 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -
             raise explain_running(info.source, type(model).__name__, error) from error
         if finite:
             check_finite(info.source, trial)
+            check_causal(info.source, model, trial)
         bridge = _bridged(model, tokenizer, info)
         if not offloaded:  # TransformerLens cannot run every offloaded model, and lcalens measures none
             check_bridge(info.source, bridge, trial)
