@@ -70,6 +70,10 @@ def knockout(
 
     Raises:
         LcalensError: An argument that cannot be used, or a model that cannot be read.
+
+    Example:
+        >>> heads = leading(patch(model, contrast[::2]), 3)  # doctest: +SKIP
+        >>> knockout(model, contrast[1::2], span="word", heads=heads).wide()  # doctest: +SKIP
     """
     check_contrast(model, contrast)
     metric = check_metric(metric, "knockout", but=("whole-answer",))

@@ -101,6 +101,11 @@ def patch(
 
     Raises:
         LcalensError: An argument that cannot be used, or a site that does not align.
+
+    Example:
+        >>> result = patch(model, contrast, site="z", positions="last")  # doctest: +SKIP
+        >>> result.wide().sort_values("recovery").tail(3)  # the heads that restore most  # doctest: +SKIP
+        >>> patch(model, contrast, site="blocks.3.attn.hook_z", direction="denoise")  # one layer  # doctest: +SKIP
     """
     check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
     asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")

@@ -19,6 +19,7 @@ from lcalens.mechanism import patch as patching
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
+from lcalens.mechanism.hook_names import hook_name, site_of
 from lcalens.mechanism.knockout import knockout
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.split import split
@@ -362,3 +363,30 @@ def test_logit_differences_are_told_before_and_after_a_soft_cap(standin):
                 )
                 assert result.examples[end][i] == pytest.approx(float(raw[false] - raw[true]), rel=1e-3, abs=1e-3)
     assert "clean_after_cap" not in patch(standin("llama").model, contrast, progress=False).examples
+
+
+def test_a_hooks_name_is_its_site_and_its_layer_alone(standin):
+    for family in ("llama", "gpt2"):
+        model = standin(family).model
+        contrast = contrast_of(model, batch=2)
+        for measure, sites in ((patch, ("z", "v", "mlp_out", "resid_pre", "pattern")), (attribute, ("z", "attn_out"))):
+            for site in sites:
+                whole = measure(model, contrast, site=site, progress=False)
+                same = measure(model, contrast, site=hook_name(site), progress=False)
+                one = measure(model, contrast, site=hook_name(site, 1), progress=False)
+                assert one.axes["layer"] == (1,)
+                assert one.provenance["site"] == same.provenance["site"] == site
+                assert site_of(hook_name(site, 1)) == (site, 1)
+                for name, values in whole.values.items():
+                    close = {"rtol": 0, "atol": 1e-5 * max(1, np.nanmax(np.abs(values)))}
+                    np.testing.assert_array_equal(same.values[name], values)
+                    np.testing.assert_allclose(one.values[name], values[:, [1]], **close)
+
+
+def test_directions_by_either_name(standin):
+    model = standin("gpt2").model
+    contrast = contrast_of(model, batch=2)
+    for name, synonym in (("restore", "denoise"), ("corrupt", "noise")):
+        found = [patch(model, contrast, direction=given, progress=False) for given in (name, synonym)]
+        np.testing.assert_array_equal(found[0].values["value"], found[1].values["value"])
+        assert found[1].provenance["direction"] == name
