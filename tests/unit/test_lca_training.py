@@ -209,7 +209,7 @@ def test_runs_show_themselves(trained, tmp_path):
     accuracies = [run.accuracy for run in trained]
     assert result.summary["accuracy"][0] == pytest.approx(np.mean(accuracies))
     half = 4.302653 * np.std(accuracies, ddof=1) / np.sqrt(3)  # Student's t at 0.975 with two degrees of freedom
-    assert result.summary["high"][0] - result.summary["accuracy"][0] == pytest.approx(half, rel=1e-4)
+    assert result.summary["accuracy_high"][0] - result.summary["accuracy"][0] == pytest.approx(half, rel=1e-4)
     loaded = Result.load(result.save(tmp_path / "runs"))
     assert loaded.to_frame().equals(result.to_frame())
     assert len(trained.to_frame()) == len(trained) == len(trained[0:3])
