@@ -213,7 +213,7 @@ _LISTED = (
            config={"use_qkv_bias": True,
                    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
     Family("stablelm-parallel", "stablelm", notes="parallel, norms of q and k by head",
-           config={"use_parallel_residual": True, "qk_layernorm": True, "rope_parameters": {
+           unembed=54.0, config={"use_parallel_residual": True, "qk_layernorm": True, "rope_parameters": {
                "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25}}),
     Family("cohere", "cohere", notes="parallel, centred norms without bias, interleaved rotary, a scale of the logits",
            config={"logit_scale": 0.5}, unembed=36.0),

@@ -233,8 +233,8 @@ def knocked_out(
                 before = value[rows, head]
                 left = before.masked_fill(every[rows], 0.0)
                 if renormalise:  # as if hidden positions had scores of -inf: a sink keeps its place
-                    lost = (before - left).sum(-1, keepdim=True)
-                    left = left / (1 - lost)
+                    sink = 1 - before.sum(-1, keepdim=True) if plain.kind == "gpt_oss" else 0.0
+                    left = left / (left.sum(-1, keepdim=True) + sink)
                 value[rows, head] = left
         return value
 
