@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import sys
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,20 +15,11 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.matrix.cells import CONTROLS, DTYPES, SHARE, TIMES, VERBS, Verdict, cells, expected_refusals, judge
+from tests.matrix.cells import CONTROLS, DTYPES, SHARE, TIMES, VERBS, Verdict, cells, expected_refusals, judge_all
 from tests.matrix.families import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
 _WORDS = ("exact", "refused", "wrong")
-
-
-def judge_family(family: str, dtypes: Sequence[str] = DTYPES) -> list[Verdict]:
-    """Every cell of a family, in a process of its own."""
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    return [judge(cell) for cell in cells([family]) if cell.dtype in dtypes]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     started, verdicts = time.perf_counter(), {}
     with ProcessPoolExecutor(chosen.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(judge_family, family, chosen.dtypes): family for family in chosen.families}
+        waiting = {
+            pool.submit(judge_all, [cell for cell in cells([family]) if cell.dtype in chosen.dtypes]): family
+            for family in chosen.families
+        }
         for done, future in enumerate(as_completed(waiting), 1):
             family = waiting[future]
             verdicts[family] = future.result()

@@ -1,20 +1,31 @@
 """The quick part of the matrix: every family and verb once, over them every pair of the rest. `make matrix` is all."""
 
 import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from tests.matrix.cells import BATCHES, CONTROLS, DTYPES, SITES, VERBS, cells, expected_refusals, judge, quick_cells
+from tests.matrix.cells import BATCHES, CONTROLS, DTYPES, SITES, VERBS, cells, expected_refusals, judge_all, quick_cells
 from tests.matrix.families import FAMILIES
 
 QUICK = list(quick_cells())
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Hugging Face's and TransformerLens' own about tiny models
+
+
+@pytest.fixture(scope="module")
+def verdicts(request):
+    """Of the cells that are tested: a family after the other, in two processes."""
+    tested = [item.callspec.params["cell"] for item in request.session.items if "verdicts" in item.fixturenames]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=context) as pool:
+        families = [[cell for cell in tested if cell.family == family] for family in FAMILIES]
+        yield {verdict.cell: verdict for found in pool.map(judge_all, filter(None, families)) for verdict in found}
 
 
 @pytest.mark.parametrize("cell", QUICK, ids=lambda cell: f"{cell.family}-{cell.verb}")
-def test_exact_or_refused_as_expected(cell):
-    verdict = judge(cell)
-    assert verdict.good, str(verdict)
+def test_exact_or_refused_as_expected(cell, verdicts):
+    assert verdicts[cell].good, str(verdicts[cell])
 
 
 def test_every_family_meets_every_verb_and_every_pair_is_met():
