@@ -1,5 +1,7 @@
 """Tensors, generators and devices seen to be what they should be, with an error that names argument and fix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,3 +105,24 @@ def check_finite(values: Tensor, what: str = "logits") -> None:
             f"model: its {what} are not finite (NaN or infinite weights, or an overflowing dtype); load it again, or "
             "with dtype='float32'."
         )
+
+
+@contextmanager
+def one_dtype(name: str) -> Iterator[None]:
+    """Say what it means that a forward pass in reduced precision mixes dtypes, as some of TransformerLens' do.
+
+    Args:
+        name: The argument that gave the model.
+
+    Raises:
+        LcalensError: It does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "same dtype" not in str(error):
+            raise
+        raise LcalensError(
+            f"{name}: TransformerLens' forward pass of this model mixes dtypes in reduced precision ({error!s:.100}); "
+            "load it with dtype='float32'."
+        ) from error

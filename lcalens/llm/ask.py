@@ -12,7 +12,7 @@ from lcalens.core.limits import check_length
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
-from lcalens.core.tensors import check_finite
+from lcalens.core.tensors import check_finite, one_dtype
 from lcalens.core.text import check_written, join_sentences
 from lcalens.core.tokens import Answer, check_answers, encode, follow, pad, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, score
@@ -78,7 +78,8 @@ def ask(
     ids, probabilities = [], []
     for item in encoded:
         batch = pad([item], device=next(model.original_model.parameters()).device)
-        logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
+        with one_dtype("model"):
+            logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
         check_finite(logits)
         found = logits.softmax(-1).topk(top)
         ids.append(found.indices.cpu().numpy())

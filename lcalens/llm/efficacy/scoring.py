@@ -20,7 +20,7 @@ from torch import Tensor
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
 from lcalens.core.stamp import PerState, holds_steady
-from lcalens.core.tensors import check_finite
+from lcalens.core.tensors import check_finite, one_dtype
 from lcalens.llm.efficacy.tries import Row, batches, pack
 
 # Larger batches fall out of the processor's cache.
@@ -85,7 +85,7 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
 
     Raises:
         LcalensError: A continuation with nothing to score or nothing before it, one longer than the model's context,
-            or a model whose logits are not finite.
+            several tokens of a model that looks ahead, or a model whose logits are not finite.
     """
     for item in continuations:
         if not 1 <= item.start < item.stop <= len(item.ids):
@@ -93,6 +93,12 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
                 f"continuations: tokens {item.start} to {item.stop} of {len(item.ids)} cannot be scored; there must be "
                 "a token before the first one (does the tokenizer drop the prompt?)."
             )
+    looks_ahead = getattr(model.cfg, "attention_dir", "causal") != "causal"
+    if looks_ahead and any(item.stop - item.start > 1 for item in continuations):
+        raise LcalensError(
+            "answers: answers of several tokens need a model that does not look ahead, and this one does: an answer's "
+            "later tokens would change what its earlier ones are given; use answers of one token."
+        )
     longest = max((item.stop for item in continuations), default=0)
     check_length(model, longest)
     shortest = min((item.stop for item in continuations), default=0)
@@ -107,7 +113,8 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
     per_row = width * width * 4 * int(getattr(config, "num_attention_heads", 16))
     bound = 1 if path == "single" else min(MAX_TOKENS, max(1, _SCORE_BYTES // per_row) * width)
     for batch in batches(rows, max_tokens=bound, max_reads=max(1, _LOGIT_BYTES // (4 * config.vocab_size))):
-        logits = _tail_logits(model, batch, path)
+        with one_dtype("model"):
+            logits = _tail_logits(model, batch, path)
         keep, tokens = logits.shape[1], tokens + len(batch) * len(batch[0].ids)
         reads = [(i, len(row.ids) - keep, read) for i, row in enumerate(batch) for read in row.reads]
         where = torch.tensor([(i, read.node - skipped) for i, skipped, read in reads], device=logits.device).T

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.tensors import one_dtype
 
 # How far a bridge's logits may lie from the model's own, as a fraction of the logits' spread. On 27 families with three
 # layers of large weights the two differ by at most 5.4 rounding steps of their type: other orders of the same sums. In
@@ -112,11 +113,13 @@ def check_bridge(source: str, bridge: Any, trial: Trial) -> None:
         trial: What that model said.
 
     Raises:
-        LcalensError: The logits are not finite where the model's are, or differ by more than rounding.
+        LcalensError: It cannot run in its precision, or the logits are not finite where the model's are, or they
+            differ by more than rounding.
     """
     worst, spread = 0.0, 0.0
     for row, expected in zip(trial.rows, trial.logits, strict=True):
-        found = bridge(row)
+        with one_dtype(f"source: {source!r:.200}"):
+            found = bridge(row)
         if found.shape != expected.shape:
             raise LcalensError(
                 f"source: {source!r:.200} gives logits of shape {tuple(found.shape)} as a TransformerBridge and of "
