@@ -205,7 +205,7 @@ def test_the_global_random_state_is_left_alone():
 
 def test_runs_show_themselves(trained, tmp_path):
     result = trained.result
-    assert {"runs", "accuracy", "low", "high", "bayes"} <= set(result.summary)
+    assert {"runs", "accuracy", "accuracy_low", "accuracy_high", "bayes"} <= set(result.summary)
     accuracies = [run.accuracy for run in trained]
     assert result.summary["accuracy"][0] == pytest.approx(np.mean(accuracies))
     half = 4.302653 * np.std(accuracies, ddof=1) / np.sqrt(3)  # Student's t at 0.975 with two degrees of freedom
