@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from einops import reduce
 
 from lcalens import LatentConcepts
 from lcalens.core.errors import LcalensError
@@ -132,7 +133,8 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
         best = recipes[0]
         if len(recipes) > 1:
             tried = work.train(concepts, recipes, cell["choosing"])
-            means = np.array([run.accuracy for run in tried]).reshape(len(recipes), -1).mean(1)
+            accuracies = np.array([run.accuracy for run in tried])
+            means = reduce(accuracies, "(recipe seed) -> recipe", "mean", recipe=len(recipes))
             best = recipes[int(np.nan_to_num(means, nan=-1.0).argmax())]
         for run in work.train(concepts, best, cell["seeds"]):
             found = {"accuracy": run.accuracy, "bayes": run.bayes, "diverged": run.diverged}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from einops import rearrange
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import EXAMPLE
@@ -188,7 +189,7 @@ def _draw_leading(
     name: str, axes: dict[str, tuple[Any, ...]], names: dict[str, list[str]], values: np.ndarray
 ) -> "Figure":
     """The heads of the largest effect at any position, the first at the top."""
-    flat = values.reshape(-1, values.shape[-1])
+    flat = rearrange(values, "layer head position -> (layer head) position")
     size = np.nanmax(np.where(np.isnan(flat), 0.0, np.abs(flat)), axis=1)
     rows = np.argsort(-size, kind="stable")[:_LEADING]
     heads = [

@@ -1,12 +1,13 @@
 """The house: rooms depend on each other in one direction, files never in a circle, and only two rooms print or draw."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.house.graph import Arrow, arrows, back_edges, circles, modules, room
+from tests.house.graph import ALLOWED, Arrow, arrows, back_edges, circles, modules, room
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +26,15 @@ def test_no_room_imports_one_that_stands_on_it(found):
 
 def test_no_circle_of_files(found):
     assert circles(found) == []
+
+
+def test_the_page_says_how_it_is(found):
+    """Sizes are of the day on which the page was made; that there is neither back edge nor circle is of every day."""
+    page = (ROOT / "docs/how-it-is-built.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| now \|(.*)\|$", page, flags=re.MULTILINE)
+    rooms, *_, back, around = [cell.strip() for cell in row.split("|")][1:]
+    assert (int(rooms), int(back), int(around)) == (len(ALLOWED), len(back_edges(found)), len(circles(found)))
+    assert set(re.findall(r"^\| `(\w+)/` \|", page, flags=re.MULTILINE)) == set(ALLOWED)
 
 
 def test_every_module_has_a_room():

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
@@ -163,10 +164,14 @@ class _OneHead(BaseTensorConversion):
     """Hooks see a head's axis, (batch, position, 1, width), at any width."""
 
     def handle_conversion(self, input_value: Any, *full_context: Any) -> Any:
-        return input_value.unsqueeze(2) if input_value.ndim == 3 else input_value
+        if input_value.ndim != 3:
+            return input_value
+        return rearrange(input_value, "batch position width -> batch position 1 width")
 
     def revert(self, input_value: Any, *full_context: Any) -> Any:
-        return input_value.squeeze(2) if input_value.ndim == 4 else input_value
+        if input_value.ndim != 4:
+            return input_value
+        return rearrange(input_value, "batch position 1 width -> batch position width")
 
 
 class LCAAttentionBridge(AttentionBridge):
@@ -198,8 +203,8 @@ class LCAAttentionBridge(AttentionBridge):
         sources = self.hook_in(sources)
         scores = self.q(sources) @ self.k(sources).mT * attn.scale  # (batch, query, key)
         if mask is not None:
-            scores = scores.masked_fill(mask[:, None] == 0, -math.inf)
-        scores = self.hook_attn_scores(scores[:, None])  # (batch, head, query, key)
+            scores = scores.masked_fill(rearrange(mask, "batch key -> batch 1 key") == 0, -math.inf)
+        scores = self.hook_attn_scores(rearrange(scores, "batch query key -> batch 1 query key"))  # one head
         pattern = self.hook_pattern(scores.softmax(-1))
         recalled = self.o(pattern[:, 0] @ self.v(sources))  # (batch, query, d)
         if getattr(self.config, "use_attn_result", False):

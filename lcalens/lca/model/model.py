@@ -11,6 +11,7 @@ import math
 from typing import Any, Literal, get_args, no_type_check
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class LCAAttention(nn.Module):
         """
         scores = self.q(queries) @ self.k(sources).mT * self.scale  # (batch, query, key)
         if mask is not None:
-            scores = scores.masked_fill(mask[:, None] == 0, -math.inf)
+            scores = scores.masked_fill(rearrange(mask, "batch key -> batch 1 key") == 0, -math.inf)
         pattern = scores.softmax(-1)
         return pattern @ self.v(sources), pattern
 
@@ -220,7 +221,7 @@ class LCAForCausalLM(PreTrainedModel):
         return CausalLMOutput(
             loss=None if labels is None else nn.functional.cross_entropy(logits[:, -1], labels),
             logits=logits,
-            attentions=(pattern[:, None],) if output_attentions else None,
+            attentions=(rearrange(pattern, "batch query key -> batch 1 query key"),) if output_attentions else None,
         )
 
     def attention_from_counts(

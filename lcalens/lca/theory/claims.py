@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -236,5 +237,7 @@ def every_context(concepts: LatentConcepts, length: int) -> tuple[Counts, Float[
     offsets = torch.cartesian_prod(*[first] * (length - 1), last).view(-1, length)
     weights = p[offsets[:, :-1]].prod(1) * pi[offsets[:, -1]]
     targets = torch.arange(concepts.vocab_size).repeat_interleave(len(offsets))
-    counts, ends = concepts.count(offsets.repeat(concepts.vocab_size, 1) ^ targets[:, None])
-    return Counts(counts, ends, targets), weights.repeat(concepts.vocab_size) / concepts.vocab_size
+    every = repeat(offsets, "context position -> (target context) position", target=concepts.vocab_size)
+    counts, ends = concepts.count(every ^ targets[:, None])
+    weights = repeat(weights, "context -> (target context)", target=concepts.vocab_size) / concepts.vocab_size
+    return Counts(counts, ends, targets), weights

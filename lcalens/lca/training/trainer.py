@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Int
 from torch import Tensor
 
@@ -110,18 +111,25 @@ class Trainer:
         return found
 
     def _contexts(self, purpose: str, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        shape = len(self.plan), self.config.batch_size
+        """Every run's batch: log counts, last tokens and concepts, each with the runs as its first axis."""
         seeds = seed_words(self.seeds, purpose, step).to(self.device)
         self._into = self.concepts.sampler.counts(
-            seeds, shape[1], self.config.context_length, weight=self._log_counts, into=self._into
+            seeds, self.config.batch_size, self.config.context_length, weight=self._log_counts, into=self._into
         )
-        return self._into.counts.view(*shape, -1), self._into.last.view(shape), self._into.target.view(shape)
+        log_counts, last, target = self._into.counts, self._into.last, self._into.target
+        runs = len(self.plan)
+        return (
+            rearrange(log_counts, "(run batch) vocab -> run batch vocab", run=runs),
+            rearrange(last, "(run batch) -> run batch", run=runs),
+            rearrange(target, "(run batch) -> run batch", run=runs),
+        )
 
     def _evaluate(self, row: int, step: int) -> None:
         """The accuracy before this step on contexts of their own; a run whose loss or weights broke is stopped."""
         log_counts, last, target = self._contexts("evaluate", step)
         logits = self.stack.forward(log_counts, last)
-        right = bayes.accuracy(logits.flatten(0, 1), target.flatten()).view(target.shape).mean(1)
+        hits = bayes.accuracy(rearrange(logits, "run batch vocab -> (run batch) vocab"), target.flatten())
+        right = reduce(hits, "(run batch) -> run", "mean", run=len(self.plan))
         width = max(1, step - self.points[row - 1]) if row else 1
         sound = self.losses[:, row] / width < DIVERGED  # False for NaN
         sound &= logits.isfinite().all(-1).all(-1)

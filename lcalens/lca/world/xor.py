@@ -7,6 +7,7 @@ correlation; from V = 1024 on it goes through the Walsh-Hadamard transform. Noth
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,9 +22,10 @@ def walsh_hadamard(values: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*bat
     """
     size, width = values.shape[-1], 1
     while width < size:
-        pairs = values.reshape(*values.shape[:-1], size // (2 * width), 2, width)
-        even, odd = pairs[..., 0, :], pairs[..., 1, :]
-        values = torch.stack([even + odd, even - odd], -2).reshape(values.shape)
+        pairs = rearrange(values, "... (block pair width) -> ... block pair width", pair=2, width=width)
+        even, odd = pairs.unbind(-2)
+        sums = torch.stack([even + odd, even - odd], -2)
+        values = rearrange(sums, "... block pair width -> ... (block pair width)")
         width *= 2
     return values
 
