@@ -17,7 +17,7 @@ from lcalens.engine.decoder import Decoder, Layer
 def turn(
     decoder: Decoder, layer: Layer, name: str, heads: Float[Tensor, "*batch position head width"], start: int
 ) -> Float[Tensor, "*batch position head width"]:
-    """Queries or keys as attention compares them: clipped, normalised, and rotated by their positions.
+    """Queries or keys as attention compares them: clipped, normalised, and rotated by their positions, in its order.
 
     Args:
         decoder: The model.
@@ -26,9 +26,14 @@ def turn(
         heads: What `Layer.split` gave.
         start: The first of their positions.
     """
-    heads = layer.clipped(heads)
-    if name in layer.normalise:
-        heads = layer.normalise[name](heads)
+    for step in layer.order:
+        heads = _rotated(decoder, layer, heads, start) if step == "rotate" else layer.take(step, name, heads)
+    return heads
+
+
+def _rotated(
+    decoder: Decoder, layer: Layer, heads: Float[Tensor, "*batch position head width"], start: int
+) -> Float[Tensor, "*batch position head width"]:
     if layer.rotary is None:
         return heads
     length = heads.shape[-3]

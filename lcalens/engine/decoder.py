@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 Function = Callable[[Tensor], Tensor]
 Pairing = Literal["half", "adjacent"]
+Step = Literal["clip", "normalise", "rotate"]
 
 
 def identity(x: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ class Layer:
         norm: What attention reads, from the residual stream.
         project: `q`, `k` and `v`: (..., d) to (..., heads * width), before any normalisation or rotation.
         normalise: `q`, `k` and `v`, (..., position, head, width) to the same; left out where the model has none.
+        order: In which queries and keys are clipped, normalised and rotated; values are never rotated.
         clip: Queries, keys and values are kept within plus and minus this, or None (OLMo, MPT).
         heads: Query heads.
         kv_heads: Key and value heads; each serves `heads // kv_heads` query heads.
@@ -86,6 +88,7 @@ class Layer:
     parallel: bool
     close: tuple[Function, Function]
     device: torch.device
+    order: tuple[Step, ...] = ("clip", "normalise", "rotate")
 
     def split(
         self, name: str, normed: Float[Tensor, "*batch position d"]
@@ -117,8 +120,23 @@ class Layer:
         Args:
             values: What `split` gave.
         """
-        values = self.clipped(values)
-        return self.normalise["v"](values) if "v" in self.normalise else values
+        for step in self.order:
+            values = self.take(step, "v", values)
+        return values
+
+    def take(
+        self, step: Step, name: str, heads: Float[Tensor, "*batch position head width"]
+    ) -> Float[Tensor, "*batch position head width"]:
+        """Queries, keys or values after a step that does not depend on their positions.
+
+        Args:
+            step: Clip or normalise; a rotation, which does, leaves them as they are.
+            name: `q`, `k` or `v`.
+            heads: Before it.
+        """
+        if step == "clip":
+            return self.clipped(heads)
+        return self.normalise[name](heads) if step == "normalise" and name in self.normalise else heads
 
     @property
     def open(self) -> bool:

@@ -23,7 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from lcalens.core.provenance import active_hooks
 from lcalens.core.stamp import PerState
 from lcalens.engine.attention import average, compare, look, turn, write
-from lcalens.engine.decoder import Decoder, Function, Layer, Scaled, identity, wide
+from lcalens.engine.decoder import Decoder, Function, Layer, Scaled, Step, identity, wide
 
 _LENGTHS = (3, 12)  # of the trial, beside the study's longest
 # Of the largest number; of reduced types it is measured. Models in float64 still take softmax and norms in float32.
@@ -31,6 +31,11 @@ _PRECISION = {torch.float64: 2e-6, torch.float32: 2e-5}
 _NOISE = 6.0  # how many times its own rounding a result may be off in reduced precision: it is rounded at every step
 _SURE = 0.2  # so near, nothing better is looked for
 _NOT_FINITE = "its logits are not finite (NaN or infinite weights, or an overflowing dtype)"
+_ORDERS: tuple[tuple[Step, ...], ...] = (
+    ("clip", "normalise", "rotate"),
+    ("normalise", "clip", "rotate"),  # OLMoE
+    ("clip", "rotate", "normalise"),  # HunYuan, NanoChat
+)
 _read = PerState()
 
 
@@ -328,7 +333,7 @@ def _rotations(model: Any) -> Callable[[str, Int[Tensor, " position"]], tuple[Te
         if kind == "spread":  # the frequencies twice over, where adjacent coordinates rotate together (GLM, Ernie)
             half = cos.shape[-1] // 2
             return cos[..., :half].repeat_interleave(2, -1), sin[..., :half].repeat_interleave(2, -1)
-        return cos, sin
+        return cos, -sin if kind == "backward" else sin  # (NanoChat)
 
     return rotations
 
@@ -382,12 +387,15 @@ def _fitted(decoder: Decoder, block: Any, index: int, model: Any, observed: Obse
             scale=scale,
             bias_scale=bias_scale,
             normalise=normalise,
+            order=order,
         )
-        for norm, (rotary, pairing), scale, bias_scale, normalise in choices
+        for norm, (rotary, pairing), scale, bias_scale, (normalise, order) in choices
     )
     attention = _best(candidates, lambda candidate: _attention_misses(decoder, candidate, observed))
     if attention is None:
         raise Unreadable(f"what the heads of layer {index} read does not come out as the model's own")
+    if attention.clip is not None and attention.normalise and _order_is_open(decoder, attention, observed):
+        raise Unreadable(f"the clip of layer {index} did not act, so whether its norms come before is not known")
     whole = _best(
         _structures(block, attention, bool(getattr(model.cfg, "parallel_attn_mlp", False))),
         lambda candidate: _block_misses(decoder, candidate, observed),
@@ -455,6 +463,8 @@ def _layer(block: Any, index: int, model: Any) -> Layer:
 
 def _window(own: Any, index: int) -> int | None:
     """How far back this layer looks, by the facts of its attention module and its config."""
+    if getattr(own, "is_sliding", True) is False:
+        return None  # whatever window the other layers have (EXAONE 4)
     if hasattr(own, "sliding_window"):
         given = own.sliding_window
         return int(given) if isinstance(given, int) and not isinstance(given, bool) else None
@@ -489,7 +499,9 @@ def _rotary_choices(block: Any, model: Any) -> list[tuple[str | None, Any]]:
         return [(None, "half")]
     kind = getattr(own, "layer_type", None) or getattr(own, "attention_type", None)
     suffix = f":{kind}" if isinstance(kind, str) and _takes_kind(_raw(rotary)) else ""
-    choices = [("plain", "half"), ("doubled", "half"), ("plain", "adjacent"), ("spread", "adjacent")]
+    choices = [
+        ("plain", "half"), ("doubled", "half"), ("plain", "adjacent"), ("spread", "adjacent"), ("backward", "half")
+    ]  # fmt: skip
     rotated = [(f"{name}{suffix}", pairing) for name, pairing in choices]
     unused = getattr(own, "use_rope", True) in (False, 0)
     return [(None, "half"), *rotated] if unused else [*rotated, (None, "half")]
@@ -499,7 +511,8 @@ def _takes_kind(rotary: Any) -> bool:
     return "layer_type" in inspect.signature(rotary.forward).parameters
 
 
-def _normalise_choices(block: Any) -> list[dict[str, Function]]:
+def _normalise_choices(block: Any) -> list[tuple[dict[str, Function], tuple[Step, ...]]]:
+    """Norms of queries, keys and values, and when they come; none where the block has none."""
     own = _raw(block.attn)
     norms: dict[str, Any] = {}
     for name in "qkv":
@@ -507,12 +520,23 @@ def _normalise_choices(block: Any) -> list[dict[str, Function]]:
             module = getattr(own, attribute, None)
             if isinstance(module, nn.Module):
                 norms[name] = _raw(module)
+        component = _part(block.attn, f"{name}_norm")
+        if name not in norms and component is not None:
+            norms[name] = _raw(component)
+    usual, clipped_after, turned_before = _ORDERS
     if not norms:
-        return [{}]
+        return [({}, usual)]
     by_head = dict(norms)
     whole = {name: _on_whole(norm) for name, norm in norms.items()}
     heads_first = {name: _heads_first(norm) for name, norm in norms.items()}
-    return [by_head, whole, heads_first, {}]
+    orders = (usual, clipped_after, turned_before)
+    return [*((form, order) for order in orders for form in (by_head, whole, heads_first)), ({}, usual)]
+
+
+def _order_is_open(decoder: Decoder, attention: Layer, observed: Observed) -> bool:
+    """Whether norms before the clip and after it give the same here: a clip that never acts in the trial may later."""
+    swapped = _ORDERS[1] if attention.order != _ORDERS[1] else _ORDERS[0]
+    return _attention_misses(decoder, replace(attention, order=swapped), observed) <= 1
 
 
 def _on_whole(norm: Function) -> Function:

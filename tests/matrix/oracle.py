@@ -453,7 +453,7 @@ class Frozen:
         self.centred = "RMSNorm" not in kind and norm is not None
         weight = getattr(norm, "weight", None)
         self.gain = torch.ones(x.shape[-1]).double() if weight is None else weight.double()
-        if kind in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"):
+        if kind in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"):
             self.gain = 1 + self.gain
         bias = getattr(norm, "bias", None)
         self.bias = torch.zeros(x.shape[-1]).double() if bias is None else bias.double()

@@ -390,14 +390,17 @@ def _llama(block: Any, config: Any) -> Place:
         projections = {"q": _alone(queries, heads), "v": value}
     else:
         projections = _separate(attention, heads)
-    after = block.post_attention_layernorm if hasattr(block, "post_feedforward_layernorm") else None
-    mlp = block.block_sparse_moe if hasattr(block, "block_sparse_moe") else block.mlp
+    after, last = None, block.block_sparse_moe if hasattr(block, "block_sparse_moe") else block.mlp
+    if hasattr(block, "post_feedforward_layernorm"):
+        after, last = block.post_attention_layernorm, block.post_feedforward_layernorm
+    elif hasattr(block, "post_mlp_layernorm"):
+        after, last = block.post_self_attn_layernorm, block.post_mlp_layernorm
     return Place(
         block,
         attention,
         write,
         attention if after is None else after,
-        mlp if after is None else block.post_feedforward_layernorm,
+        last,
         projections,
         heads,
         multiplier=float(getattr(block, "residual_multiplier", 1.0)),
