@@ -12,6 +12,7 @@ from lcalens.engine import reading
 from lcalens.engine.decoder import identity
 from tests.matrix import cells as matrix
 from tests.matrix.cells import VERBS, Cell, Material
+from tests.matrix.families import FAMILIES, boot
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -55,6 +56,12 @@ FAULTS = {
         each_layer(pairing=lambda layer: "half" if layer.pairing == "adjacent" else "adjacent")),
     "rotated where there is no position": (
         "smollm3", "whole-answer", "q", each_layer(rotary=lambda layer: layer.rotary or "plain")),
+    "rotated the other way": ("nanochat", "patch", "q", each_layer(rotary=lambda layer: "plain")),
+    "norms before the rotation, not after": (
+        "hunyuan", "attribution", "q", each_layer(order=lambda layer: ("clip", "normalise", "rotate"))),
+    "clip before the norms, not after": (
+        "olmoe", "patch", "resid_pre", each_layer(order=lambda layer: ("clip", "normalise", "rotate"))),
+    "window where all is seen": ("exaone4", "knockout", "", each_layer(window=lambda layer: 4)),
     "soft cap of scores dropped": ("gemma2", "knockout", "", each_layer(softcap=lambda layer: None)),
     "scores scaled where they are not": (
         "gpt-neo", "patch", "attn_out", each_layer(scale=lambda layer: layer.scale / 2)),
@@ -108,6 +115,13 @@ def test_a_fault_that_is_tried_is_not_used(name, monkeypatch, afresh):
     verdict = matrix.judge(cell_of(family, verb, site))
     assert verdict.word in ("exact", "refused"), str(verdict)
     assert "growing batch" not in verdict.path
+
+
+def test_a_clip_that_does_not_act_leaves_the_order_unknown(monkeypatch):
+    family = FAMILIES["olmoe"]
+    idle = dataclasses.replace(family, config={**family.config, "clip_qkv": 1e3})
+    monkeypatch.setitem(FAMILIES, "olmoe", idle)
+    assert "whether its norms come before" in reading.read_decoder(boot("olmoe"))
 
 
 def test_every_verb_has_a_fault():
