@@ -48,6 +48,7 @@ class Layer:
         norm: What attention reads, from the residual stream.
         project: `q`, `k` and `v`: (..., d) to (..., heads * width), before any normalisation or rotation.
         normalise: `q`, `k` and `v`, (..., position, head, width) to the same; left out where the model has none.
+        norms_join_heads: Whether one head's query or key changes the others', through a norm of all together (OLMo 2).
         order: In which queries and keys are clipped, normalised and rotated; values are never rotated.
         clip: Queries, keys and values are kept within plus and minus this, or None (OLMo, MPT).
         heads: Query heads.
@@ -89,6 +90,7 @@ class Layer:
     close: tuple[Function, Function]
     device: torch.device
     order: tuple[Step, ...] = ("clip", "normalise", "rotate")
+    norms_join_heads: bool = False
 
     def split(
         self, name: str, normed: Float[Tensor, "*batch position d"]

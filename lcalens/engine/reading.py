@@ -388,6 +388,7 @@ def _fitted(decoder: Decoder, block: Any, index: int, model: Any, observed: Obse
             bias_scale=bias_scale,
             normalise=normalise,
             order=order,
+            norms_join_heads=any(isinstance(norm, _OnWhole) for norm in normalise.values()),
         )
         for norm, (rotary, pairing), scale, bias_scale, (normalise, order) in choices
     )
@@ -527,7 +528,7 @@ def _normalise_choices(block: Any) -> list[tuple[dict[str, Function], tuple[Step
     if not norms:
         return [({}, usual)]
     by_head = dict(norms)
-    whole = {name: _on_whole(norm) for name, norm in norms.items()}
+    whole = {name: _OnWhole(norm) for name, norm in norms.items()}
     heads_first = {name: _heads_first(norm) for name, norm in norms.items()}
     orders = (usual, clipped_after, turned_before)
     return [*((form, order) for order in orders for form in (by_head, whole, heads_first)), ({}, usual)]
@@ -539,10 +540,15 @@ def _order_is_open(decoder: Decoder, attention: Layer, observed: Observed) -> bo
     return _attention_misses(decoder, replace(attention, order=swapped), observed) <= 1
 
 
-def _on_whole(norm: Function) -> Function:
+@dataclass(frozen=True, eq=False)
+class _OnWhole:
     """A norm of all heads' coordinates together (OLMo 2)."""
-    return lambda x: rearrange(norm(rearrange(x, "... head width -> ... (head width)")),
-                               "... (head width) -> ... head width", head=x.shape[-2])  # fmt: skip
+
+    norm: Function
+
+    def __call__(self, x: Float[Tensor, "*batch head width"]) -> Float[Tensor, "*batch head width"]:
+        return rearrange(self.norm(rearrange(x, "... head width -> ... (head width)")),
+                         "... (head width) -> ... head width", head=x.shape[-2])  # fmt: skip
 
 
 def _heads_first(norm: Function) -> Function:

@@ -101,6 +101,8 @@ class Patch:
         if self.site == "attn_out":
             added = (self.base.kept["attn_out"][index][:, self.start :] + self._difference("attn_out", index))[:, None]
             return _middle(self.decoder, self.base, index, self.start, added)
+        if self.site in ("q", "k") and layer.norms_join_heads:
+            return self._each_head_anew(index)
         difference = self._difference("z", index) if self.site == "z" else self._read_anew(index)
         if self.site not in SHARED:
             return written_by_heads(self.decoder, self.base, index, difference, self.start)
@@ -124,20 +126,37 @@ class Patch:
             z = average(layer, pattern[:, None], base.values[index][:, :, :seen])[:, 0]
             difference[:, self._local] = z - base.kept["z"][index][:, rows]
             return difference
+        return self._looked_anew(index, slice(None)) - before
+
+    def _each_head_anew(self, index: int) -> Float[Tensor, "batch variant position d"]:
+        """The stream after attention where one head's query or key, each in turn, moves those of the others too."""
+        layer, base = self.decoder.layers[index], self.base
+        before = base.kept["z"][index][:, self.start :]
+        written = [
+            einsum(self._looked_anew(index, slice(head, head + 1)) - before, layer.out,
+                   "batch position head width, head width d -> batch position d")
+            for head in range(layer.heads if self.site == "q" else layer.kv_heads)
+        ]  # fmt: skip
+        raw = base.kept["attn_raw"][index][:, None, self.start :] + torch.stack(written, 1)
+        return _middle(self.decoder, base, index, self.start, layer.after_attention(raw))
+
+    def _looked_anew(self, index: int, heads: slice) -> Float[Tensor, "batch position head width"]:
+        """What every head reads where the queries, keys or values of some heads are the source's."""
+        layer, base, source = self.decoder.layers[index], self.base, self.source
         q, keys, values = base.kept["q"][index][:, self.start :], base.keys[index], base.values[index]
         if self.site == "q":
             q = q.clone()
-            q[:, self._local] = source.kept["q"][index][:, self.source_rows]
+            q[:, self._local, heads] = source.kept["q"][index][:, self.source_rows, heads]
         elif self.site == "k":
             k = base.kept["k"][index].clone()
-            k[:, self.base_rows] = source.kept["k"][index][:, self.source_rows]
+            k[:, self.base_rows, heads] = source.kept["k"][index][:, self.source_rows, heads]
             keys = turn(self.decoder, layer, "k", k, 0).transpose(1, 2)
         else:
             values = values.clone()
             values[:, :, self.base_rows] = source.values[index][:, :, self.source_rows]
         turned = turn(self.decoder, layer, "q", q, self.start)
         pattern = look(layer, compare(self.decoder, layer, turned[:, None], keys, self.start), q.dtype)
-        return average(layer, pattern, values)[:, 0] - before
+        return average(layer, pattern, values)[:, 0]
 
 
 def _middle(

@@ -117,11 +117,17 @@ def test_a_fault_that_is_tried_is_not_used(name, monkeypatch, afresh):
     assert "growing batch" not in verdict.path
 
 
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_a_norm_of_all_heads_taken_as_each_heads_own_is_wrong(site, monkeypatch, afresh):
+    plant(monkeypatch, each_layer(norms_join_heads=lambda layer: False), tried=True)
+    assert matrix.judge(cell_of("olmo2", "patch", site)).word == "wrong"
+
+
 def test_a_clip_that_does_not_act_leaves_the_order_unknown(monkeypatch):
     family = FAMILIES["olmoe"]
     idle = dataclasses.replace(family, config={**family.config, "clip_qkv": 1e3})
     monkeypatch.setitem(FAMILIES, "olmoe", idle)
-    assert "whether its norms come before" in reading.read_decoder(boot("olmoe"))
+    assert "whether its norms come before" in str(reading.read_decoder(boot("olmoe")))
 
 
 def test_every_verb_has_a_fault():
