@@ -1,6 +1,6 @@
 """What a patch would do, estimated for every layer and head at once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +18,9 @@ from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
+from lcalens.engine.forward import trace
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
+from lcalens.engine.metrics import Asked, Metric, of_variants
 from lcalens.engine.sites import HEADS, SHARED, head_labels
 from lcalens.mechanism.arguments import (
     Direction,
@@ -40,7 +42,6 @@ from lcalens.mechanism.summary import contrast_record, interval, plain_positions
 Method = Literal["patching", "integrated-gradients", "direct"]
 _DIRECT = ("z", "attn_out", "mlp_out")
 _PARTS = ("heads", "mlps", "embedding", "biases")
-_NO_GRADIENT = ("probability", "kl", "whole-answer")
 _NOUGHT = 1e-6  # of the largest change: a relative gap is not told of less
 
 
@@ -53,7 +54,7 @@ def attribute(
     site: str = "z",
     positions: Positions = "last",
     direction: Direction = "restore",
-    metric: Literal["logit-difference"] = "logit-difference",
+    metric: Metric = "logit-difference",
     steps: int = 32,
     progress: bool | ProgressCallback = True,
 ) -> Result:
@@ -76,7 +77,9 @@ def attribute(
         positions: As for `patch`; for `direct`, whose sites are `head`, `attn_out` and `mlp_out`, `last`, or `each` for
             heads by the position that they look at (runs of equal length).
         direction: `restore`: the base is the hijacked run, the source the clean one; `corrupt`: the reverse.
-        metric: logit(false) - logit(true), after any soft cap (`direct`: before it); no other is differentiated.
+        metric: As for `patch`, but for `whole-answer`: a name, or a function of (logits of the last position, index of
+            the example), row by row, through which gradients are taken. `direct` takes `logit-difference` alone, to
+            which its parts sum.
         steps: Points of integrated gradients (Gauss-Legendre).
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
@@ -96,7 +99,12 @@ def attribute(
     check_contrast(model, contrast)
     check_choice("method", method, get_args(Method))
     asked, direction = read_site(site), read_direction(direction)
-    check_metric(metric, "attribute", but=_NO_GRADIENT, own="it differentiates logit(false) - logit(true); use patch()")
+    metric = check_metric(metric, "attribute", but=("whole-answer",))
+    if method == "direct" and metric != "logit-difference":
+        raise LcalensError(
+            "metric: direct effects are parts of logit(false) - logit(true), which is linear in what is written; take "
+            "'logit-difference', or another method."
+        )
     check_aligned(asked.site, contrast)
     steps = check_int("steps", steps, low=1, high=4096)
     positions = read_positions(positions)
@@ -126,11 +134,12 @@ def attribute(
 
         for rows, pairs in _pairs(contrast, places, decoder, direction):
             if integrates:
-                found = integrated_effects(decoder, pairs, site, steps, tick)
+                measure = _measure(metric, decoder, pairs, rows, direction)
+                found = integrated_effects(decoder, pairs, site, steps, tick, measure)
             elif method == "direct":
                 found, parts[..., rows] = _direct(decoder, pairs, site, positions == "each")
             else:
-                found = patching_effects(decoder, pairs, site)
+                found = patching_effects(decoder, pairs, site, _measure(metric, decoder, pairs, rows, direction))
             if not integrates:
                 tick(len(rows))
             own = groups - pairs.chosen.shape[1]  # positions are counted from the end
@@ -166,7 +175,7 @@ def attribute(
                 "site": asked.site,
                 "positions": plain_positions(positions),
                 "direction": direction,
-                "metric": metric,
+                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
                 **({"steps": steps} if integrates else {}),
             }
             | contrast_record(contrast, metric),
@@ -216,6 +225,27 @@ def _pairs(
         for first in range(0, len(own), size):
             some = slice(first, first + size)
             yield bucket.indices[some].numpy(), whole[some]
+
+
+def _measure(
+    metric: Metric, decoder: Decoder, pairs: Pairs, rows: np.ndarray, direction: str
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The metric of residual streams after the last layer, or None for the logit difference, which needs two logits."""
+    if metric == "logit-difference":
+        return None
+    tokens, device = pairs.source if direction == "restore" else pairs.base, decoder.unembed.device
+    with torch.no_grad():
+        clean = decoder.logits(trace(decoder, tokens, keep=()).final[:, -1])
+    index = torch.from_numpy(rows).to(device)
+    asked = Asked(pairs.true.to(device), pairs.false.to(device), index, clean)
+
+    def measure(resid: torch.Tensor) -> torch.Tensor:
+        values = of_variants(metric, decoder, resid, asked)
+        if torch.is_grad_enabled() and not values.requires_grad:
+            raise LcalensError("metric: it has no gradient in the logits; use torch's own operations, or patch().")
+        return values
+
+    return measure
 
 
 def _direct(decoder: Decoder, pairs: Pairs, site: str, by_source: bool) -> tuple[Effects, np.ndarray]:

@@ -445,13 +445,36 @@ def test_results_are_kept_whole(world, tmp_path):
     assert math.isfinite(frame["value"].sum())
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_other_metrics_have_effects_too(world, family):
+    """By their names or as functions alike, and complete."""
+    one = world(family)
+    true, false = (torch.tensor([row[0] for row in rows]) for rows in (one.contrast.true, one.contrast.false))
+
+    def own(logits, index):
+        shares = logits.softmax(-1)
+        return shares.gather(1, false[index][:, None])[:, 0] - shares.gather(1, true[index][:, None])[:, 0]
+
+    named, mine = (quiet(one.model, one.contrast, metric=metric) for metric in ("probability", own))
+    assert size_of(named.values["effect"]) > 1e-3
+    np.testing.assert_allclose(mine.values["effect"], named.values["effect"], rtol=1e-9, atol=1e-12)
+    # Sums of effects are what the whole layer's patch does, run by itself.
+    integrated = quiet(one.model, one.contrast, metric=own, method="integrated-gradients")
+    table = integrated.wide("completeness")
+    assert size_of(table["exact"]) > 1e-3
+    assert (table["relative_gap"].dropna() < 0.01).all()
+    assert table["relative_gap"].notna().any()
+
+
 def test_arguments_that_cannot_be_used(world):
     one = world("gpt2")
     for options, named in (
         ({"method": "gradients"}, "method: 'gradients'"),
         ({"site": "Z"}, "site: 'Z'"),
         ({"direction": "both"}, "direction: 'both'"),
-        ({"metric": "kl"}, "metric: attribute does not measure 'kl'"),
+        ({"metric": "whole-answer"}, "metric: attribute does not measure 'whole-answer'"),
+        ({"metric": "kl", "method": "direct"}, "metric: direct effects"),
+        ({"metric": lambda logits, index: logits.detach().amax(-1)}, "metric: it has no gradient"),
         ({"steps": 0}, "steps"),
         ({"positions": "nowhere"}, "positions: 'nowhere'"),
         ({"method": "direct", "site": "q"}, "site: 'q'"),
