@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import standins
 from helpers.closeness import rounding
 
 from lcalens.core.errors import LcalensError
@@ -245,6 +246,23 @@ def test_the_toys_metric_is_attention_times_recall(m, d, a):
     assert (found.scale == 1).all()
     for nothing in (found.embedding, found.mlp, found.attention_bias, found.constant):
         assert not nothing.any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_norms_epsilon_is_part_of_its_scale(tmp_path, family):
+    """So large here that leaving it out would be seen: at 1e-5 it hides below the tolerance."""
+    epsilon = {"layer_norm_epsilon" if family == "gpt2" else "rms_norm_eps": 0.5}
+    model = load_model(standins.save_standin(tmp_path / family, family, **epsilon))
+    ids = contexts(model)
+    logits = model(ids)
+    true, false = answers(logits)
+    found = direct_effects(read_decoder(model), ids, true, false)
+    rows = torch.arange(len(ids))
+    assert (found.metric > 1).all()
+    assert (found.error <= 1e-5 * found.heads_by_source.abs().sum((1, 2, 3))).all()
+    if family != "gemma2":  # whose logits are behind a soft cap
+        metric = logits[rows, -1, false] - logits[rows, -1, true]
+        torch.testing.assert_close(found.metric.float(), metric, rtol=1e-4, atol=0)
 
 
 def test_the_toy_in_double_precision():

@@ -647,11 +647,20 @@ def test_edited_weights_are_seen(tmp_path):
 PAIRS = [("The capital of France is", " Paris", "Rome"), ("The mother tongue of Dante is", " Italian", "Greek")]
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
-def test_real_models_are_the_hook_loop(real_model, name):
-    model = real_model(name)
-    contrast = Contrast(
+REAL = [
+    ("smollm2", "head", "last", 3),
+    ("smollm2", "head", "all", 2),
+    ("smollm2", "v", "word", 2),
+    ("smollm2", "resid_pre", "word", 1),
+    ("gemma3-270m", "head", "last", 3),
+    ("gemma3-270m", "v", "word", 2),
+    pytest.param("gemma3-270m", "head", "all", 2, marks=pytest.mark.slow),
+    pytest.param("gemma3-270m", "resid_pre", "word", 1, marks=pytest.mark.slow),
+]
+
+
+def facts_asked(model):
+    return Contrast(
         [f"Do not think of Monday. {prompt}" for prompt, _, _ in PAIRS],
         [f"Do not think of {false}. {prompt}" for prompt, _, false in PAIRS],
         true=[true for _, true, _ in PAIRS],
@@ -659,35 +668,45 @@ def test_real_models_are_the_hook_loop(real_model, name):
         tokenizer=model,
         spans={"word": [false for _, _, false in PAIRS]},
     )
-    for site, positions, picks in (("head", "last", 3), ("head", "all", 2), ("v", "word", 2), ("resid_pre", "word", 1)):
-        found = asked(model, contrast, site=site, positions=positions)
-        for i in range(len(contrast)):
-            clean, hijacked = (torch.tensor([getattr(contrast, side)[i]]) for side in ("clean", "hijacked"))
-            true, false = contrast.true[i][0], contrast.false[i][0]
-            groups = slow.groups_of(positions, clean.shape[1], hijacked.shape[1], {"word": contrast.spans["word"][i]})
-            values = found.values["value"][i]
-            sources = slow.kept(model, clean, site)
-            gap = found.examples["hijacked"][i] - found.examples["clean"][i]
-            assert gap > 1
-            # The sites that move the metric most, and one in the middle.
-            leading = np.argsort(-np.abs(values - found.examples["hijacked"][i]), axis=None)[:picks]
-            for at in {*leading.tolist(), values.size // 2}:
-                layer, *head = np.unravel_index(at, values.shape)
 
-                def put(
-                    value, hook, source=sources[layer], site=site, head=int(head[0]) if head else 0, group=groups[0]
-                ):
-                    new = value.clone()
-                    slow.put(new, source, site, head, group)
-                    return new
 
-                with torch.no_grad():
-                    logits = model.run_with_hooks(
-                        hijacked, fwd_hooks=[(f"blocks.{int(layer)}.{slow.HOOKS[site]}", put)]
-                    )[0, -1]
-                expected = (logits[false] - logits[true]).item()
-                assert values.flat[at] == pytest.approx(expected, abs=2e-4 * max(1.0, gap))
-    whole = asked(model, contrast, site="resid_pre", positions="all").values["recovery"]
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "site", "positions", "picks"), REAL)
+def test_real_models_are_the_hook_loop(real_model, name, site, positions, picks):
+    model = real_model(name)
+    contrast = facts_asked(model)
+    some = contrast[:1] if positions == "all" else contrast  # a pair takes as long as all else together
+    found = asked(model, some, site=site, positions=positions)
+    for i in range(len(some)):
+        clean, hijacked = (torch.tensor([getattr(contrast, side)[i]]) for side in ("clean", "hijacked"))
+        true, false = contrast.true[i][0], contrast.false[i][0]
+        (group,) = slow.groups_of(positions, clean.shape[1], hijacked.shape[1], {"word": contrast.spans["word"][i]})
+        values = found.values["value"][i]
+        sources = slow.kept(model, clean, site)
+        gap = found.examples["hijacked"][i] - found.examples["clean"][i]
+        assert gap > 1
+        # The sites that move the metric most, and one in the middle.
+        leading = np.argsort(-np.abs(values - found.examples["hijacked"][i]), axis=None)[:picks]
+        for at in {*leading.tolist(), values.size // 2}:
+            layer, *head = np.unravel_index(at, values.shape)
+
+            def put(value, hook, source=sources[layer], head=int(head[0]) if head else 0, group=group):
+                new = value.clone()
+                slow.put(new, source, site, head, group)
+                return new
+
+            with torch.no_grad():
+                hooks = [(f"blocks.{int(layer)}.{slow.HOOKS[site]}", put)]
+                logits = model.run_with_hooks(hijacked, fwd_hooks=hooks)[0, -1]
+            expected = (logits[false] - logits[true]).item()
+            assert values.flat[at] == pytest.approx(expected, abs=2e-4 * max(1.0, gap))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_real_models_are_restored_whole_by_every_layer(real_model, name):
+    model = real_model(name)
+    whole = asked(model, facts_asked(model), site="resid_pre", positions="all").values["recovery"]
     np.testing.assert_allclose(whole, 1, atol=1e-3)
 
 
