@@ -151,6 +151,11 @@ def _misfit(kept: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
         precision = 64 * torch.finfo(kept[hook_name(site, layer)].dtype).eps
         return float((one - two).abs().max()) > max(precision, 1e-4) * float(two.abs().max())
 
+    if site in HEADS | SHARED:
+        value, heads = kept[hook_name(site, layer)], int(model.cfg.n_heads)
+        counts = {heads} if site in HEADS else {heads, int(getattr(model.cfg, "n_key_value_heads", None) or heads)}
+        if value.ndim != 4 or value.shape[1 if site in BY_QUERY else 2] not in counts:
+            return f"in layer {layer} it is not shown head by head, but as {tuple(value.shape)}"
     if site in ("resid_pre", "resid_post") and layer + 1 < model.cfg.n_layers:
         after, following = at("resid_post"), at("resid_pre", layer + 1)
         if after is not None and following is not None and apart(after, following):
