@@ -318,7 +318,8 @@ def test_a_model_whose_logits_are_not_numbers_keeps_nothing(standin, tmp_path):
     plain = copy.deepcopy(standin("llama").plain)
     with torch.no_grad():
         plain.model.norm.weight[0] = math.nan
-    model = load_model(plain, tokenizer=standin("llama").tokenizer)
+    with pytest.warns(UserWarning, match="weights that are NaN or infinite"):
+        model = load_model(plain, tokenizer=standin("llama").tokenizer)
     fact = Fact(
         case_id=1, relation_id="P36", prompt="The capital of {} is", subject="France", target_true="Paris",
         target_false="Rome",

@@ -17,7 +17,10 @@ import torch
 torch.set_num_threads(1)
 from lcalens import LatentConcepts, TrainConfig, train
 import lcalens.lca.world.bayes
+from lcalens.core.sources import sources
+from lcalens.lca.training.training import Trainer, _stacks
 
+sources(Trainer, _stacks)  # read once in a process, for the keys of all that is kept: longer than a short life
 folder, moments = sys.argv[1], random.Random(0)
 config = TrainConfig(64, 16, 16, steps=1500, batch_size=256)
 
