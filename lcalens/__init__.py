@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lcalens.core.lazy import lazy_names
 from lcalens.core.moved import find_moved_modules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Contrast": "lcalens.mechanism.contrast.contrast",
