@@ -1,10 +1,10 @@
 """A number with its 95% interval: one function for each kind of sample, each naming the interval that suits it."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from lcalens.core.errors import LcalensError
@@ -15,6 +15,9 @@ from lcalens.core.statistics import (
     student_interval,
     wilson,
 )
+
+Numbers = Iterable[Any]
+"""Numbers in any collection: a list, a NumPy array, a column of a data frame."""
 
 
 class Estimate(NamedTuple):
@@ -48,7 +51,7 @@ def exact(number: float) -> Estimate:
     return Estimate(float(number), float(number), float(number))
 
 
-def over_seeds(values: ArrayLike) -> Estimate:
+def over_seeds(values: Numbers) -> Estimate:
     """The mean over seeds with Student's interval; NaN ends where there are fewer than two.
 
     Args:
@@ -67,7 +70,7 @@ def over_seeds(values: ArrayLike) -> Estimate:
     return Estimate(float(measured.mean()), *student_interval(measured))
 
 
-def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
+def over_contexts(shares: Numbers, contexts: int) -> Estimate:
     """The mean of shares, with Wilson's interval over all their contexts: for a model that is the same every time.
 
     Over seeds the interval of a share that is always 1 would have no width, as if it were exact.
@@ -83,7 +86,7 @@ def over_contexts(shares: ArrayLike, contexts: int) -> Estimate:
     return Estimate(mean, *wilson(round(mean * contexts * measured.size), contexts * measured.size))
 
 
-def share(successes: ArrayLike) -> Estimate:
+def share(successes: Numbers) -> Estimate:
     """A share with Wilson's interval.
 
     Args:
@@ -95,7 +98,7 @@ def share(successes: ArrayLike) -> Estimate:
     return Estimate(float(measured.mean()), *wilson(int(measured.sum()), len(measured)))
 
 
-def matched(before: ArrayLike, after: ArrayLike) -> Estimate:
+def matched(before: Numbers, after: Numbers) -> Estimate:
     """The share after less the share before, with Agresti and Min's (2005) interval for matched pairs.
 
     Half an example is added to each of the four ways in which one can go: where all of a few examples go the same way,
@@ -133,7 +136,7 @@ def difference(effect: Estimate, control: Estimate) -> Estimate:
     return Estimate(apart, low, high)
 
 
-def over_clusters(values: ArrayLike, clusters: ArrayLike) -> Estimate:
+def over_clusters(values: Numbers, clusters: Numbers) -> Estimate:
     """A mean with a bootstrap interval that resamples whole clusters.
 
     Args:
@@ -146,7 +149,7 @@ def over_clusters(values: ArrayLike, clusters: ArrayLike) -> Estimate:
     return Estimate(float(measured.mean()), *clustered_mean_interval(measured, np.asarray(clusters)))
 
 
-def ratio_of_facts(part: ArrayLike, whole: ArrayLike, clusters: ArrayLike) -> Estimate:
+def ratio_of_facts(part: Numbers, whole: Numbers, clusters: Numbers) -> Estimate:
     """The mean of `part` over the mean of `whole`, with a bootstrap interval that resamples whole clusters.
 
     Args:

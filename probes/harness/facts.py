@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from lcalens.core.estimates import Estimate, matched, over_clusters, share
+from lcalens.core.estimates import Estimate, Numbers, matched, over_clusters, share
 from lcalens.core.statistics import holm, mcnemar
 from probes.harness.rules import Evidence
 
@@ -27,7 +26,7 @@ class FactCurves:
         known: As given.
     """
 
-    def __init__(self, frames: Mapping[str, pd.DataFrame], relation: ArrayLike, known: ArrayLike):
+    def __init__(self, frames: Mapping[str, pd.DataFrame], relation: Numbers, known: Numbers):
         self.frames = dict(frames)
         self.relation, self.known = np.asarray(relation), np.asarray(known, dtype=bool)
 

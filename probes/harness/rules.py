@@ -12,10 +12,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from lcalens.core.errors import LcalensError
-from lcalens.core.estimates import Estimate, difference, over_seeds
+from lcalens.core.estimates import Estimate, Numbers, difference, over_seeds
 
 Word = Literal["holds", "holds in part", "does not hold"]
 
@@ -37,7 +36,7 @@ class Evidence:
     excess: Estimate
 
 
-def paired(setting: str, effect: ArrayLike, control: ArrayLike) -> Evidence:
+def paired(setting: str, effect: Numbers, control: Numbers) -> Evidence:
     """Evidence from one number a seed of each, paired by seed.
 
     Args:

@@ -102,7 +102,7 @@ def prompts_of(schemes, counts, *, facts=FACTS, tokenizer=None):
 
 def check_against_loop(result, slow, texts, *, facts=FACTS, scoring="whole", chat=False):
     by_case = {fact.case_id: fact for fact in facts}
-    frame = result.to_frame()
+    frame = result.wide("values")
     assert len(frame) > 0
     for row in frame.itertuples():
         fact, text = by_case[row.case_id], texts[row.case_id, row.scheme, row.n]
@@ -199,7 +199,7 @@ def test_related_words_from_the_embedding(standin, slow):
     made = standin("gpt2")
     schemes = ("related-word", "unrelated-word", "related-form")
     result = run(made.model, schemes=schemes, counts=(0, 1), related="embedding")
-    frame = result.to_frame()
+    frame = result.wide("values")
     frame = frame[frame["n"] == 1]
     objects = {fact.target_false for fact in FACTS} | {fact.target_true for fact in FACTS}
     near = {target: neighbour_of(made, target) for target in objects}
@@ -221,7 +221,7 @@ def test_related_words_from_the_embedding(standin, slow):
 
 def odds_of(result):
     """Log odds of the false object by scheme, fact and n, from the tidy table alone."""
-    frame = result.to_frame()
+    frame = result.wide("values")
     frame["odds"] = frame["logp_false"] - frame["logp_true"]
     return {
         scheme: group.pivot(index="case_id", columns="n", values="odds").reindex(columns=result.axes["n"])
@@ -231,7 +231,7 @@ def odds_of(result):
 
 def members_of(result):
     """The facts of each subset."""
-    frame = result.to_frame()
+    frame = result.wide("values")
     clean = frame[frame["n"] == 0].drop_duplicates("case_id").set_index("case_id")
     return {
         "all": set(clean.index),
@@ -365,7 +365,7 @@ def test_complete_cases_by_counting(every):
         assert rows["n"].tolist() == list(COUNTS)
         assert set(rows["facts"]) == {sum(count >= COUNTS[-1] for count in others)}
         assert 0 < sum(count >= COUNTS[-1] for count in others) < len(FACTS)
-        measured = every.to_frame()
+        measured = every.wide("values")
         for n in COUNTS[1:]:
             found = measured[(measured["scheme"] == scheme) & (measured["n"] == n)]
             assert len(found) == sum(count >= n for count in others)
@@ -375,7 +375,7 @@ def test_complete_cases_by_counting(every):
 def test_what_is_impossible_is_counted(every):
     table = every.tables["impossible"]
     assert list(table) == ["scheme", "n", "reason", "facts"]
-    frame = every.to_frame()
+    frame = every.wide("values")
     for scheme in MOST:
         for n in COUNTS:
             left_out = table[(table["scheme"] == scheme) & (table["n"] == n)]["facts"].sum()
@@ -413,7 +413,7 @@ def test_objects_that_begin_alike_are_told_apart_whole_and_left_out_of_first_tok
     assert set(whole.summary["facts"][whole.summary["subset"] == "all"]) == {6}
     assert len(whole.tables["impossible"]) == 0
     assert set(first.summary["facts"][first.summary["subset"] == "all"]) == {4}
-    assert not first.to_frame()["case_id"].str.startswith("twin").any()
+    assert not first.wide("values")["case_id"].str.startswith("twin").any()
     table = first.tables["impossible"]
     assert table["reason"].unique().tolist() == ["the objects begin with the same token"]
     assert {(row.scheme, row.n): row.facts for row in table.itertuples()} == {
@@ -429,7 +429,7 @@ def test_only_objects_that_begin_alike(standin):
         target_false="Rome Lima",
     )  # fmt: skip
     result = run(standin("gpt2").model, [twin], counts=(0, 1), scoring="first")
-    assert len(result.to_frame()) == 0
+    assert len(result.wide("values")) == 0
     assert set(result.summary["facts"]) == {0}
     assert result.summary["es"].isna().all()
 
@@ -439,7 +439,9 @@ def test_only_objects_that_begin_alike(standin):
 
 def by_case(result):
     """Every value by what it is of."""
-    return result.to_frame().set_index(["case_id", "scheme", "n"]).sort_index()[["logp_true", "logp_false", "greedy"]]
+    return (
+        result.wide("values").set_index(["case_id", "scheme", "n"]).sort_index()[["logp_true", "logp_false", "greedy"]]
+    )
 
 
 @pytest.mark.parametrize("related", ["table", "embedding"])
@@ -488,7 +490,7 @@ def test_zero_sentences_are_always_measured(standin):
     assert run(model, ONE_OF_EACH, counts=(2,)).axes["n"] == (0, 2)
     alone = run(model, ONE_OF_EACH, counts=(0,))
     assert alone.axes["n"] == (0,)
-    assert len(alone.to_frame()) == 4
+    assert len(alone.wide("values")) == 4
     assert len(alone.tables["controls"]) == 0
 
 
@@ -499,10 +501,10 @@ def test_case_ids_of_two_kinds(standin, tmp_path):
         for case, land, city in ((7, "France", "Paris"), ("seven", "Italy", "Rome"), ("7", "Spain", "Madrid"))
     ]  # fmt: skip
     result = run(standin("gpt2").model, facts, counts=(0, 1))
-    assert len(result.to_frame()) == 6
+    assert len(result.wide("values")) == 6
     assert result.examples["case_id"].tolist() == ["7", "seven", "7"]
     loaded = Result.load(result.save(tmp_path / "out"))
-    pd.testing.assert_frame_equal(loaded.to_frame(), result.to_frame())
+    pd.testing.assert_frame_equal(loaded.wide("values"), result.wide("values"))
 
 
 def test_a_case_id_of_many_digits_can_be_saved(standin, tmp_path):
@@ -519,7 +521,10 @@ def test_a_case_id_of_many_digits_can_be_saved(standin, tmp_path):
 
 
 def test_the_tidy_table_says_all(every):
-    frame = every.to_frame()
+    long = every.to_frame()
+    assert set(long["quantity"]) == {"logp_true", "logp_false", "greedy"}
+    frame = every.wide("values")
+    assert len(long) == 3 * len(frame)
     assert {"case_id", "relation_id", "subject", "target_true", "target_false", "scheme", "n"} <= set(frame)
     assert {"logp_true", "logp_false", "greedy", "known"} <= set(frame)
     assert (frame["logp_true"] <= 0).all()
@@ -544,7 +549,7 @@ def test_provenance_says_how_to_do_it_again(every, standin):
 
 def test_a_result_is_saved_whole(every, tmp_path):
     loaded = Result.load(every.save(tmp_path / "out"))
-    pd.testing.assert_frame_equal(loaded.to_frame(), every.to_frame())
+    pd.testing.assert_frame_equal(loaded.wide("values"), every.wide("values"))
     for name, table in every.tables.items():
         pd.testing.assert_frame_equal(loaded.tables[name], table)
 
@@ -555,7 +560,7 @@ def test_progress_counts_prompts(standin):
     done, totals, what = zip(*calls, strict=True)
     assert list(done) == sorted(done)
     assert done[0] == 0
-    assert done[-1] == totals[0] == len(result.to_frame()) == 12
+    assert done[-1] == totals[0] == len(result.wide("values")) == 12
     assert set(totals) == {12}
     assert set(what) == {"clean", "dont-think"}
 

