@@ -15,7 +15,18 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.matrix.cells import CONTROLS, DTYPES, SHARE, TIMES, VERBS, Verdict, cells, expected_refusals, judge_all
+from tests.matrix.cells import (
+    CONTROLS,
+    DTYPES,
+    REDRAWN,
+    SHARE,
+    TIMES,
+    VERBS,
+    Verdict,
+    cells,
+    expected_refusals,
+    judge_all,
+)
 from tests.matrix.families import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
@@ -104,7 +115,8 @@ def page(verdicts: Sequence[Verdict], seconds: float, jobs: int) -> str:
         "- **exact**: in float32 every number is within "
         f"{SHARE:g} of the largest effect of its cell; in bfloat16 the root mean square error against Hugging Face's "
         f"float32 run of the same weights is at most {TIMES:g} times that of Hugging Face's own bfloat16 run, "
-        "the largest of four examples.",
+        f"the largest of four examples; where it is not, by less than {TIMES:g} times, {REDRAWN} sets of examples "
+        "decide together, since two small samples of one rounding differ by chance and a fault does not go away.",
         "- **refused** (`r`): an error that says why, and that reason is on the committed list below. A refusal that "
         "is not on the list is counted as a failure, and so is an entry that no cell meets.",
         "- **wrong**: any other number or error. There must be none.",

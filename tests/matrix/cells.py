@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 import itertools
+import math
 import time
 import tomllib
 import warnings
@@ -28,6 +29,7 @@ from tests.matrix.plain import Plain
 
 SHARE = 1e-4  # of the effect, in float32
 TIMES = 2.0  # Hugging Face's own error, in bfloat16
+REDRAWN = 4  # sets of tokens over which a bfloat16 cell above its allowance is judged
 CONTROLS = ("aligned", "unequal")
 DTYPES = ("float32", "bfloat16")
 BATCHES = ("batch", "single")
@@ -153,11 +155,13 @@ class Material:
 
     Attributes:
         family: Whose.
+        draw: Which tokens were drawn.
     """
 
     family: str
+    draw: int = 0
     _kept: dict[Any, Any] = field(default_factory=dict)
-    _answers: dict[str, Any] = field(default_factory=dict)
+    _answers: dict[str, Any] = field(default_factory=dict, init=False)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -178,9 +182,20 @@ class Material:
         make = functools.partial(Plain, self.family, dtype=getattr(torch, dtype), rounded=True)
         return self._once(("plain", dtype), make)
 
+    def redrawn(self, draw: int) -> "Material":
+        """The same models with other tokens.
+
+        Args:
+            draw: Which.
+        """
+        return self._once(("draw", draw), lambda: dataclasses.replace(self, draw=draw, _kept=self._models()))
+
+    def _models(self) -> dict[Any, Any]:
+        return {key: kept for key, kept in self._kept.items() if key[0] in ("bridge", "plain")}
+
     def examples(self, control: str) -> "Examples":
         """Four examples."""
-        return self._once(("examples", control), lambda: _examples(self.plain("float32"), control))
+        return self._once(("examples", control), lambda: _examples(self.plain("float32"), control, self.draw))
 
     def answer(self, cell: Cell, dtype: str) -> "Values":
         """What Hugging Face's model of a dtype gives for all four examples; the last call's is remembered."""
@@ -237,11 +252,11 @@ class Examples:
         )
 
 
-def _examples(plain: Plain, control: str) -> Examples:
+def _examples(plain: Plain, control: str, draw: int) -> Examples:
     """Random tokens, no two of an example alike; the answers are those that the sentence moves most."""
     size = plain.config.get_text_config().vocab_size
     first = 0 if plain.kind == "lca" else 3  # after the special tokens
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(7 + draw)
     columns: list[list[Any]] = [[], [], [], [], []]
     for length in _SENTENCE:
         drawn = (torch.randperm(size - first, generator=generator) + first).tolist()
@@ -803,17 +818,31 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
     if cell.dtype == "float32":
         error = max(float(np.abs(a - b).max()) for a, b in zip(found, reference, strict=True))
         allowed = SHARE * effect
-    else:  # one example's rounding may happen to be small: all four's
-        sides = [own.answer(cell, dtype)[0] for dtype in ("bfloat16", "float32")]
-        if cell.verb == "ask":  # tokens of near probabilities change places
-            found, reference, *sides = ([v for i, v in enumerate(side) if i % 3 < 2] for side in
-                                        (found, reference, *sides))  # fmt: skip
-        error = _rms(found, reference)
-        rows = [row for pair in zip(*sides, strict=True) for row in zip(*pair, strict=True)]
-        allowed = TIMES * max(_rms([one], [other]) for one, other in rows) + SHARE * effect
+    else:
+        error, allowed = _rounding(cell, own, found, reference, effect)
+        for draw in range(1, REDRAWN) if allowed < error < TIMES * allowed else ():
+            # Two small samples of the same rounding may differ by chance; a fault stays however many there are.
+            other = own.redrawn(draw)
+            again, _ = verb.measure(model, cell, other.examples(cell.control))
+            reference = first(other.answer(cell, "float32")[0])
+            further = _rounding(cell, other, again, reference, effect)
+            error, allowed = (math.hypot(old * math.sqrt(draw), new) / math.sqrt(draw + 1)
+                              for old, new in zip((error, allowed), further, strict=True))  # fmt: skip
     word = "exact" if error <= allowed else "wrong"
     reason = "" if word == "exact" else f"path: {path}" * bool(path)
     return word, {"error": error, "allowed": allowed, "effect": effect, "path": path, "reason": reason}
+
+
+def _rounding(
+    cell: Cell, own: Material, found: Sequence[np.ndarray], reference: Sequence[np.ndarray], effect: float
+) -> tuple[float, float]:
+    """The root mean square error of a bfloat16 cell, and what is allowed: by Hugging Face's own, of all examples."""
+    sides = [own.answer(cell, dtype)[0] for dtype in ("bfloat16", "float32")]
+    if cell.verb == "ask":  # tokens of near probabilities change places
+        found, reference, *sides = ([v for i, v in enumerate(side) if i % 3 < 2] for side in
+                                    (found, reference, *sides))  # fmt: skip
+    rows = [row for pair in zip(*sides, strict=True) for row in zip(*pair, strict=True)]
+    return _rms(found, reference), TIMES * max(_rms([one], [other]) for one, other in rows) + SHARE * effect
 
 
 def _rms(found: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:

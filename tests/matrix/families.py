@@ -123,7 +123,7 @@ _LISTED = (
     Family("gpt2", "gpt2", notes="learned positions, fused qkv, biases; the embedding is tied",
            config={"tie_word_embeddings": True}),
     Family("gpt2-scaled", "gpt2", notes="scores also divided by the layer's number",
-           config={"scale_attn_by_inverse_layer_idx": True}),
+           config={"scale_attn_by_inverse_layer_idx": True}, gain=1.6),
     Family("gpt-neo", "gpt_neo", notes="local and global layers by turns, scores not scaled",
            config={"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": WINDOW}, gain=0.8),
     Family("gptj", "gptj", notes="parallel, one norm, partial interleaved rotary", config={"rotary_dim": 4}),
