@@ -1,4 +1,4 @@
-"""What TransformerLens' weight processing changes: nothing that is the model's, and in `split` where a constant counts."""
+"""What TransformerLens' weight processing changes: nothing of the model, and in `split` where a constant counts."""
 
 import numpy as np
 import pytest
