@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import tyro
 
+import lcalens
 from lcalens.commands.ask import Ask
 from lcalens.commands.hijack import Hijack
 from lcalens.commands.trace import Trace
 from lcalens.core.errors import LcalensError
 
 _WIDTH = 110
+_DESCRIPTION = "Measure context hijacking of language models. `lcalens --version` says which lcalens this is."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +22,18 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: The command line; the process's own by default.
     """
+    typed = sys.argv[1:] if arguments is None else arguments
+    if typed[:1] == ["--version"]:
+        print(f"lcalens {lcalens.__version__}")
+        return 0
     Command = (
         Annotated[Hijack, tyro.conf.subcommand("hijack", description=_first_line(Hijack))]
         | Annotated[Trace, tyro.conf.subcommand("trace", description=_first_line(Trace))]
         | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
     )
-    description = "Measure context hijacking of language models."
-    command = tyro.cli(Command, args=arguments, prog="lcalens", description=description)
+    command = tyro.cli(Command, args=typed, prog="lcalens", description=_DESCRIPTION)
     try:
-        command.run(sys.argv[1:] if arguments is None else arguments)
+        command.run(typed)
     except LcalensError as error:
         print(textwrap.fill(f"lcalens: {error}", _WIDTH), file=sys.stderr)
         return 2

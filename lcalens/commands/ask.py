@@ -10,6 +10,7 @@ import tyro
 from lcalens.commands.shared import Source, check_folder, write_result
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
+from lcalens.core.text import check_written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,10 @@ class Ask(Source):
         Args:
             arguments: The command line.
         """
-        for name, text in [("prompt", self.prompt), *(("answers", answer) for answer in self.answers)]:
-            if not text.strip():  # seen before a model is loaded
+        answers = [("answers", answer) for answer in self.answers]
+        for name, text in [("prompt", self.prompt), *answers, *(("hijack", text) for text in self.hijack)]:
+            check_written(name, text)  # before anything is loaded
+            if name != "hijack" and not text.strip():
                 raise LcalensError(f"{name}: {text!r} is empty; give a text, such as 'The Eiffel Tower is in'.")
         check_int("top", self.top, low=1)
         check_folder(self.out)

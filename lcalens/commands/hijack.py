@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed, write_result
-from lcalens.llm.efficacy.measure import EfficacyConfig
+from lcalens.llm.efficacy.config import EfficacyConfig, check_config
+from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.schemes import SCHEMES
 
 _TEMPLATE = '`"Forget about {target_false}."`'
@@ -46,16 +47,17 @@ class Hijack(EfficacyConfig, Source):
         Args:
             arguments: The command line, for the page.
         """
-        from lcalens import efficacy, load_facts
-        from lcalens.llm.efficacy.measure import check_config
-        from lcalens.views.text import efficacy_markdown, efficacy_screen
-
+        # All that can be seen to be wrong without a model is seen before the libraries of models are imported.
         config = {field.name: getattr(self, field.name) for field in fields(EfficacyConfig)}
-        check_config(**config)  # before a model is loaded, as all that can be checked without one
+        check_config(**config)
         check_folder(self.out)
         facts = load_facts(
             self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed, strict=self.strict
         )
+
+        from lcalens import efficacy
+        from lcalens.views.text import efficacy_markdown, efficacy_screen
+
         result = efficacy(self.load(), facts, **config, out=self.out, progress=on_a_terminal())
         print(efficacy_screen(result))
         if self.out is not None:

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from lcalens.commands.shared import Source, cannot_be_written, check_folder, on_a_terminal, typed
 from lcalens.core.checks import check_int
+from lcalens.llm.facts.facts import load_facts
+from lcalens.llm.prompts.schemes import find_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +50,14 @@ class Trace(Source):
         """
         for name, low in (("n", 1), ("limit", 4), ("seed", 0), ("views", 0)):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
+        find_scheme(self.scheme)
         check_folder(self.out)
+        facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
 
-        from lcalens import attention_view, load_facts
-        from lcalens.llm.prompts.schemes import find_scheme
+        from lcalens import attention_view
         from lcalens.llm.trace import trace_facts
         from lcalens.views.text import trace_markdown, trace_screen
 
-        find_scheme(self.scheme)
-        facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
         model = self.load()
         options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
         traced = trace_facts(model, facts, **options, progress=on_a_terminal())

@@ -22,8 +22,9 @@ from lcalens.core.tokens import Answer, Encoded, encode, follow, source_tokenize
 from lcalens.llm.efficacy.measure import SAME_FIRST_TOKEN
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
-from lcalens.llm.prompts.related import EmbeddingNeighbours, Impossible, RelatedTable
+from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 from lcalens.llm.prompts.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
+from lcalens.llm.prompts.words import Impossible
 from lcalens.mechanism.contrast.contrast import Contrast
 
 Control = Literal["neutral", "other", "other-object", "none"]

@@ -28,7 +28,7 @@ ALLOWED = {
 """For each room, the rooms it may import."""
 
 FLAT = {  # the rooms of modules that stood beside the rooms in 0.1
-    "trace": "llm", "cli": "commands", "screen": "views", "llm.facts": "llm",
+    "trace": "llm", "cli": "commands", "__main__": "commands", "screen": "views", "llm.facts": "llm",
     **{f"mechanism.{name}": "engine" for name in ("decoder", "tracing", "gradients", "direct", "metrics", "hooked")},
 }  # fmt: skip
 

@@ -301,6 +301,11 @@ EARLY = [
     ("ask", ""),
     ("ask", "x", "--top", "0"),
     ("ask", "x", "--answers", " "),
+    ("ask", "x\u200b"),
+    ("ask", "x", "--hijack", "\ufeffDo not think of Rome."),
+    ("hijack", "--facts", "nowhere.json"),
+    ("hijack", "--relations", "P9999"),
+    ("trace", "--facts", "nowhere.json"),
     ("ask", "x", "--out", "FILE"),
     ("hijack", "--out", "FILE"),
     ("trace", "--out", "FILE"),
@@ -308,16 +313,12 @@ EARLY = [
 
 
 @pytest.mark.parametrize("arguments", EARLY, ids=" ".join)
-def test_arguments_are_checked_before_a_model_is_loaded(lc, tmp_path, monkeypatch, arguments):
-    def loaded(*arguments, **options):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("lcalens.llm.models.load.load_model", loaded)
+def test_arguments_are_checked_before_anything_heavy_is_loaded(tmp_path, arguments):
     (tmp_path / "FILE").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    status, said, errors = lc(*arguments)
+    status, said, errors, loaded = in_a_process(*arguments, cwd=tmp_path)
     assert (status, said) == (2, "")
     assert errors.startswith("lcalens: ")
+    assert not loaded & HEAVY
 
 
 def test_a_closed_pipe_is_no_error(lc, monkeypatch):
@@ -350,15 +351,58 @@ def test_help_lists_commands_schemes_and_options(capsys):
         assert name in help_of(capsys, "ask")
 
 
-def test_help_is_quick_and_loads_no_model_library():
+HEAVY = {"torch", "transformer_lens", "transformers", "pandas", "scipy", "datasets", "matplotlib", "pyarrow"}
+
+
+def in_a_process(*arguments, cwd=None):
+    """Exit status, output, errors, and the libraries of a fresh process that runs `lcalens`."""
     script = (
-        "import sys\nfrom lcalens import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+        "import sys\nfrom lcalens import cli\nstatus = 0\n"
+        f"try:\n    status = cli.main({[str(argument) for argument in arguments]!r})\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))\nsys.exit(status)"
     )
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
-    assert not [
-        name for name in ("transformer_lens", "transformers", "datasets", "matplotlib") if f"'{name}'" in loaded
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | LIKE_HERE)
+    said, _, loaded = done.stdout.rpartition("LOADED")
+    return done.returncode, said, done.stderr, set(loaded.split())
+
+
+LIKE_HERE = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@pytest.mark.parametrize("command", [(), ("hijack",), ("trace",), ("ask",)], ids=str)
+def test_help_loads_no_heavy_library(command):
+    status, said, errors, loaded = in_a_process(*command, "--help")
+    assert (status, errors) == (0, "")
+    assert "usage" in said.lower()
+    assert not loaded & HEAVY
+
+
+def test_help_is_quick():
+    script = "import time\nstart = time.process_time()\nfrom lcalens import cli\n" + (
+        "try:\n    cli.main(['hijack', '--help'])\nexcept SystemExit:\n    pass\nprint(time.process_time() - start)"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ | LIKE_HERE
+        )
+        for _ in range(3)
     ]
+    assert min(float(run.stdout.split()[-1]) for run in runs) < 1  # of the processor, and the least of three
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--version", "--help")], ids=str)
+def test_version(arguments):
+    assert in_a_process(*arguments)[:3] == (0, f"lcalens {lcalens.__version__}\n", "")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["ask", "x", "--top", "0"], 2)], ids=str)
+def test_python_m_lcalens_is_the_command(arguments, status, capsys):
+    command = [sys.executable, "-m", "lcalens", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | LIKE_HERE)
+    assert done.returncode == cli.main(arguments) == status
+    assert (done.stdout, done.stderr) == tuple(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from numbers import Integral
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,42 +17,19 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.text import check_join
 from lcalens.core.tokens import encode, follow, source_tokenizer, spell
+from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import Fact, Facts
-from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, check_counts, hijack_prompts
-from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable, RelatedWords
-from lcalens.llm.prompts.schemes import SCHEMES, find_scheme
+from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts
+from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
+from lcalens.llm.prompts.words import RelatedWords
 
 _CELL_FACTS = 64
 _QUANTITIES = ("logp_true", "logp_false", "greedy")
 _MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EfficacyConfig:
-    """What `efficacy` measures; the command line has the same fields.
-
-    Attributes:
-        schemes: Names of schemes, or sentences such as `"Forget about {target_false}."`; `"all"` is every built-in one.
-        counts: How many sentences stand before the prompt.
-        scoring: `whole`: an object's whole string; `first`: its first token alone.
-        chat: Ask through the tokenizer's chat template instead of raw text.
-        related: Where related words come from: the shipped `table`, or the model's own `embedding`.
-        seed: Of what is drawn at random: the order of `factual`, the unrelated words, the bootstrap.
-        join: What stands between prompts and objects, such as `" "` or `""`; None finds it (docs/text.md).
-    """
-
-    schemes: tuple[str, ...] = ("dont-think",)
-    counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
-    scoring: Literal["whole", "first"] = "whole"
-    chat: bool = False
-    related: Literal["table", "embedding"] = "table"
-    seed: int = 0
-    join: str | None = None
 
 
 @holds_steady
@@ -163,43 +139,6 @@ def efficacy(
     provenance = provenance_of(model, path=sorted(paths), settings=settings)
     tables = summarise(examples, axes, values, impossible, seed=config.seed)
     return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
-
-
-def check_config(
-    schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int, join: str | None = None
-) -> EfficacyConfig:
-    """The arguments of `efficacy` as one object, n = 0 among the counts.
-
-    Raises:
-        LcalensError: One of them cannot be used.
-    """
-    if not isinstance(schemes, Iterable):
-        raise LcalensError(f"schemes: expected names or sentences, got {schemes!r:.60} ({type(schemes).__name__}).")
-    names = [schemes] if isinstance(schemes, str) else list(schemes)
-    names = list(SCHEMES) if names == ["all"] else names
-    chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
-    if not chosen:
-        raise LcalensError(f"schemes: there are none; known are {', '.join(SCHEMES)}.")
-    for argument, value, known in (
-        ("scoring", scoring, ("whole", "first")),
-        ("related", related, ("table", "embedding")),
-    ):
-        if value not in known:
-            raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
-    if not isinstance(chat, bool):
-        raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
-    check_join(join)
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
-    return EfficacyConfig(
-        schemes=chosen,
-        counts=check_counts([0, *check_counts(counts)]),
-        scoring=scoring,  # pyright: ignore[reportArgumentType]
-        chat=chat,
-        related=related,  # pyright: ignore[reportArgumentType]
-        seed=int(seed),
-        join=join,
-    )
 
 
 def _objects_by_relation(facts: Facts) -> list[set[str]]:

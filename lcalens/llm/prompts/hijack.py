@@ -1,19 +1,17 @@
 """Facts to prompts: the sentences of a scheme and the prompt, joined, with the spans of what matters."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral
 
-from lcalens.core.errors import LcalensError
 from lcalens.core.text import join_sentences
 from lcalens.core.tokens import Span
 from lcalens.llm.facts.facts import Fact, Facts
-from lcalens.llm.prompts.related import Impossible, RelatedTable, RelatedWords
+from lcalens.llm.prompts.counts import check_counts
+from lcalens.llm.prompts.related import RelatedTable
 from lcalens.llm.prompts.schemes import Sentence, Surroundings, find_scheme
-
-_MOST = 100_000
+from lcalens.llm.prompts.words import Impossible, RelatedWords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +128,3 @@ def put_before(fact: Fact, scheme: str, sentences: Sequence[Sentence]) -> Hijack
             "prompt": ((at, len(text)),),
         },
     )
-
-
-def check_counts(counts: Sequence[int]) -> tuple[int, ...]:
-    """The numbers of sentences, each once, in rising order.
-
-    Raises:
-        LcalensError: Empty, or not whole numbers from 0 up.
-    """
-    if not isinstance(counts, Integral | Iterable):
-        raise LcalensError(f"counts: expected whole numbers from 0 up, got {counts!r:.60}; try (0, 1, 3).")
-    listed = [counts] if isinstance(counts, Integral) else list(counts)
-    bad = [n for n in listed if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= int(n) <= _MOST]
-    if bad or not listed:
-        shown = repr(bad[0] if bad else listed)
-        raise LcalensError(f"counts: {shown:.40} is not a whole number from 0 up, {_MOST:,} at most; try (0, 1, 3).")
-    return tuple(sorted({int(n) for n in listed}))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -19,28 +19,10 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import model_info
 from lcalens.core.text import spaceless
 from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.llm.prompts.words import Impossible
 
 STRATA = ("associate", "form")
 _STEM = 4
-
-
-class Impossible(Exception):
-    """No such sentence exists for this fact; the message says why."""
-
-
-@runtime_checkable
-class RelatedWords(Protocol):
-    """Where related words and their matched unrelated words come from."""
-
-    name: str
-
-    def related(self, target: str, stratum: str) -> str:
-        """A word related to `target`, or `Impossible`."""
-        ...
-
-    def unrelated(self, target: str, avoid: Sequence[str], stratum: str, generator: random.Random) -> str:
-        """A word of the related word's kind that has nothing to do with `target` or `avoid`, or `Impossible`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from importlib.resources import files
 from itertools import repeat
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.reading import Span
 from lcalens.core.text import check_written, full_stop, join_between
-from lcalens.core.tokens import Span
 from lcalens.llm.facts.facts import Fact, Facts
-from lcalens.llm.prompts.related import Impossible, RelatedWords
+from lcalens.llm.prompts.words import Impossible, RelatedWords
 
 _FIELDS = ("target_false", "target_true", "subject", "unrelated")
 DONT_THINK = "Do not think of {target_false}."
