@@ -96,7 +96,7 @@ def plant(monkeypatch, fault, *, tried):
     read = reading._collect
     monkeypatch.setattr(reading, "_collect", lambda *given: fault(read(*given)))
     if not tried:
-        monkeypatch.setattr(reading, "_compare", lambda *given: "")
+        monkeypatch.setattr(reading, "disagreement", lambda *given: "")
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lcalens import LcalensError
-from lcalens.core.stamp import PerState, checksum, holds_steady, mixed_sums, stamp, state_of, steady
+from lcalens.core.checksums import checksum, mixed_sums
+from lcalens.core.stamp import PerState, holds_steady, stamp, state_of, steady
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.llm.models.load import load_model
@@ -347,7 +348,7 @@ def test_autocast_and_absent_weights_are_refused(fresh):
 
 def test_contents_are_read_once_inside_and_again_outside(fresh, monkeypatch):
     model, read = fresh("llama"), []
-    monkeypatch.setattr("lcalens.core.stamp.checksum", lambda tensor: str(read.append(0) or tensor.sum().item()))
+    monkeypatch.setattr("lcalens.core.state.checksum", lambda tensor: str(read.append(0) or tensor.sum().item()))
     remembered = PerState()
 
     @holds_steady
