@@ -1,9 +1,11 @@
 """The whole matrix: `python -m tests.matrix` judges every cell and writes the page docs/matrix.md.
 
-It ends with an error where a cell is wrong, a refusal is not on the list, or an entry of the list meets no cell.
+Finished families are kept under out/matrix, and judged again where lcalens, the oracle or a library has changed. It
+ends with an error where a cell is wrong, a refusal is not on the list, or an entry of the list meets no cell.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -11,10 +13,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from lcalens.core.cells import CellStore, cell_key
+from lcalens.core.versions import versions
 from tests.matrix.cells import (
     CONTROLS,
     DTYPES,
@@ -22,6 +29,7 @@ from tests.matrix.cells import (
     SHARE,
     TIMES,
     VERBS,
+    Cell,
     Verdict,
     cells,
     expected_refusals,
@@ -40,31 +48,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page; not written unless every cell is judged")
+    parser.add_argument("--keep", type=Path, default=Path("out/matrix"), help="where finished families are kept")
     chosen = parser.parse_args(arguments)
-    started, verdicts = time.perf_counter(), {}
+    started, store = time.perf_counter(), CellStore(chosen.keep)
+    # Judged by this very code, lcalens and the oracle alike, and by these versions.
+    keys = {family: cell_key(judge_all, [family, chosen.dtypes, versions()]) for family in chosen.families}
+    verdicts = {family: found for family in chosen.families if (found := _kept(store.get(keys[family]))) is not None}
+    if verdicts:
+        print(f"{len(verdicts)} families were judged by this code before", flush=True)
     with ProcessPoolExecutor(chosen.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {
             pool.submit(judge_all, [cell for cell in cells([family]) if cell.dtype in chosen.dtypes]): family
             for family in chosen.families
+            if family not in verdicts
         }
-        for done, future in enumerate(as_completed(waiting), 1):
+        for future in as_completed(waiting):
             family = waiting[future]
             verdicts[family] = future.result()
-            print(f"[{done}/{len(waiting)}] {family}: {_counted(verdicts[family])}", flush=True)
+            store.put(keys[family], _keepable(verdicts[family]))
+            print(f"[{len(verdicts)}/{len(keys)}] {family}: {_counted(verdicts[family])}", flush=True)
             for verdict in verdicts[family]:
                 if not verdict.good:
                     print(f"    {verdict}", flush=True)
     every = [verdict for family in chosen.families for verdict in verdicts[family]]
-    seconds = time.perf_counter() - started
+    wall, seconds = time.perf_counter() - started, sum(verdict.seconds for verdict in every)
     whole = chosen.families == list(FAMILIES) and chosen.dtypes == list(DTYPES)
     idle = _idle(every) if whole else []
     for entry in idle:
         print(f"expected_refusals.toml: no cell is refused by {entry!r}; take the entry out", flush=True)
     if whole:
-        chosen.out.write_text(page(every, seconds, chosen.jobs), encoding="utf-8")
+        chosen.out.write_text(page(every, seconds), encoding="utf-8")
     bad = sum(not verdict.good for verdict in every)
-    print(f"{_counted(every)}; {bad} not as they should be; {seconds:.0f} s with {chosen.jobs} processes", flush=True)
+    print(f"{_counted(every)}; {bad} not as they should be; {wall:.0f} s with {chosen.jobs} processes", flush=True)
     return 1 if bad or idle else 0
+
+
+def _keepable(verdicts: Sequence[Verdict]) -> dict[str, np.ndarray]:
+    return {"json": np.frombuffer(json.dumps([asdict(verdict) for verdict in verdicts]).encode(), dtype=np.uint8)}
+
+
+def _kept(arrays: dict[str, np.ndarray] | None) -> list[Verdict] | None:
+    if arrays is None:
+        return None
+    rows = json.loads(arrays["json"].tobytes().decode())
+    for row in rows:
+        options = tuple((name, value) for name, value in row["cell"].pop("options"))
+        row["cell"] = Cell(**row["cell"], options=options)
+    return [Verdict(**row) for row in rows]
 
 
 def _idle(verdicts: Sequence[Verdict]) -> list[str]:
@@ -85,13 +115,12 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
     return " + ".join(told)
 
 
-def page(verdicts: Sequence[Verdict], seconds: float, jobs: int) -> str:
+def page(verdicts: Sequence[Verdict], seconds: float) -> str:
     """The page as Markdown.
 
     Args:
         verdicts: Of every cell.
         seconds: What they took.
-        jobs: In how many processes.
     """
     table: dict[str, dict[str, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
     for verdict in verdicts:
@@ -103,7 +132,7 @@ def page(verdicts: Sequence[Verdict], seconds: float, jobs: int) -> str:
         "Written by `make matrix`; do not edit.",
         "",
         f"{len(verdicts)} cells: **{words['exact']} exact, {words['refused']} refused, {words['wrong']} wrong** "
-        f"({seconds / 60:.0f} minutes in {jobs} processes).",
+        f"({seconds / 60:.0f} minutes of one processor).",
         "",
         "A cell is a model family, a verb, a site, a control (clean and hijacked runs of equal or unequal length), a "
         "precision (float32, bfloat16) and one example or four of two lengths; positions, direction and other "
