@@ -33,6 +33,50 @@ class Estimate(NamedTuple):
             return f"{self.mean:.3g}"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def within(self, least: float, most: float) -> "Estimate":
+        """The same with an interval that stays in the quantity's range; as it is where it does already.
+
+        It is Wilson's for a share that has this interval's width at the mean: the variance is taken to fall to 0 at the
+        ends, as (x - least)(most - x), or as x - least where there is one end alone. With both ends at infinity nothing
+        changes.
+
+        Args:
+            least: The least that the quantity can be.
+            most: The most.
+
+        Raises:
+            LcalensError: The mean itself lies outside.
+
+        Example:
+            >>> str(Estimate(0.99, 0.97, 1.01).within(0, 1))
+            '0.99 [0.944, 0.998]'
+        """
+        slack = 1e-9 * max(1.0, abs(self.mean))
+        if not self.mean >= least - slack or not self.mean <= most + slack:
+            if math.isnan(self.mean):
+                return self
+            raise LcalensError(f"estimate: the mean {self.mean:g} lies outside [{least:g}, {most:g}].")
+        if math.isnan(self.low) or (self.low >= least and self.high <= most):
+            return self
+        if math.isinf(least):
+            low, high = Estimate(-self.mean, -self.high, -self.low).within(-most, math.inf)[1:]
+            return Estimate(self.mean, -high, -low)
+        half, above = max(self.mean - self.low, self.high - self.mean), self.mean - least
+        if math.isinf(most):
+            if above <= slack:
+                return Estimate(self.mean, self.mean, self.high)
+            spread = half**2 / above
+            reach = math.sqrt(spread * above + spread**2 / 4)
+            return Estimate(self.mean, least + above + spread / 2 - reach, least + above + spread / 2 + reach)
+        width = most - least
+        part = above / width
+        if not slack < part < 1 - slack:
+            return Estimate(self.mean, max(self.low, least), min(self.high, most))
+        spread = (half / width) ** 2 / (part * (1 - part))
+        middle = (part + spread / 2) / (1 + spread)
+        reach = math.sqrt(spread * part * (1 - part) + spread**2 / 4) / (1 + spread)
+        return Estimate(self.mean, least + width * (middle - reach), least + width * (middle + reach))
+
 
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 """The estimate from no measurement at all."""

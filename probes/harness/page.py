@@ -9,11 +9,26 @@ from typing import Any
 
 import pandas as pd
 
+from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import versions
-from probes.harness.rules import Verdict
+from probes.harness.commits import rules_commit
+from probes.harness.rules import GROUPS, Rule, Verdict, shown
 from probes.harness.study import Outcome, Settings
+from probes.harness.work import FIRST_SEED
 
 _NOT_JUDGED = "The quick preset shows that the probe works and measures too little for a verdict."
+_SHORT = 12
+COPY = (
+    "The paper is arXiv 2406.18400. What we read is a Chinese rendering of its main text, from which sentences are "
+    "translated here; its appendix was not read, nor its figures seen."
+)
+"""Which copy of the paper stands behind the quotations."""
+FAMILIES = (
+    "The intervals are of each setting by itself, and not corrected for how many claims there are: the settings of one "
+    "rule are a family, which is met as a whole or is said to be met in part. Where p-values stand in a table they are "
+    "Holm-corrected over its rows."
+)
+"""What is said of multiplicity wherever there are verdicts."""
 
 
 def escaped(text: object) -> str:
@@ -46,11 +61,13 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
         naive_seconds: What the plain script would take for what was trained.
     """
     first, _, rest = (probe.__doc__ or "").strip().partition("\n")
-    lines = [f"# {first.rstrip('.')}", "", rest.strip(), ""]
+    lines = [f"# {first.rstrip('.')}", "", rest.strip(), "", COPY, ""]
     if not outcome.verdicts:
         lines += [_NOT_JUDGED, ""]
     for verdict in outcome.verdicts:
         lines += [*_judged(verdict), ""]
+    if outcome.verdicts:
+        lines += [FAMILIES, "", *_beforehand(probe), ""]
     for rule, evidence in outcome.report.evidence:
         if not evidence:
             lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
@@ -58,14 +75,14 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
         lines += [f"![{caption}](figures/{outcome.name}-{number}.png)", "", f"*{caption}*", ""]
     if not outcome.verdicts:
         for rule, evidence in (told for told in outcome.report.evidence if told[1]):
-            lines += [f"**{rule.claim}** ({rule.source}) {rule}", ""]
-            lines += ["Measured in " + "; ".join(f"{one.setting}: {one.effect}" for one in evidence) + ".", ""]
+            lines += [f"**{rule.claim}** ({_whose(rule)}) {rule}", ""]
+            lines += ["Measured in " + "; ".join(f"{one.setting}: {shown(one.effect)}" for one in evidence) + ".", ""]
     for note in outcome.report.notes:
         lines += [f"- {note}"]
     lines += [""] * bool(outcome.report.notes)
     for title, frame in outcome.report.tables.items():
         lines += [f"## {title}", "", *table(frame), ""]
-    lines += ["## What the paper leaves open", "", probe.CHOICES.strip(), "", "## Settings", ""]
+    lines += ["## What is left open", "", probe.CHOICES.strip(), "", "## Settings", ""]
     lines += [*table(_settings(outcome.settings)), "", "Made by", "", f"    {command}", ""]
     lines += [
         ", ".join(f"{name} {number}" for name, number in versions().items()) + ". " + _cost(outcome, naive_seconds)
@@ -74,21 +91,56 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
 
 
 def verdict_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
-    """All verdicts, a row a claim.
+    """All verdicts by group, the paper's claims first: a row a claim, of the setting whose effect is the median.
 
     Args:
         outcomes: The probes that have run.
         folder: Where their pages are, as the table's reader sees it.
     """
-    rows = ["| claim | where | verdict | number | control | page |", "| --- | --- | --- | --- | --- | --- |"]
-    for outcome in outcomes:
-        for verdict in outcome.verdicts:
-            number, control = (escaped(text) for text in (verdict.worst.effect, verdict.worst.control))
-            rows.append(
-                f"| {verdict.rule.claim} | {verdict.rule.source} | **{verdict.word}** ({_share(verdict)}) | {number} | "
-                f"{control} | [{escaped(outcome.name)}]({folder}{outcome.name}.md) |"
+    heads = ["claim", "where", "effect", "verdict", "median setting", "effect there", "control", "difference", "page"]
+    lines: list[str] = []
+    for group, name in GROUPS.items():
+        verdicts = [(outcome, one) for outcome in outcomes for one in outcome.verdicts if one.rule.group == group]
+        if not verdicts:
+            continue
+        lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
+        lines += [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads))]
+        for outcome, verdict in verdicts:
+            rule, middle = verdict.rule, verdict.middle
+            numbers = [shown(one) for one in (middle.effect, middle.control, middle.excess)]
+            effect = f"{rule.effect} ({rule.unit}): {verdict.effects()}"
+            cells = [rule.claim, rule.source, effect, verdict.told(), middle.setting, *numbers]
+            lines.append(
+                f"| {' | '.join(map(escaped, cells))} | [{escaped(outcome.name)}]({folder}{outcome.name}.md) |"
             )
-    return rows
+        if left := [f"{rule.claim} ({outcome.name})" for outcome in outcomes for rule in outcome.unmeasured
+                    if rule.group == group]:  # fmt: skip
+            lines += ["", "Not measured with these settings: " + "; ".join(left) + "."]
+    return lines[1:]
+
+
+def short_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
+    """The README's table: of the rules that have a headline, in plain words; twelve at most.
+
+    Args:
+        outcomes: The probes that have run.
+        folder: Where their pages are.
+
+    Raises:
+        LcalensError: More than twelve rules have a headline.
+    """
+    chosen = [(outcome, one) for outcome in outcomes for one in outcome.verdicts if one.rule.headline]
+    if len(chosen) > _SHORT:
+        raise LcalensError(f"headline: {len(chosen)} rules have one; the README's table has {_SHORT} rows at most.")
+    lines = ["| claim | whose | effect | control | difference |", "| --- | --- | --- | --- | --- |"]
+    for outcome, verdict in chosen:
+        rule, middle = verdict.rule, verdict.middle
+        effect = f"{rule.unit}: {verdict.effects()} ({verdict.told()})"
+        where = f"{shown(middle.effect)} in {middle.setting}" if len(verdict.counted) > 1 else middle.setting
+        cells = [f"{effect}; {where}", shown(middle.control), shown(middle.excess)]
+        claim = f"[{escaped(rule.headline)}]({folder}{outcome.name}.md)"
+        lines.append(f"| {claim} | {GROUPS[rule.group]} | {' | '.join(map(escaped, cells))} |")
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -103,22 +155,37 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} seconds" if seconds < 100 else f"{seconds:.0f} seconds"
 
 
-def _share(verdict: Verdict) -> str:
-    return f"{sum(verdict.met)} of {len(verdict.met)} settings"
+def _whose(rule: Rule) -> str:
+    return f"{GROUPS[rule.group]}; {rule.source}"
 
 
 def _judged(verdict: Verdict) -> list[str]:
-    worst, rule = verdict.worst, verdict.rule
-    return [
-        f"## {rule.claim}",
-        "",
-        f"**{verdict.word[0].upper()}{verdict.word[1:]}** ({rule.source}): met in {_share(verdict)}. In the one "
-        f"closest to failing, or failing by most ({escaped(worst.setting)}), {rule.effect} is "
-        f"{escaped(worst.effect)}; of the control, {rule.control}, {escaped(worst.control)}.",
+    rule = verdict.rule
+    lines = [f"## {rule.claim}", ""]
+    if rule.sentence:
+        lines += [f"> {rule.sentence}", ""]
+    lines += [
+        f"{rule.effect[0].upper()}{rule.effect[1:]} ({rule.unit}): {escaped(verdict.effects())} "
+        f"(**{escaped(verdict.told())}**; {_whose(rule)}).",
         "",
         str(rule),
         "",
-        *table(verdict.to_frame()),
+    ]
+    if not all(rule.meets(one) for one in verdict.counted):
+        worst = verdict.worst
+        lines += [
+            f"Worst setting: {escaped(worst.setting)}. Effect {shown(worst.effect)}, control {shown(worst.control)}, "
+            f"difference {shown(worst.excess)}.",
+            "",
+        ]
+    return [*lines, *table(verdict.to_frame())]
+
+
+def _beforehand(probe: ModuleType) -> list[str]:
+    """What was fixed before the runs: the rules' commit, and the toy's seeds."""
+    return [
+        f"The rules are those of commit {rules_commit(probe)}. The toy's runs have the seeds from {FIRST_SEED} on, and "
+        "no run with these seeds was looked at while the rules were written."
     ]
 
 

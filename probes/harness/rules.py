@@ -1,13 +1,15 @@
 """When a claim holds: a minimum effect and a margin over a control, both named before anything is measured.
 
 A claim is asked in several settings. In one it is met where the whole 95% interval of the effect clears the minimum,
-and that of the effect less the control clears the margin. It *holds* where it is met in every setting, *holds in part*
-where in some, and *does not hold* where in none. The number shown is of the setting that comes closest to failing.
+and that of the effect less the control clears the margin. It *holds* where it is met in every setting that counts,
+*holds in part* where in some, and *does not hold* where in none. Where the paper leaves a setting open that decides,
+the verdict is *depends on* it, and counts neither for the claim nor against it.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import Literal
 
 import numpy as np
@@ -16,7 +18,18 @@ import pandas as pd
 from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import Estimate, Numbers, difference, over_seeds
 
-Word = Literal["holds", "holds in part", "does not hold"]
+Group = Literal["paper", "stronger", "ours"]
+GROUPS: dict[Group, str] = {"paper": "the paper's claims", "stronger": "stronger controls", "ours": "ours"}
+"""What each group is called: only the first speaks of the paper."""
+
+Word = Literal["holds", "holds in part", "does not hold", "depends on"]
+Range = tuple[float, float]
+ANY: Range = (-math.inf, math.inf)
+SHARE: Range = (0.0, 1.0)
+CHANGE: Range = (-1.0, 1.0)
+"""Of a change of a share."""
+ANGLE: Range = (0.0, 90.0)
+_ROUNDING = 1e-9  # an interval below this says how the machine rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +41,29 @@ class Evidence:
         effect: The number that the claim is about.
         control: The same number where the claim gives no reason for it.
         excess: Effect less control; paired, where both were measured on the same seeds or facts.
+        at: The value here of what the paper leaves open, for a rule with an `unknown`.
+        counted: Whether the verdict counts it; false for what is true by construction, and for settings that are ours.
     """
 
     setting: str
     effect: Estimate
     control: Estimate
     excess: Estimate
+    at: float | str | None = None
+    counted: bool = True
 
 
-def paired(setting: str, effect: Numbers, control: Numbers) -> Evidence:
+def paired(
+    setting: str, effect: Numbers, control: Numbers, *, at: float | str | None = None, counted: bool = True
+) -> Evidence:
     """Evidence from one number a seed of each, paired by seed.
 
     Args:
         setting: Which world, sizes or model.
         effect: One number a seed.
         control: Of the same seeds, in the same order.
+        at: The value of the rule's `unknown`.
+        counted: Whether the verdict counts it.
 
     Raises:
         LcalensError: They are not of the same seeds.
@@ -50,18 +71,22 @@ def paired(setting: str, effect: Numbers, control: Numbers) -> Evidence:
     one, other = np.asarray(effect, dtype=float), np.asarray(control, dtype=float)
     if one.shape != other.shape:
         raise LcalensError(f"control: {other.shape} numbers beside {one.shape} of the effect; give one a seed.")
-    return Evidence(setting=setting, effect=over_seeds(one), control=over_seeds(other), excess=over_seeds(one - other))
+    estimates = {"effect": over_seeds(one), "control": over_seeds(other), "excess": over_seeds(one - other)}
+    return Evidence(setting=setting, **estimates, at=at, counted=counted)
 
 
-def unpaired(setting: str, effect: Estimate, control: Estimate) -> Evidence:
+def unpaired(setting: str, effect: Estimate, control: Estimate, *, counted: bool = True) -> Evidence:
     """Evidence from two intervals of independent samples; that of the difference is Newcombe's (1998, method 10).
 
     Args:
         setting: Which world, sizes or model.
         effect: The effect.
         control: The control.
+        counted: Whether the verdict counts it.
     """
-    return Evidence(setting=setting, effect=effect, control=control, excess=difference(effect, control))
+    return Evidence(
+        setting=setting, effect=effect, control=control, excess=difference(effect, control), counted=counted
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,29 +94,74 @@ class Rule:
     """What would make a claim hold, said beforehand.
 
     Attributes:
-        claim: What the paper says, in one sentence.
-        source: Where it says so.
-        effect: What the number is, with its unit.
+        claim: In plain words what is measured, and never more than that.
+        source: Where the paper says so.
+        group: Whose claim it is: one of `GROUPS`.
+        sentence: The paper's sentence that is judged, for the group `paper`: translated from the rendering.
+        effect: What the number is, in words that follow "the whole 95% interval of".
+        unit: Its unit, or what it is a number of.
         minimum: What the effect must reach (of `at most`: stay below).
         control: What the control is.
         margin: By how much the effect must exceed the control (of `at most`: stay below it).
+        effect_range: What the effect can be.
+        control_range: What the control can be.
         sense: Whether the effect is to be large or small.
+        unknown: A setting that the paper leaves open and that may decide, such as L; evidence carries its value.
+        headline: The claim in a few words for the README's short table; empty where it is not in it.
+
+    Raises:
+        LcalensError: The rule could not hold, or could not fail, whatever were measured; or it lacks its sentence.
     """
 
     claim: str
     source: str
+    group: Group
     effect: str
+    unit: str
     minimum: float
     control: str
     margin: float
+    effect_range: Range
+    control_range: Range
     sense: Literal["at least", "at most"] = "at least"
+    sentence: str = ""
+    unknown: str = ""
+    headline: str = ""
+
+    def __post_init__(self):
+        for name in ("effect_range", "control_range"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise LcalensError(f"{name}: expected a lower and a higher end, got {low:g} and {high:g}.")
+        if self.group == "paper" and not self.sentence:
+            raise LcalensError(f"sentence: {self.claim!r} is judged as the paper's claim; quote the sentence, or "
+                               "put the rule in another group.")  # fmt: skip
+        (effect_low, effect_high), (excess_low, excess_high) = self.effect_range, self.excess_range
+        best, worst = (effect_high, excess_high), (effect_low, excess_low)
+        if self.sense == "at most":
+            best, worst = worst, best
+        if not self._clears(*best):
+            raise LcalensError(
+                f"rule: {self.claim!r} cannot hold: the effect is within {_ends(self.effect_range)} and the control "
+                f"within {_ends(self.control_range)}; lower the minimum or the margin."
+            )
+        if self._clears(*worst):
+            raise LcalensError(
+                f"rule: {self.claim!r} cannot fail: every effect within {_ends(self.effect_range)} beside every "
+                f"control within {_ends(self.control_range)} meets it; raise the minimum or the margin."
+            )
+
+    @property
+    def excess_range(self) -> Range:
+        """What effect less control can be."""
+        return self.effect_range[0] - self.control_range[1], self.effect_range[1] - self.control_range[0]
 
     def __str__(self) -> str:
         """The rule in words."""
+        larger = self.sense == "at least"
         return (
-            f"Holds where {self.effect} is {self.sense} {self.minimum:g} and {self.margin:g} "
-            f"{'above' if self.sense == 'at least' else 'below'} the control ({self.control}), by their whole 95% "
-            "intervals, in every setting; in part where in some."
+            f"The whole 95% interval of {self.effect} must be {self.sense} {self.minimum:g} and "
+            f"{'exceed' if larger else 'lie below'} the control's by {self.margin:g}. The control: {self.control}."
         )
 
     def slack(self, evidence: Evidence) -> tuple[float, float]:
@@ -113,24 +183,51 @@ class Rule:
         return all(slack >= 0 for slack in self.slack(evidence))
 
     def judge(self, evidence: Sequence[Evidence]) -> "Verdict":
-        """The verdict over all settings.
+        """The verdict over all settings that count. Intervals are taken as ones that stay in the quantity's range.
 
         Args:
             evidence: One a setting.
 
         Raises:
-            LcalensError: There is no evidence.
+            LcalensError: There is none that counts; or it lacks the value of the rule's `unknown`.
         """
-        if not evidence:
-            raise LcalensError(f"evidence: none for {self.claim!r}; a verdict needs a setting at least.")
-        met = [self.meets(one) for one in evidence]
-        word: Word = "holds" if all(met) else "holds in part" if any(met) else "does not hold"
+        evidence = [self._within(one) for one in evidence]
+        counted = [one for one in evidence if one.counted]
+        if not counted:
+            raise LcalensError(f"evidence: none for {self.claim!r}; a verdict needs a setting that counts.")
+        if self.unknown and any(one.at is None for one in counted):
+            raise LcalensError(f"evidence: {self.claim!r} may depend on {self.unknown}; give each setting `at`.")
+        met = tuple(self.meets(one) for one in evidence)
+        of_counted = [self.meets(one) for one in counted]
+        word: Word = "holds" if all(of_counted) else "holds in part" if any(of_counted) else "does not hold"
+        if self.unknown and word == "holds in part" and self._differs(counted):
+            word = "depends on"
 
         def closest(one: Evidence) -> float:
             slack = self.slack(one)
             return -math.inf if any(math.isnan(part) for part in slack) else min(slack)
 
-        return Verdict(rule=self, evidence=tuple(evidence), word=word, met=tuple(met), worst=min(evidence, key=closest))
+        return Verdict(rule=self, evidence=tuple(evidence), word=word, met=met, worst=min(counted, key=closest))
+
+    def _clears(self, effect: float, excess: float) -> bool:
+        if self.sense == "at least":
+            return effect >= self.minimum and excess >= self.margin
+        return effect <= self.minimum and excess <= -self.margin
+
+    def _differs(self, evidence: Sequence[Evidence]) -> bool:
+        """Whether the share of settings that are met is another at another value of what is left open."""
+        at: dict[float | str | None, list[bool]] = {}
+        for one in evidence:
+            at.setdefault(one.at, []).append(self.meets(one))
+        return len({sum(met) / len(met) for met in at.values()}) > 1
+
+    def _within(self, evidence: Evidence) -> Evidence:
+        return replace(
+            evidence,
+            effect=evidence.effect.within(*map(float, self.effect_range)),
+            control=evidence.control.within(*map(float, self.control_range)),
+            excess=evidence.excess.within(*map(float, self.excess_range)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +237,9 @@ class Verdict:
     Attributes:
         rule: The rule.
         evidence: One a setting.
-        word: `holds`, `holds in part` or `does not hold`.
-        met: Whether the claim is met, setting by setting.
-        worst: The setting that comes closest to failing, or fails by most.
+        word: `holds`, `holds in part`, `does not hold` or `depends on` what the paper leaves open.
+        met: Whether the claim is met, setting by setting, also where that is not counted.
+        worst: Of the settings that count the one that comes closest to failing, or fails by most.
     """
 
     rule: Rule
@@ -151,15 +248,86 @@ class Verdict:
     met: tuple[bool, ...]
     worst: Evidence
 
+    @property
+    def counted(self) -> list[Evidence]:
+        """The settings that count."""
+        return [one for one in self.evidence if one.counted]
+
+    @property
+    def share(self) -> str:
+        """In how many of the settings that count it is met: `4 of 4`."""
+        met = [met for one, met in zip(self.evidence, self.met, strict=True) if one.counted]
+        return f"{sum(met)} of {len(met)}"
+
+    @property
+    def middle(self) -> Evidence:
+        """The setting with the median effect."""
+        counted = [one for one in self.counted if not math.isnan(one.effect.mean)]
+        if not counted:
+            return self.worst
+        median = median_low(one.effect.mean for one in counted)
+        return next(one for one in counted if one.effect.mean == median)
+
+    def told(self) -> str:
+        """The verdict's word with the share of settings that it rests on."""
+        if self.word == "depends on":
+            return f"depends on {self.rule.unknown}: {self._from_to()}"
+        if self.word == "holds in part":
+            return f"holds in {self.share}"
+        return f"{self.word}, {self.share}"
+
+    def effects(self) -> str:
+        """The range of the effect over the settings that count, and the median one."""
+        means = [one.effect.mean for one in self.counted if not math.isnan(one.effect.mean)]
+        if len(means) < 2:
+            return shown(self.middle.effect)
+        return f"{_number(min(means))} to {_number(max(means))}, median {_number(median_low(means))}"
+
     def to_frame(self) -> pd.DataFrame:
-        """A row a setting: `setting`, `effect`, `control`, `excess`, `met`."""
+        """A row a setting: `setting`, `effect`, `control`, `effect - control`, `met`."""
+        words = {(True, True): "yes", (True, False): "no", (False, True): "yes, not counted"}
         return pd.DataFrame(
             {
                 "setting": one.setting,
-                "effect": str(one.effect),
-                "control": str(one.control),
-                "effect - control": str(one.excess),
-                "met": "yes" if met else "no",
+                "effect": shown(one.effect),
+                "control": shown(one.control),
+                "effect - control": shown(one.excess),
+                "met": words.get((one.counted, met), "no, not counted"),
             }
             for one, met in zip(self.evidence, self.met, strict=True)
         )
+
+    def _from_to(self) -> str:
+        """The mean effect at the first and at the last value of what is left open, and where the claim is met."""
+        at: dict[float | str, list[tuple[float, bool]]] = {}
+        for one in self.counted:
+            at.setdefault(one.at or 0, []).append((one.effect.mean, self.rule.meets(one)))
+        values = list(at) if any(isinstance(value, str) for value in at) else sorted(at)
+        parts = []
+        for value in (values[0], values[-1]):
+            means, met = zip(*at[value], strict=True)
+            name = value if isinstance(value, str) else f"{value:g}"
+            mean = _number(float(np.mean(means)))
+            parts.append(f"{mean} at {self.rule.unknown} = {name} ({sum(met)} of {len(met)})")
+        return f"from {parts[0]} to {parts[1]}"
+
+
+def shown(estimate: Estimate) -> str:
+    """An estimate as text. Of what is rounding error its size alone: an interval of it says nothing.
+
+    Args:
+        estimate: Any.
+    """
+    if 0 < max(abs(estimate.low), abs(estimate.high)) < _ROUNDING:
+        return f"{estimate.mean:.0e} (rounding error)"
+    if math.isnan(estimate.low) and not math.isnan(estimate.mean):
+        return f"{estimate.mean:.3g}"
+    return str(estimate)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0e}" if 0 < abs(value) < _ROUNDING else f"{value:.3g}"
+
+
+def _ends(ends: Range) -> str:
+    return f"[{ends[0]:g}, {ends[1]:g}]"

@@ -21,10 +21,12 @@ from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
 from lcalens.core.versions import versions
 from probes.harness.naive import runs_of, seconds_a_step
-from probes.harness.page import duration, page, verdict_table
-from probes.harness.study import Outcome, Report, Settings, name_of, run_probe
-from probes.harness.work import FIRST_SEED
+from probes.harness.order import figure_page
+from probes.harness.page import COPY, FAMILIES, duration, page, short_table, verdict_table
+from probes.harness.rules import GROUPS
+from probes.harness.study import Outcome, Report, Settings, module_of, run_probe
 
+SHORT = "short.txt"
 BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 _PRESETS = {
     "quick": "seconds: shows that it works, gives no verdict",
@@ -48,7 +50,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     told = ["standard", *arguments] if preset is None else arguments
     title = (probe.__doc__ or "").strip().partition("\n")[0]
     choices = {preset: (_PRESETS[preset], settings) for preset, settings in probe.PRESETS.items()}
-    prog = f"python -m probes.{name_of(probe)}"
+    prog = f"python -m {module_of(probe)}"
 
     def run() -> None:
         settings = tyro.extras.overridable_config_cli(choices, prog=prog, description=title, args=told)
@@ -107,7 +109,7 @@ def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu", j
             print(f"{name:20} failed: {outcome}", flush=True)
             continue
         found[name] = outcome
-        words = ", ".join(verdict.word for verdict in outcome.verdicts) or "not judged"
+        words = "; ".join(verdict.told() for verdict in outcome.verdicts) or "not judged"
         cells = f"{outcome.loaded} cells there, {outcome.computed} measured"
         print(f"{name:20} {duration(took):>12}  {cells}: {words}", flush=True)
     if errors:
@@ -115,7 +117,10 @@ def run_all(names: Sequence[str], preset: str, out: Path, device: str = "cpu", j
     outcomes = [found[name] for name in names]
     print(_told(outcomes))
     took = time.perf_counter() - start
-    _write_index(outcomes, out / preset, took, sum(outcome.computed for outcome in outcomes))
+    computed = sum(outcome.computed for outcome in outcomes)
+    modules = {outcome.name: f"probes.{name}" for name, outcome in zip(names, outcomes, strict=True)}
+    _write_index(outcomes, out / preset, took, computed)
+    _save(out / preset / "figures.md", figure_page(outcomes, modules))
     return outcomes
 
 
@@ -134,16 +139,17 @@ def _run_one(name: str, preset: str, out: Path, device: str, threads: int | None
     except Exception as error:  # the others' work is not to be lost for a fault in one
         return name, f"{error!r}\n{traceback.format_exc()}", 0.0
     # Figures and tables are on the page, and need not be sent.
-    return name, replace(outcome, report=Report(evidence=outcome.report.evidence)), time.perf_counter() - start
+    report = Report(evidence=outcome.report.evidence, paper=outcome.report.paper)
+    return name, replace(outcome, report=report), time.perf_counter() - start
 
 
 def _told(outcomes: Sequence[Outcome]) -> str:
     """All verdicts for a terminal."""
     lines = []
     for verdict in (verdict for outcome in outcomes for verdict in outcome.verdicts):
-        met = f"{sum(verdict.met)}/{len(verdict.met)} settings"
-        lines += ["", f"{verdict.word.upper()} ({met}): {verdict.rule.claim} [{verdict.rule.source}]"]
-        lines.append(f"    at worst {verdict.worst.effect}, control {verdict.worst.control} ({verdict.worst.setting})")
+        rule = verdict.rule
+        lines += ["", f"{rule.claim} [{GROUPS[rule.group]}; {rule.source}]"]
+        lines.append(f"    {rule.effect}, {rule.unit}: {verdict.effects()} ({verdict.told()})")
     return "\n".join(lines)
 
 
@@ -161,15 +167,36 @@ def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: i
     lines = [
         "# The paper's claims, one by one",
         "",
-        "Each row is a rule: a minimum effect, and a margin over a control. The number is of the setting that comes",
-        "closest to failing, with its 95% interval. The rules were written down before the runs that are judged here;",
-        f"the toy's seeds begin at {FIRST_SEED}, and no exploratory run had used them.",
+        "Each row is a rule: a minimum effect, and a margin over a control, both written down before the runs that are",
+        "judged. Whether it is met is decided by the whole 95% interval of the effect and of the difference; shown are",
+        "the range over the settings, and the setting whose effect is the median. Only the first group speaks of the",
+        "paper; the others ask more than it does. [Our figures in the paper's order](figures.md).",
+        "",
+        COPY,
+        "",
+        FAMILIES,
+        "",
+        *_counted(outcomes),
         "",
         *verdict_table(outcomes, ""),
         "",
         cost,
     ]
     _save(folder / "index.md", "\n".join(lines) + "\n")
+    _save(folder / SHORT, "\n".join(short_table(outcomes, "")) + "\n")
+
+
+def _counted(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many of the paper's claims hold: of its own group, and without those that depend on what it leaves open."""
+    words = [one.word for outcome in outcomes for one in outcome.verdicts if one.rule.group == "paper"]
+    if not words:
+        return []
+    counts = {word: words.count(word) for word in ("holds", "holds in part", "does not hold", "depends on")}
+    return [
+        f"Of {len(words)} claims of the paper, {counts['holds']} hold in all their settings, {counts['holds in part']} "
+        f"in some and {counts['does not hold']} in none; {counts['depends on']} depend on what the paper leaves open "
+        "and count neither way."
+    ]
 
 
 def publish(out: Path, docs: Path, readme: Path) -> None:
@@ -197,8 +224,8 @@ def publish(out: Path, docs: Path, readme: Path) -> None:
             old.unlink()
         for new in sorted((source / folder.relative_to(docs)).glob(pattern)):
             shutil.copyfile(new, folder / new.name)
-    index = (source / "index.md").read_text(encoding="utf-8").splitlines()
-    rows = "\n".join(line.replace("](", f"]({docs.as_posix()}/") for line in index if line.startswith("|"))
+    short = (source / SHORT).read_text(encoding="utf-8").splitlines()
+    rows = "\n".join(line.replace("](", f"]({docs.as_posix()}/") for line in short if line.startswith("|"))
     head, _, rest = text.partition(BEGIN)
     _save(readme, f"{head}{BEGIN}\n{rows}\n{END}{rest.partition(END)[2]}")
 

@@ -60,12 +60,33 @@ class Report:
         figures: Captions with figures, in the page's order.
         tables: Titles with tables.
         notes: Sentences whose numbers were put in by the probe.
+        paper: The figures of the paper that this has something beside, for the page in the paper's order.
     """
 
     evidence: tuple[tuple[Rule, list[Evidence]], ...]
     figures: Mapping[str, "Figure"] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    paper: tuple["Counterpart", ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterpart:
+    """What stands beside one figure, theorem or lemma of the paper on `docs/claims/figures.md`.
+
+    Attributes:
+        figure: Its name in the paper's order: one of `probes.harness.order.ORDER`.
+        settings: The paper's settings, as far as they are known, and which are ours.
+        sentence: The sentence of the paper about it, translated; empty where there is none.
+        caption: Which of the report's figures shows it: that one's caption; empty where a table alone does.
+        paragraph: What we see, in plain words.
+    """
+
+    figure: str
+    settings: str
+    sentence: str
+    caption: str
+    paragraph: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +102,7 @@ class Outcome:
         computed: Cells that were measured now.
         seconds: What all its cells took when they were measured.
         trained: What each cell trained.
+        captions: The report's captions, in the order of its figures' files.
     """
 
     name: str
@@ -91,6 +113,15 @@ class Outcome:
     computed: int
     seconds: float
     trained: list[list[dict[str, Any]]]
+    captions: tuple[str, ...] = ()
+
+    @property
+    def unmeasured(self) -> list[Rule]:
+        """The rules for which these settings have no evidence."""
+        return [rule for rule, evidence in self.report.evidence if not evidence]
+
+
+ROOMS = ("real", "toy", "theory")
 
 
 def name_of(probe: ModuleType) -> str:
@@ -100,6 +131,17 @@ def name_of(probe: ModuleType) -> str:
         probe: The module.
     """
     return Path(str(probe.__file__)).stem
+
+
+def module_of(probe: ModuleType) -> str:
+    """The name under which Python runs it, such as `probes.toy.value_swap`.
+
+    Args:
+        probe: The module.
+    """
+    path = Path(str(probe.__file__))
+    room = [path.parent.name] if path.parent.name in ROOMS else []
+    return ".".join(["probes", *room, path.stem])
 
 
 def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -> Outcome:
@@ -148,6 +190,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
         computed=store.computed,
         seconds=seconds,
         trained=trained,
+        captions=tuple(report.figures),
     )
 
 

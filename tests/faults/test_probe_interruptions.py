@@ -7,7 +7,19 @@ import subprocess
 import sys
 import time
 
-COMMAND = [sys.executable, "-m", "probes.value_matrix", "quick", "--sweep-steps", "30", "60", "90", "120", "150", "180"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "probes.toy.value_matrix",
+    "quick",
+    "--sweep-steps",
+    "30",
+    "60",
+    "90",
+    "120",
+    "150",
+    "180",
+]
 
 
 def page(folder):

@@ -16,7 +16,7 @@ from lcalens.lca import theory
 from probes.harness.rules import unpaired
 from probes.harness.toy import recipe
 from probes.harness.work import FIRST_SEED, Work
-from probes.value_swap import swapped
+from probes.toy.value_swap import swapped
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SEEDS = range(5)

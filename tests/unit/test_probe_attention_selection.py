@@ -7,8 +7,8 @@ from matplotlib import pyplot
 from lcalens import LatentConcepts
 from lcalens.lca import LCAConfig, LCAForCausalLM
 from lcalens.lca.attention import attention_mass
-from probes import attention_selection as probe
 from probes.harness.work import Work
+from probes.toy import attention_selection as probe
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.world import bayes
-from probes import context_length as probe
 from probes.harness.work import Work
+from probes.toy import context_length as probe
 
 SETTINGS = probe.ContextLength(m=(4,), lengths=(4, 64), seeds=3, sweep_trained_at=(8,), sweep_steps=(1,))
 

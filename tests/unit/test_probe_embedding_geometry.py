@@ -11,8 +11,8 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from probes import embedding_geometry as probe
 from probes.harness.work import Work
+from probes.toy import embedding_geometry as probe
 
 SETTINGS = replace(probe.EmbeddingGeometry(), m=(4,), seeds=3)
 M = 4

@@ -11,7 +11,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from probes import embedding_spectrum as probe
+from probes.toy import embedding_spectrum as probe
 
 M, D = 4, 8
 SETTINGS = replace(probe.EmbeddingSpectrum(), m=(M,), seeds=3)

@@ -9,8 +9,8 @@ import pytest
 from matplotlib import pyplot
 
 from lcalens.core.errors import LcalensError
-from probes import embedding_training as probe
 from probes.harness.work import reported_seeds
+from probes.toy import embedding_training as probe
 
 SETTINGS = replace(probe.EmbeddingTraining(), m=(4,), seeds=3)
 

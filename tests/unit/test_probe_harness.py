@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,17 +18,24 @@ import probes
 from lcalens import LatentConcepts, TrainConfig
 from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import Estimate, exact, over_seeds, ratio_of_facts
+from lcalens.core.statistics import wilson
 from probes.harness import run
+from probes.harness.commits import UNCOMMITTED, rules_commit
 from probes.harness.naive import runs_of
-from probes.harness.page import duration, escaped, page, table
-from probes.harness.rules import Evidence, Rule, paired, unpaired
-from probes.harness.study import Report, Settings, run_probe
+from probes.harness.order import ORDER, figure_page
+from probes.harness.page import _judged, duration, escaped, page, short_table, table
+from probes.harness.rules import ANGLE, CHANGE, Evidence, Rule, paired, shown, unpaired
+from probes.harness.study import ROOMS, Counterpart, Report, Settings, module_of, run_probe
 from probes.harness.work import reported_seeds
 
-RULE = Rule(claim="It rises.", source="Figure 0", effect="the rise", minimum=0.1, control="nothing", margin=0.05)
+COMMON = {"group": "ours", "unit": "share", "effect_range": CHANGE, "control_range": CHANGE}
+RISES = {"claim": "It rises.", "source": "Figure 0", "effect": "the rise", "control": "nothing"}
+RULE = Rule(**RISES, **COMMON, minimum=0.1, margin=0.05, headline="Rises")
 FALLS = Rule(
-    claim="It falls.", source="Figure 0", effect="the angle", minimum=10, control="noise", margin=5, sense="at most"
-)
+    claim="It falls.", source="Figure 0", effect="the angle", minimum=10, control="noise", margin=5, sense="at most",
+    group="stronger", unit="degrees", effect_range=ANGLE, control_range=ANGLE,
+)  # fmt: skip
+OPEN = replace(RULE, unknown="L", group="paper", sentence="It rises.")
 
 
 def evidence(effect, control, excess):
@@ -55,7 +62,7 @@ UNSURE = evidence((0.3, math.nan, math.nan), (0, 0, 0), (0.3, math.nan, math.nan
 def test_a_verdict_needs_effect_and_margin_by_whole_intervals(found, word):
     verdict = RULE.judge(found)
     assert verdict.word == word
-    assert verdict.worst is found[-1]
+    assert verdict.worst == found[-1]
     assert verdict.to_frame()["met"].tolist() == ["yes" if one is CLEAR else "no" for one in found]
 
 
@@ -68,6 +75,111 @@ def test_at_most_turns_both_conditions_round():
 
 def test_what_is_exactly_at_the_limit_is_met():
     assert RULE.meets(Evidence(setting="", effect=exact(0.1), control=exact(0.05), excess=exact(0.05)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"minimum": 0.8, "effect_range": (0, 0.7)},  # the effect cannot be so large
+        {"margin": 0.6, "control_range": (0.5, 1)},  # nothing can be so far above the control
+        {"sense": "at most", "minimum": 10, "margin": 10, "effect_range": ANGLE, "control_range": (0, 3)},
+    ],
+)
+def test_a_rule_that_cannot_hold_is_refused(changes):
+    with pytest.raises(LcalensError, match=r"'It rises\.' cannot hold"):
+        replace(RULE, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"minimum": 0, "margin": 0, "effect_range": (0, 1), "control_range": (-1, 0)},
+        {"sense": "at most", "minimum": 90, "margin": 0, "effect_range": (0, 10), "control_range": (10, 90)},
+    ],
+)
+def test_a_rule_that_cannot_fail_is_refused(changes):
+    with pytest.raises(LcalensError, match=r"'It rises\.' cannot fail"):
+        replace(RULE, **changes)
+
+
+def test_a_claim_of_the_paper_quotes_its_sentence():
+    with pytest.raises(LcalensError, match="quote the sentence"):
+        replace(RULE, group="paper")
+    with pytest.raises(LcalensError, match="a lower and a higher end"):
+        replace(RULE, effect_range=(1, 1))
+
+
+def at(value, found):
+    return replace(found, at=value, setting=f"L = {value}")
+
+
+def test_what_is_left_open_decides_neither_way():
+    verdict = OPEN.judge([at(64, SMALL), at(64, SMALL), at(256, CLEAR), at(256, CLEAR)])
+    assert verdict.word == "depends on"
+    assert verdict.told() == "depends on L: from 0.12 at L = 64 (0 of 2) to 0.3 at L = 256 (2 of 2)"
+    assert OPEN.judge([at(64, CLEAR), at(256, CLEAR)]).told() == "holds, 2 of 2"
+    assert OPEN.judge([at(64, SMALL), at(256, SMALL)]).told() == "does not hold, 0 of 2"
+    # One of two at either value: it is not L that decides.
+    assert OPEN.judge([at(64, SMALL), at(64, CLEAR), at(256, CLEAR), at(256, SMALL)]).told() == "holds in 2 of 4"
+    with pytest.raises(LcalensError, match="may depend on L"):
+        OPEN.judge([CLEAR])
+
+
+def test_what_is_true_by_construction_is_shown_and_not_counted():
+    shown_only = replace(SMALL, counted=False)
+    verdict = RULE.judge([CLEAR, shown_only])
+    assert verdict.told() == "holds, 1 of 1"
+    assert verdict.to_frame()["met"].tolist() == ["yes", "no, not counted"]
+    assert verdict.worst is verdict.evidence[0]
+    with pytest.raises(LcalensError, match="a setting that counts"):
+        RULE.judge([shown_only])
+
+
+def test_one_of_many_is_not_the_word_of_most():
+    many = [CLEAR] + [SMALL] * 23
+    assert RULE.judge(many).told() == "holds in 1 of 24"
+    assert RULE.judge(many[:1] * 23 + [SMALL]).told() == "holds in 23 of 24"
+
+
+def test_intervals_stay_in_the_range_of_what_they_are_of():
+    # 19 of 20 by the normal approximation reaches past 1; Wilson's interval of the same does not.
+    half = 1.959963985 * math.sqrt(0.95 * 0.05 / 20)
+    past = Estimate(0.95, 0.95 - half, 0.95 + half)
+    assert past.high > 1
+    assert past.within(0.0, 1.0) == pytest.approx((0.95, *wilson(19, 20)))
+    assert Estimate(-0.95, -past.high, -past.low).within(-1.0, 0.0) == pytest.approx(
+        (-0.95, *(-x for x in wilson(19, 20)[::-1]))
+    )
+    assert Estimate(0.5, 0.4, 0.6).within(0.0, 1.0) == (0.5, 0.4, 0.6)
+    low, high = Estimate(0.5, -0.2, 1.2).within(0.0, math.inf)[1:]
+    assert 0 < low < 0.5 < 1.2 < high
+    assert Estimate(0.5, -0.2, 1.2).within(0.0, 1e6) == pytest.approx((0.5, low, high), rel=1e-5)
+    assert Estimate(-0.5, -1.2, 0.2).within(-math.inf, 0.0) == pytest.approx((-0.5, -high, -low))
+    with pytest.raises(LcalensError, match="outside"):
+        Estimate(1.2, 1.1, 1.3).within(0.0, 1.0)
+    wide = evidence((0.95, 0.8, 1.1), (0, -0.1, 0.1), (0.95, 0.8, 1.1))
+    for one in (found := RULE.judge([wide]).evidence[0]).effect, found.excess:
+        assert one.high <= 2
+    assert found.effect.high <= 1
+
+
+def test_no_interval_is_shown_of_rounding_error():
+    assert shown(Estimate(9.79e-16, 7e-16, 1.2e-15)) == "1e-15 (rounding error)"
+    assert shown(Estimate(0.0, 0.0, 0.0)) == "0"
+    assert shown(Estimate(0.5, math.nan, math.nan)) == "0.5"
+    assert "rounding" in RULE.judge([evidence((1e-16,) * 3, (0, 0, 0), (1e-16,) * 3)]).effects()
+
+
+def test_a_verdict_shows_the_effect_first_and_the_worst_only_where_it_failed():
+    low = evidence((0.2, 0.15, 0.25), (0, 0, 0), (0.2, 0.15, 0.25))
+    verdict = RULE.judge([CLEAR, low, CLEAR])
+    assert (verdict.effects(), verdict.told()) == ("0.2 to 0.3, median 0.3", "holds, 3 of 3")
+    text = "\n".join(_judged(verdict))
+    assert "The rise (share): 0.2 to 0.3, median 0.3 (**holds, 3 of 3**; ours; Figure 0)." in text
+    assert "The whole 95% interval of the rise must be at least 0.1 and exceed the control's by 0.05." in text
+    assert "Worst setting" not in text
+    text = "\n".join(_judged(RULE.judge([CLEAR, SMALL])))
+    assert "Worst setting: here. Effect 0.12 [0.09, 0.15], control 0, difference 0.12 [0.09, 0.15]." in text
 
 
 def test_no_evidence_is_an_error():
@@ -212,7 +324,7 @@ def test_the_command_writes_a_page_and_quick_gives_no_verdict(probe, tmp_path, c
     assert json.loads((tmp_path / "out/quick/own_probe.json").read_text()) == {"verdicts": []}
     assert run.main("own_probe", ["--out", out, "--sizes", "1", "2"]) == 0
     text = (tmp_path / "out/standard/own_probe.md").read_text()
-    assert "**Does not hold**" in text  # two seeds that far apart leave an interval about 0
+    assert "**does not hold, 0 of 2**" in text  # two seeds that far apart leave an interval about 0
     assert "1 &lt;b&gt;" in text
     assert "<b>" not in text
     assert "python -m probes.own_probe standard" in text
@@ -238,9 +350,13 @@ def test_publishing_copies_pages_and_puts_the_verdicts_between_the_marks(probe, 
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
-    assert "| It rises. | Figure 0 | **does not hold** (0 of 1 settings) |" in text
-    assert "(docs/claims/own_probe.md)" in text
-    assert sorted(one.name for one in docs.iterdir()) == ["figures", "index.md", "own_probe.md"]
+    effect = "share: 0.05 [-0.585, 0.685] (does not hold, 0 of 1); 1 &lt;b&gt;"
+    assert f"| [Rises](docs/claims/own_probe.md) | ours | {effect} |" in text
+    assert sorted(one.name for one in docs.iterdir()) == ["figures", "figures.md", "index.md", "own_probe.md"]
+    index = (docs / "index.md").read_text()
+    assert "## Ours" in index
+    assert "## The paper's claims" not in index
+    assert "| It rises. | Figure 0 | the rise (share): 0.05 [-0.585, 0.685] | does not hold, 0 of 1 |" in index
     readme.write_text("no marks")
     with pytest.raises(LcalensError, match="each once"):
         run.publish(tmp_path / "out", docs, readme)
@@ -277,9 +393,64 @@ def test_a_run_that_two_cells_need_is_counted_once():
     assert runs_of([[one], [one, other], [{**one, "seeds": [1, 2]}]]) == {(5, 64, 16, 16, 512): 400}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in Path(probes.__file__).parent.glob("[a-z]*.py")))
-def test_no_page_names_a_seed_that_is_not_reported(name):
-    module = importlib.import_module(f"probes.{name}")
+def test_the_short_table_has_twelve_rows_at_most(probe, tmp_path):
+    module, _ = probe
+    module.RULES = tuple(replace(RULE, claim=f"It rises {number}.") for number in range(13))
+    module.report = lambda settings, rows: Report(evidence=tuple((rule, [CLEAR]) for rule in module.RULES))
+    outcome = run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
+    with pytest.raises(LcalensError, match="13 rules have one"):
+        short_table([outcome], "")
+
+
+def test_figures_stand_in_the_papers_order_with_what_is_missing(probe, tmp_path):
+    module, _ = probe
+    of = {"settings": "m = 8.", "sentence": "It rises.", "caption": "", "paragraph": "It does."}
+    module.report = lambda settings, rows: Report(
+        evidence=((RULE, [CLEAR]),),
+        paper=(Counterpart(figure="Lemma 2", **of), Counterpart(figure="Figure 2a", **of)),
+    )
+    outcome = run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
+    text = figure_page([outcome], {"own_probe": "probes.toy.own_probe"})
+    assert text.index("## Figure 2a") < text.index("## Lemma 2") < text.index("## Without a counterpart")
+    assert "python -m probes.toy.own_probe standard" in text
+    assert (
+        text.count("- Figure") + text.count("- Theorem") + text.count("- Lemma") + text.count("- Section")
+        == len(ORDER) - 2
+    )
+    for changes, message in (({"figure": "Figure 9"}, "expected one of"), ({"caption": "none"}, "has no figure")):
+        report = replace(outcome.report, paper=(replace(outcome.report.paper[0], **changes),))
+        with pytest.raises(LcalensError, match=message):
+            figure_page([replace(outcome, report=report)], {"own_probe": "probes.own_probe"})
+
+
+def test_the_commit_of_the_rules_is_named(tmp_path):
+    from probes.toy import value_matrix
+
+    assert re.fullmatch(r"[0-9a-f]{7,}|\(uncommitted\)", rules_commit(value_matrix))
+    outside = ModuleType("outside")
+    outside.__file__ = str(tmp_path / "outside.py")
+    assert rules_commit(outside) == UNCOMMITTED
+
+
+PROBES = sorted(path for room in ROOMS for path in (Path(probes.__file__).parent / room).glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("path", PROBES, ids=lambda path: path.stem)
+def test_no_page_names_a_seed_that_is_not_reported(path):
+    module = importlib.import_module(f"probes.{path.parent.name}.{path.stem}")
+    assert module_of(module) == module.__name__
     text = Path(module.__file__).read_text() + getattr(module, "CHOICES", "")
     named = {int(number) for number in re.findall(r"\(seed (\d+)\)", text)}
     assert named <= {*reported_seeds(1)}
+
+
+def test_at_most_twelve_claims_are_in_the_short_table():
+    modules = [importlib.import_module(f"probes.{path.parent.name}.{path.stem}") for path in PROBES]
+    assert sum(bool(rule.headline) for module in modules for rule in module.RULES) <= 12
+
+
+def test_no_page_claims_to_know_more_than_its_copy():
+    for path in PROBES:
+        text = path.read_text()
+        for phrase in ("not public", "as printed", "falling curves"):
+            assert phrase not in text, path

@@ -8,9 +8,9 @@ import pytest
 from helpers import standins
 
 from lcalens import load_facts
-from probes import hijack_curves as probe
 from probes.harness.facts import FactCurves
 from probes.harness.work import COUNTERFACT, Work
+from probes.real import hijack_curves as probe
 
 SAMPLE = {"name": "sample", "digest": ""}
 

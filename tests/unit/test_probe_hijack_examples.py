@@ -6,8 +6,8 @@ import pytest
 from helpers import standins
 
 from lcalens.core.estimates import matched, share
-from probes import hijack_examples as probe
 from probes.harness.work import Work
+from probes.real import hijack_examples as probe
 
 
 def test_rows_are_the_plain_models_log_probabilities(standin, tmp_path):

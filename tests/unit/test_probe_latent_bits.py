@@ -8,8 +8,8 @@ from matplotlib import pyplot
 from sklearn.exceptions import ConvergenceWarning
 
 from lcalens import LatentConcepts
-from probes import latent_bits
 from probes.harness.work import FIRST_SEED, Work
+from probes.toy import latent_bits
 
 
 def test_a_probe_reads_what_is_linear_and_nothing_else():

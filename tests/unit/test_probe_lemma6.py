@@ -5,9 +5,9 @@ from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.training.trainer import start_model
-from probes import lemma6
 from probes.harness.toy import recipe
 from probes.harness.work import FIRST_SEED, Work
+from probes.theory import lemma6
 
 CELL = {"m": 3, "omega": 0.5, "lr": 0.03, "steps": 0, "seeds": 1, "L": 6, "samples": 5}
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from probes import lemmas
 from probes.harness.work import Work
+from probes.theory import lemmas
 
 SETTINGS = lemmas.Lemmas(m=(3,), lengths=(3,), seeds=2, samples=4000, rank_m=(3,), a=(1.0,), b=(1.0,))
 

@@ -7,8 +7,8 @@ import torch
 
 from lcalens import LatentConcepts
 from lcalens.lca.model.closed_forms import theorem1_model
-from probes import link, related_words
 from probes.harness.work import Work
+from probes.real import link, related_words
 
 
 def heads_rows(model, control, moved):

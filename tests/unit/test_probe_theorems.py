@@ -8,8 +8,8 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from probes import theorems
 from probes.harness.work import FIRST_SEED, Work
+from probes.theory import theorems
 
 SETTINGS = theorems.Theorems(m=(2, 3), omega=(1.0,), beta=(1.0,), lengths=(16, 64), samples=100, above=(4,))
 KINDS = ("constructed", "random pairs", "Gaussian embeddings", "W_V = I")

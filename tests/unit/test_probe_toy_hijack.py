@@ -5,8 +5,8 @@ from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.model.closed_forms import constructed_value, with_value
-from probes import toy_hijack as probe
 from probes.harness.work import FIRST_SEED, Work
+from probes.toy import toy_hijack as probe
 
 SMALL = probe.ToyHijack(
     m=(3,), lengths=(16,), seeds=1, steps=40, contexts=1000, aware=50, shares=(0.5,), sweep_lr=(0.03,), sweep_steps=(1,)

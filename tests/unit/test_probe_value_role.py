@@ -6,9 +6,9 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts
-from probes import value_role
 from probes.harness.toy import recipe
 from probes.harness.work import FIRST_SEED, Work
+from probes.toy import value_role
 
 SIZE = {"m": 3, "L": 8, "beta": 1.0, "steps": 60, "lr": 0.03, "samples": 200, "seeds": 1}
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM
-from probes.value_subspace import PRESETS, compared, grid, report
+from probes.toy.value_subspace import PRESETS, compared, grid, report
 
 QUICK = PRESETS["quick"]
 ANGLES = {"constructed": 3.0, "random pairs": 40.0, "Gaussian": 60.0, "E E^T": 4.0}
@@ -41,11 +41,11 @@ YES, PART, NO = "holds", "holds in part", "does not hold"
 @pytest.mark.parametrize(
     ("changes", "right", "expected"),
     [
-        ({}, None, [YES, NO]),
-        ({"E E^T": 45.0}, None, [YES, YES]),
+        ({}, None, [YES, YES]),
+        ({"E E^T": 1.0}, None, [YES, NO]),
         ({"constructed": 12.0}, None, [NO, NO]),
-        ({"random pairs": 12.0}, None, [NO, NO]),
-        ({}, {"constructed": 12.0}, [PART, NO]),
+        ({"random pairs": 12.0}, None, [NO, YES]),
+        ({}, {"constructed": 12.0}, [PART, PART]),
         ({"constructed": math.nan}, None, [NO, NO]),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot
 
 from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM, TrainConfig
-from probes.value_swap import PRESETS, RULES, grid, report, swapped
+from probes.toy.value_swap import PRESETS, RULES, grid, report, swapped
 
 QUICK = PRESETS["quick"]
 USUAL = {

@@ -14,7 +14,7 @@ ROOT = Path(lcalens.__file__).parent.parent
 PATCH = (Place("lcalens.mechanism.patch", "_measure"), Place("lcalens.engine.reading", "read_decoder"))
 TRAIN = (Place("lcalens.lca.training.trainer", "Trainer"),)
 SCORE = (Place("lcalens.llm.efficacy.scoring", "score"),)
-PROBE = (Place("probes.value_role", "measure"),)
+PROBE = (Place("probes.toy.value_role", "measure"),)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ MISSES = [
     (PROBE, "lcalens/lca/model/closed_forms.py", "def constructed_value(", "def constructed_value(sign, "),
     (PROBE, "lcalens/lca/model/closed_forms.py", "def _nearest_offsets(", "def _nearest_offsets(x, "),
     (PROBE, "lcalens/lca/world/bayes.py", "_TIE = ", "_TIE = 2 * "),
-    (PROBE, "probes/value_role.py", "def measure(", "def measure(x, "),
+    (PROBE, "probes/toy/value_role.py", "def measure(", "def measure(x, "),
     (PROBE, "probes/harness/toy.py", "def recipe(", "def recipe(x, "),
     (TRAIN, "lcalens/lca/training/stack.py", "_EPS = ", "_EPS = 2 * "),
     (TRAIN, "lcalens/lca/world/sampling.c", "{", "{ "),
@@ -77,7 +77,7 @@ MISSES = [
     (SCORE, "lcalens/llm/efficacy/tries.py", "def pack(", "def pack(x, "),
 ]
 HITS = [
-    (PROBE, "probes/value_role.py", "def report(", "def report(x, "),
+    (PROBE, "probes/toy/value_role.py", "def report(", "def report(x, "),
     (PROBE, "probes/harness/page.py", "def page(", "def page(x, "),
     (PROBE, "probes/harness/rules.py", "class Rule", "class Other:\n    pass\n\n\nclass Rule"),
     (PROBE, "lcalens/lca/model/closed_forms.py", '"""', '"""Another docstring. '),

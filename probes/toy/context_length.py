@@ -17,7 +17,7 @@ from lcalens import LatentConcepts
 from lcalens.core.estimates import exact, over_seeds
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, SHARE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe
@@ -28,18 +28,30 @@ RULES = (
     Rule(
         claim="The longer the context, the more accurate the recall.",
         source="section C.6",
+        group="paper",
+        sentence=(
+            "Longer contexts, made up mostly of independent and identically distributed samples, mean a larger "
+            "divergence and so a higher memory recall rate."
+        ),
         effect="accuracy at the longest L, less that at the shortest",
+        unit="accuracy",
         minimum=0.3,
         control=f"the same with {_PADDED}",
         margin=0.2,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="In long contexts a trained model recalls the concept almost always.",
         source="section C.6; Theorems 1 and 4",
+        group="ours",
         effect="accuracy at the longest L",
+        unit="accuracy",
         minimum=0.95,
         control=_PADDED,
         margin=0.2,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
 )
 CHOICES = """

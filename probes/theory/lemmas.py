@@ -20,7 +20,7 @@ from lcalens.core.estimates import exact, over_contexts, over_seeds
 from lcalens.lca import theory
 from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
-from probes.harness.rules import Evidence, Rule
+from probes.harness.rules import ANY, SHARE, Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, reported_seeds
@@ -30,29 +30,46 @@ RULES = (
     Rule(
         claim="Lemma 2: with N = nearest and orthonormal embeddings the constructed W_V does not err.",
         source="Lemma 2, if a tie counts for y",
+        group="paper",
+        sentence=(
+            "If W_V is constructed as in equation 5.1, the error rate is 0; if W_V is the identity, it is "
+            "strictly larger than 0."
+        ),
         effect="the share of contexts in which another token's logit is above y's",
+        unit="share of contexts",
         minimum=0.001,
         control=_BETTER,
         margin=0.1,
         sense="at most",
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Lemma 2, strictly: y alone has the largest logit.",
         source="Lemma 2, if a tie counts against y",
+        group="stronger",
         effect="the share of contexts in which another token's logit is at least y's",
+        unit="share of contexts",
         minimum=0.001,
         control=_BETTER,
         margin=0.1,
         sense="at most",
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Lemma 5: embeddings that follow equation 5.2 with b0 = b have a rank of at most m + 2.",
         source="Lemma 5",
+        group="paper",
+        sentence="If the embeddings follow equation 5.2 with b = b0 and N(t) = V without t, then rank(W_E) <= m + 2.",
         effect="the rank of W_E, less m + 2,",
+        unit="dimensions",
         minimum=0,
         control="embeddings whose inner products are exp(-D_H)",
         margin=1,
         sense="at most",
+        effect_range=ANY,
+        control_range=ANY,
     ),
 )
 CHOICES = """

@@ -21,7 +21,7 @@ from lcalens.lca import LCAForCausalLM
 from lcalens.lca.model.closed_forms import constructed_value, with_value
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import Reader, answered, means, reader, recipe, wide
@@ -31,18 +31,30 @@ RULES = (
     Rule(
         claim="Redrawing part of the context from another concept makes the model answer that concept.",
         source="sections 5.5, C.5",
+        group="paper",
+        sentence=(
+            "In section C.5 we show experiments in which mixing different contexts leads the Transformer to "
+            "misclassify."
+        ),
         effect="the rise of Pr(answer = y~) from the clean context to the share of the settings",
+        unit="share of contexts",
         minimum=0.3,
         control="the same positions redrawn as noise or from a concept one bit away from y~, whichever gives more y~",
         margin=0.2,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="More words of the true concept bring the answer back (reverse hijacking).",
         source="sections 5.5, C.6",
+        group="ours",
         effect="accuracy gained on hijacked contexts by adding the most tokens of the true concept",
+        unit="accuracy",
         minimum=0.1,
         control="as many tokens of uniform noise",
         margin=0.1,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = """

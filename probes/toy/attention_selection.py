@@ -22,7 +22,7 @@ from lcalens.lca import LCAForCausalLM, attention_pattern
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import dots, heat_maps
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe
@@ -33,26 +33,42 @@ RULES = (
     Rule(
         claim="Attention selects the tokens of the last token's cluster.",
         source="Figures 3c, C.7, C.8",
+        group="paper",
+        sentence=(
+            "Figures 3(c) and C.7 clearly show that self-attention selects tokens in the same cluster as the "
+            "last token."
+        ),
         effect=_MASS,
+        unit="attention mass",
         minimum=0.1,
         control="the same models before training",
         margin=0.1,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="What attention selects is the cluster, not tokens alike in any bits.",
         source="Figures 3c, C.7, C.8; a stronger control",
+        group="stronger",
         effect=_MASS,
+        unit="attention mass",
         minimum=0.1,
         control="the same for tokens that share as many other bits with the last token, at the most over such bits",
         margin=0.1,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="Attention that can select makes the model more accurate, where there are clusters.",
         source="sections 5.4, 6.3",
+        group="ours",
         effect="accuracy with W_K and W_Q trained, less that of models trained with W_K = W_Q = 0",
+        unit="accuracy",
         minimum=0.02,
         control="the same in the world N = all, where no cluster is shut out",
         margin=0.02,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = f"""

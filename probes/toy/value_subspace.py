@@ -19,7 +19,7 @@ from lcalens.core.estimates import over_seeds
 from lcalens.lca.geometry import cosine, principal_angles
 from lcalens.lca.training.runs import Run
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import ANGLE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -34,26 +34,38 @@ RULES = (
     Rule(
         claim="The trained and the constructed value matrix share a low-rank subspace.",
         source="Section 6.1, Figure C.3",
+        group="paper",
+        sentence=(
+            "Figure C.3 shows that, on average, the constructed value matrix has the smallest principal angle "
+            "with the trained one."
+        ),
         effect=_ANGLE,
+        unit="degrees",
         minimum=10,
         control="that of the trained matrix and random pairs",
         margin=10,
         sense="at most",
+        effect_range=ANGLE,
+        control_range=ANGLE,
     ),
     Rule(
         claim="The low-rank subspace of the trained value matrix is the constructed one's, and not just that of E E^T.",
         source="Figure C.3, with a stronger control",
+        group="stronger",
         effect=_ANGLE,
+        unit="degrees",
         minimum=10,
         control="that of the trained matrix and E E^T",
-        margin=10,
+        margin=0,
         sense="at most",
+        effect_range=ANGLE,
+        control_range=ANGLE,
     ),
 )
 CHOICES = """
 The paper compares parts of rank m and reports the smallest angle, and does not say on which side: both are shown here.
-Its omega, beta, d and training recipe are not public; the recipe here is that of the probe `value_matrix`, d = V/2. The
-larger the rank, the smaller the angles between any two subspaces: those of d dimensions are one and the same. The
+Its omega, beta, d and training recipe are unknown to us; the recipe here is that of the probe `value_matrix`, d = V/2.
+The larger the rank, the smaller the angles between any two subspaces: those of d dimensions are one and the same. The
 first sweep shows the angles over ranks and numbers of steps; the second, at rank m, over learning rates and numbers
 of steps. The largest number of steps is the full preset's.
 """

@@ -6,6 +6,7 @@ everywhere else, as a gap that is one among many is no rank. W_E is taken as it 
 direction of their mean, stand beside it: with a large mean the gap would be after the (m + 1)-th.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,18 +46,30 @@ RULES = (
     Rule(
         claim="Trained embeddings' singular values have a gap after the m-th.",
         source="C.9 to C.12",
+        group="paper",
+        sentence=(
+            "Figures C.9 to C.12 show that there is an eigengap between top and bottom singular values, "
+            "suggesting low-rank structure."
+        ),
         effect="the m-th singular value over the next",
+        unit="ratio",
         minimum=1.5,
         control="the same of the untrained embeddings",
         margin=0.3,
+        effect_range=(1.0, math.inf),
+        control_range=(1.0, math.inf),
     ),
     Rule(
         claim="The gap after the m-th singular value is the largest.",
         source="C.9 to C.12",
+        group="ours",
         effect="the ratio after the m-th singular value over the largest ratio after any other",
+        unit="ratio of ratios",
         minimum=1.1,
         control="the same of the untrained embeddings",
         margin=0.1,
+        effect_range=(0.0, math.inf),
+        control_range=(0.0, math.inf),
     ),
 )
 CHOICES = """
@@ -64,8 +77,8 @@ The paper speaks of a gap between the top and the bottom singular values and nam
 m + 1 where embeddings have a mean: its Gram matrix has one eigenvalue for the constant direction, one for all m single
 bits, and one for the rest. Any Gram matrix that depends on Hamming distance alone has groups of 1, m, m (m - 1) / 2,
 ... equal eigenvalues, so a gap may also lie after m + m (m - 1) / 2: the tables say where the largest is, of W_E as it
-is and centred. The optimiser, learning rate and number of steps are not public either: the two sweeps show how the gap
-depends on d, weight decay, learning rate and steps, at the smallest m; the largest number of steps is the full
+is and centred. The optimiser, learning rate and number of steps are unknown to us as well: the two sweeps show how the
+gap depends on d, weight decay, learning rate and steps, at the smallest m; the largest number of steps is the full
 preset's.
 """
 _UNTRAINED = "untrained"

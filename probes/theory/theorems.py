@@ -19,7 +19,7 @@ from lcalens.core.estimates import over_contexts, over_seeds
 from lcalens.lca import LCAForCausalLM, theory
 from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
-from probes.harness.rules import Evidence, Rule
+from probes.harness.rules import SHARE, Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, reported_seeds
@@ -28,34 +28,58 @@ RULES = (
     Rule(
         claim="Theorem 1: for m >= 3 and no noise the closed-form model's error goes to 0 as the context grows.",
         source="Theorem 1",
+        group="paper",
+        sentence=(
+            "For any epsilon > 0 there is a Transformer, given by equation 4.1, with an error below epsilon if "
+            "the context length L is large enough."
+        ),
         effect="accuracy at the longest L",
+        unit="accuracy",
         minimum=0.99,
         control="the same model with random pairs in W_V",
         margin=0.5,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="The model of Theorem 1 carries beyond its premises: to noise, and to m = 2.",
         source="section 5.1",
+        group="ours",
         effect="accuracy at the longest L",
+        unit="accuracy",
         minimum=0.99,
         control="the same model with random pairs in W_V",
         margin=0.5,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Theorem 4: with embeddings of equation 5.2 the error goes to 0 as b0 and the context grow.",
         source="Theorem 4",
+        group="paper",
+        sentence=(
+            "Under certain conditions on a and b, the error can be made arbitrarily small if b0 and the "
+            "context length L are large enough."
+        ),
         effect="accuracy at the longest L and the largest b0",
+        unit="accuracy",
         minimum=0.99,
         control="the same embeddings with random pairs in W_V",
         margin=0.5,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="It takes the geometry of equation 5.2: Gaussian embeddings of as many dimensions err more.",
         source="Theorem 4, a stronger control",
+        group="stronger",
         effect="accuracy at the longest L and the largest b0",
+        unit="accuracy",
         minimum=0.99,
         control="Gaussian embeddings of d = V dimensions, and W_V constructed from them",
         margin=0.01,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
 )
 CHOICES = """

@@ -1,7 +1,7 @@
 """Sentences that change no fact make models prefer the false object (Figure 2).
 
-The efficacy score ES is the share of facts whose false object is the likelier one; it rises under hijacking. The
-paper's falling curves are retention, 1 - ES. Measured over the number n of sentences before the prompt, on facts drawn
+The efficacy score ES is the share of facts whose false object is the likelier one; it rises under hijacking. What falls
+is retention, 1 - ES, shown beside it. Measured over the number n of sentences before the prompt, on facts drawn
 at random (Figure 2a), on relation P190 (Figure 2b), and on a few facts of every relation. Every scheme stands beside
 sentences of its own form that name an unrelated object, or none.
 """
@@ -21,26 +21,34 @@ from lcalens.llm.facts.facts import Facts
 from lcalens.llm.prompts.schemes import relations
 from probes.harness.facts import FactCurves, shares_table
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Evidence, Rule
+from probes.harness.rules import CHANGE, Evidence, Rule
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, facts_source, facts_table, model_names
 
-_rises = partial(Rule, effect="the rise in ES from no sentence to the largest n", minimum=0.1, margin=0.1)
+_rises = partial(
+    Rule, effect="the rise in ES from no sentence to the largest n", unit="share of facts", minimum=0.1,
+    margin=0.1, effect_range=CHANGE, control_range=CHANGE)  # fmt: skip
 RULES = (
     _rises(
-        claim='"Do not think of" the false object makes it the answer.',
+        claim='"Do not think of" the false object makes it likelier than the true object.',
         source="Figure 2a",
+        group="paper",
+        sentence="Figure 2(a) shows that the efficacy score drops significantly after the hijack.",
         control="the same sentence about an object of another relation",
     ),
     _rises(
-        claim="True negated sentences make the false object the answer.",
+        claim="True negated sentences make the false object likelier than the true object.",
         source="Figure 2b",
+        group="paper",
+        sentence="We see a similar pattern (of factually correct sentences, such as: The Eiffel Tower is not in Guam).",
         control="a negated sentence of the subject and an object of another relation",
     ),
     _rises(
         claim="The more sentences, the stronger the hijack.",
-        source="Figure 2",
+        source="Figure 2b",
+        group="paper",
+        sentence="... that is, the more sentences are added, the lower the ES score.",
         effect="the rise in ES from one sentence to the largest n",
         minimum=0.05,
         control="as many sentences about an object of another relation",
@@ -49,18 +57,26 @@ RULES = (
     _rises(
         claim="Sentences in which nothing false or negated is said hijack too.",
         source="the second scheme, with true sentences alone",
+        group="ours",
         control="as many plain sentences that name no object",
     ),
     _rises(
         claim="A word near the false object hijacks without naming it.",
         source="section 3, French and France",
+        group="paper",
+        sentence=(
+            "It is worth noting that one can hijack even by including only words semantically close to the false "
+            "target (for the false target French, for instance, France)."
+        ),
         minimum=0.05,
         control="the same words dealt out to other objects",
         margin=0.05,
     ),
     _rises(
         claim="Naming the true object improves recall.",
-        source="the reverse of Figure 2",
+        source="section 5.5, Figure B.1",
+        group="paper",
+        sentence="In reverse context hijacking, adding sentences that contain the true target improves factual recall.",
         effect="the change in ES from no sentence to the largest n",
         minimum=-0.05,
         control="as many sentences of the same form that do not name it",
@@ -207,8 +223,8 @@ def report(settings: HijackCurves, rows: pd.DataFrame) -> Report:
     return Report(
         evidence=tuple(zip(RULES, evidence, strict=True)),
         figures={
-            "Efficacy score ES over the number of sentences n, with 95% Wilson bands; retention, which the paper "
-            "draws, is 1 - ES. The three lines of a panel are of the same facts.": curves(
+            "Efficacy score ES over the number of sentences n, with 95% Wilson bands; retention is "
+            "1 - ES. The three lines of a panel are of the same facts.": curves(
                 pd.DataFrame(drawn),
                 x="n",
                 y="mean",

@@ -30,7 +30,7 @@ from lcalens.core.estimates import Estimate, over_seeds, ratio_of_facts
 from lcalens.mechanism.arguments import Head
 from lcalens.mechanism.exchange import TWINS
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Evidence, Rule, paired, unpaired
+from probes.harness.rules import ANY, Evidence, Rule, paired, unpaired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -40,7 +40,11 @@ RULES = (
     Rule(
         claim="A few heads carry the hijack.",
         source="the link",
+        group="ours",
         effect="the share of it that the leading heads carry together, on facts they were not ranked on",
+        unit="share of the hijack",
+        effect_range=ANY,
+        control_range=ANY,
         minimum=0.5,
         control="as many other heads of the same layers, drawn at random",
         margin=0.3,
@@ -48,7 +52,11 @@ RULES = (
     Rule(
         claim="A hijack is carried by what heads recall, whatever the clean sentence.",
         source="the link",
+        group="ours",
         effect="the share that goes with the leading heads' values alone",
+        unit="share of the hijack",
+        effect_range=ANY,
+        control_range=ANY,
         minimum=0.5,
         control="the share that goes with their patterns alone",
         margin=0.2,
@@ -56,7 +64,11 @@ RULES = (
     Rule(
         claim="Against a sentence that names nothing, where heads look carries a part too.",
         source="the link",
+        group="ours",
         effect="the share that goes with the leading heads' patterns alone, against the neutral sentence",
+        unit="share of the hijack",
+        effect_range=ANY,
+        control_range=ANY,
         minimum=0.2,
         control="the same against a sentence that names another object",
         margin=0.2,

@@ -22,7 +22,7 @@ from lcalens.lca.model.closed_forms import with_value
 from lcalens.lca.training.runs import Run
 from lcalens.lca.world.bayes import accuracy, bayes_accuracy
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -37,35 +37,51 @@ RULES = (
     Rule(
         claim="The trained value matrix can be replaced by the constructed one.",
         source="Section 6.1, Figure C.2",
+        group="paper",
+        sentence=(
+            "Figure C.2 shows that the accuracy does not drop significantly when the value matrix is replaced "
+            "by the constructed one."
+        ),
         effect=_LOSS,
+        unit="accuracy",
         minimum=-0.02,
         control="the same with random pairs",
         margin=0.05,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="The trained value matrix can be replaced by the constructed one, and by none that ignores neighbours.",
         source="Figure C.2, with stronger controls",
+        group="stronger",
         effect=_LOSS,
+        unit="accuracy",
         minimum=-0.02,
         control="the same with the better of E E^T and the identity in each run",
         margin=0.05,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="With frozen Gaussian embeddings, it can be replaced by the construction without their interference.",
         source="beyond the paper",
+        group="ours",
         effect=f"{_LOSS}, for the pseudo-inverse construction,",
+        unit="accuracy",
         minimum=-0.02,
         control="the same with the paper's construction",
         margin=0.05,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = """
-The paper's omega, beta, d and training recipe for this figure are not public, nor whether embeddings were trained. The
-recipe here is that of the probe `value_matrix`, d = V/2. Worlds in which a trained model is nearly always right are
-taken beside one in which it is not: where there is room for errors, a swap can cost more. The sweeps show what a swap
-costs over omega and beta, and over learning rates and numbers of steps; the largest number of steps is the full
-preset's. With frozen embeddings d goes through several multiples of V: the pseudo-inverse is exact from d = V on, and
-well conditioned above that.
+The paper's omega, beta, d and training recipe for this figure are unknown to us, and so is whether embeddings were
+trained. The recipe here is that of the probe `value_matrix`, d = V/2. Worlds in which a trained model is nearly
+always right are taken beside one in which it is not: where there is room for errors, a swap can cost more. The sweeps
+show what a swap costs over omega and beta, and over learning rates and numbers of steps; the largest number of steps
+is the full preset's. With frozen embeddings d goes through several multiples of V: the pseudo-inverse is exact from d
+= V on, and well conditioned above that.
 """
 _KINDS = ("trained", "constructed", "random pairs", "E E^T", "identity", "pseudo-inverse")
 

@@ -1,12 +1,14 @@
 """Lemma 6: the gradient in the attention scores, and whether it pulls attention into the cluster (section 5.4).
 
-The formula, as printed and with the factor alpha_t in both terms, against automatic differentiation; the printed one by
-how often a token occurs. Then what the paper reads from it: that the gradient is larger inside the last token's
-cluster, as tokens there occur more often (the control is the same for each copy of a token), and that descent raises
-the scores there, at initialisation and after training. The pulls of all tokens in a context sum to 0, so the pull
-outside says nothing of its own: the control is the half of the vocabulary that shares another bit with the last token.
+The formula, in the rendering that we have and with the factor alpha_t in both terms, against automatic
+differentiation; the rendering's by how often a token occurs. Then what the paper reads from it: that the gradient is
+larger inside the last token's cluster, as tokens there occur more often (the control is the same for each copy of a
+token), and that descent raises the scores there, at initialisation and after training. The pulls of all tokens in a
+context sum to 0, so the pull outside says nothing of its own: the control is the half of the vocabulary that shares
+another bit with the last token.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from lcalens.core.estimates import over_seeds
 from lcalens.lca import theory
 from lcalens.lca.training.trainer import start_model
 from probes.harness.figures import curves
-from probes.harness.rules import Evidence, Rule, paired
+from probes.harness.rules import ANY, Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -33,45 +35,73 @@ _ERROR = "the largest error, as a share of the largest gradient,"
 RULES = (
     Rule(
         claim="Lemma 6's formula is the gradient in the attention scores.",
-        source="Lemma 6, as printed",
+        source="Lemma 6, in the rendering that we have",
+        group="paper",
+        sentence=(
+            "The gradient in u(t, t_L) is the loss's gradient times W_E^T W_V (alpha_t p_t W_E(t) - p_t sum_l "
+            "p_(t_l) W_E(t_l))."
+        ),
         effect=_ERROR,
+        unit="relative error",
         minimum=1e-6,
         control="the gradient of another context",
         margin=0.01,
         sense="at most",
+        effect_range=(0.0, math.inf),
+        control_range=(0.0, math.inf),
     ),
     Rule(
         claim="With the factor alpha_t in both terms Lemma 6's formula is the gradient.",
         source="Lemma 6, corrected",
+        group="ours",
         effect=_ERROR,
+        unit="relative error",
         minimum=1e-6,
-        control="the formula as printed",
+        control="the formula in the rendering that we have",
         margin=0.01,
         sense="at most",
+        effect_range=(0.0, math.inf),
+        control_range=(0.0, math.inf),
     ),
     Rule(
         claim="At initialisation the gradient is larger inside the last token's cluster.",
         source="section 5.4, on its size",
+        group="paper",
+        sentence=(
+            "For tokens in the same cluster the gradient's contribution to the unnormalised attention score is "
+            "therefore usually larger."
+        ),
         effect="the gradient's mean size inside the cluster over that outside",
+        unit="ratio",
         minimum=1.5,
         control="the same for each copy of a token",
         margin=0.5,
+        effect_range=(0.0, math.inf),
+        control_range=(0.0, math.inf),
     ),
     Rule(
         claim="At initialisation descent raises attention scores inside the last token's cluster.",
         source="section 5.4, on its direction",
+        group="ours",
         effect=_PULL,
+        unit="share of the gradient",
         minimum=0.05,
         control=_HALVES,
         margin=0.05,
+        effect_range=ANY,
+        control_range=ANY,
     ),
     Rule(
         claim="Through training descent raises attention scores inside the last token's cluster.",
         source="section 5.4, on its direction",
+        group="ours",
         effect=_PULL,
+        unit="share of the gradient",
         minimum=0.05,
         control=_HALVES,
         margin=0.05,
+        effect_range=ANY,
+        control_range=ANY,
     ),
 )
 CHOICES = """

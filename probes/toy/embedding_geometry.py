@@ -31,7 +31,7 @@ from probes.harness.embeddings import (
     trained,
 )
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import ANY, SHARE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report
 from probes.harness.work import Work
@@ -45,31 +45,52 @@ RULES = (
     Rule(
         claim="Trained embeddings' mean inner products are linear in Hamming distance.",
         source="Figure 3b, C.5",
+        group="paper",
+        sentence=(
+            "The relationship between the average inner product of the embeddings of two tokens and their "
+            "Hamming distance roughly follows equation 5.2."
+        ),
         effect="R^2 of a line through the mean inner product of each distance",
+        unit="R^2",
         minimum=0.9,
         control=f"{_STRONGEST}, and exp(-D_H / beta)",
         margin=0.1,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Trained embeddings have b0 > b > 0.",
         source="equation 5.2",
+        group="paper",
+        sentence="... where b0 > b and a > 0.",
         effect=f"{_ORDER} of the fit",
+        unit="share of b0",
         minimum=0.05,
         control=_STRONGEST,
         margin=0.05,
+        effect_range=ANY,
+        control_range=ANY,
     ),
     Rule(
         claim="With W_V = I, the mean inner products are linear in Hamming distance too.",
         source="C.6",
+        group="paper",
+        sentence=(
+            "If we plot the same for a trained Transformer with the value matrix fixed to be the identity, the "
+            "relationship is mostly linear."
+        ),
         effect="R^2 of a line through the mean inner product of each distance, with W_V = I,",
+        unit="R^2",
         minimum=0.9,
         control=f"{_STRONGEST}, and exp(-D_H / beta)",
         margin=0.1,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
 )
 CHOICES = """
-The paper's recipe is not public, nor whether its line is fitted or drawn by eye; its figures show means alone, so the
-rules judge means, and R^2 over pairs stands beside. With AdamW, d, weight decay, learning rate and number of steps all
+The paper's recipe is unknown to us, and how its relation was fitted. It speaks of average inner products, so the rules
+judge means, and R^2 over pairs stands beside. With AdamW, d, weight decay, learning rate and number of steps all
 shape the embeddings: the two sweeps show how, at the smallest m, and the largest number of steps is the full preset's.
 Embeddings are taken as they are, not centred. Where they sum to about 0, b is a m / 2 but for terms of order 1 / V, so
 that b > 0 says no more than a > 0; the table shows a m / 2 beside b. Shuffled tokens are the mean over several

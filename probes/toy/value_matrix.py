@@ -13,7 +13,7 @@ import pandas as pd
 from lcalens import LatentConcepts
 from lcalens.core.estimates import over_seeds
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -23,14 +23,22 @@ RULES = (
     Rule(
         claim="A trained value matrix is more accurate than the identity, and not for its other weights alone.",
         source="Figure 3a, C.1",
+        group="paper",
+        sentence=(
+            "Figures 3(a) and C.1 show that freezing W_V leads to a significant drop in accuracy when the "
+            "context length is small."
+        ),
         effect="accuracy with W_V trained, less that with W_V = I",
+        unit="accuracy",
         minimum=0.01,
         control="the same with W_V fixed at random instead of trained",
         margin=0.01,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = """
-The paper's optimiser, learning rate, number of steps and initialisation are not public. Here: AdamW with a learning
+The paper's optimiser, learning rate, number of steps and initialisation are unknown to us. Here: AdamW with a learning
 rate that falls linearly to 0, Gaussian embeddings of d = V/2 dimensions, uniform W_K, W_Q and W_V. The sweep shows the
 same difference over learning rates and numbers of steps, at the smallest m and L of the grid; its largest number of
 steps is the full preset's.

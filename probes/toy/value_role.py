@@ -23,7 +23,7 @@ from lcalens.lca.geometry import gram_hamming_fit
 from lcalens.lca.model import closed_forms as memory
 from lcalens.lca.theory.claims import in_double
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import SHARE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -33,18 +33,31 @@ RULES = (
     Rule(
         claim="W_V brings h(x) to where it is classified right, more often than h(x) can be there by itself.",
         source="section 5.2",
+        group="paper",
+        sentence="The remapping effect of the value matrix can help to solve this.",
         effect="the share of contexts with W_V h(x) in S_y, W_V trained",
+        unit="share of contexts",
         minimum=0.5,
         control="models trained with W_V = I: the share with h(x) in S_y",
         margin=0.01,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Theorem 3: with W_V = I inner products of embeddings fall linearly with the Hamming distance.",
         source="Theorem 3",
+        group="paper",
+        sentence=(
+            "There are a > 0 and b such that for two tokens t != t' the inner product of W_E(t) and W_E(t') is "
+            "-a D_H(t, t') + b."
+        ),
         effect="R^2 of a falling line over all pairs of tokens",
+        unit="R^2",
         minimum=0.95,
         control="the same line through inner products that fall as exp(-D_H / beta), the shape of pi",
         margin=0.01,
+        effect_range=(-1.0, 1.0),
+        control_range=SHARE,
     ),
 )
 CHOICES = """

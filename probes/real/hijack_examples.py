@@ -19,7 +19,7 @@ from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.views.style import GREY
 from probes.harness.figures import dots
-from probes.harness.rules import Evidence, Rule, paired
+from probes.harness.rules import ANY, CHANGE, Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, model_names
@@ -29,18 +29,27 @@ RULES = (
     Rule(
         claim="A sentence before the question pushes the answer towards the false object that it names.",
         source="Figure 1",
-        effect="the mean change in the log odds of the false answer against the true one (nats)",
+        group="paper",
+        sentence="LLMs can be fooled easily by a changed context.",
+        effect="the mean change in the log odds of the false answer against the true one",
+        unit="nats",
         minimum=1.0,
         control=_CONTROL,
         margin=1.0,
+        effect_range=ANY,
+        control_range=ANY,
     ),
     Rule(
         claim="With the sentence, most examples are answered falsely.",
         source="Figure 1",
+        group="ours",
         effect="the share of examples whose false answer is the likelier one, with the sentence less without",
+        unit="share of examples",
         minimum=0.5,
         control=_CONTROL,
         margin=0.25,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = """

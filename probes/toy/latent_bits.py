@@ -26,7 +26,7 @@ from lcalens.lca import LCAForCausalLM
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import SHARE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -36,18 +36,26 @@ RULES = (
     Rule(
         claim="Training makes the latent bits of a token linearly readable from its embedding.",
         source="sections 5.3 and 6.2",
+        group="ours",
         effect="the probe's accuracy on held-out tokens",
+        unit="accuracy",
         minimum=0.9,
         control="the same models before training",
         margin=0.2,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
     Rule(
         claim="Training makes the latent bits of y linearly readable from what attention gathered.",
         source="sections 5.2 and 5.4",
+        group="ours",
         effect="the probe's accuracy on held-out contexts",
+        unit="accuracy",
         minimum=0.9,
         control="the same models before training",
         margin=0.05,
+        effect_range=SHARE,
+        control_range=SHARE,
     ),
 )
 CHOICES = """

@@ -19,7 +19,7 @@ from lcalens import LatentConcepts, efficacy, load_facts
 from lcalens.core.estimates import over_seeds, ratio_of_facts
 from lcalens.llm.prompts.schemes import relations
 from probes.harness.figures import curves, dots
-from probes.harness.rules import Evidence, Rule, paired
+from probes.harness.rules import ANY, Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -29,7 +29,11 @@ RULES = (
     Rule(
         claim="A related word keeps a part of the hijack: it is association, not mention alone.",
         source="the link",
+        group="ours",
         effect="the share of the hijack that is left with a related word",
+        unit="share of the hijack",
+        effect_range=ANY,
+        control_range=ANY,
         minimum=0.1,
         control="the share with an unrelated word of the same kind",
         margin=0.1,

@@ -18,7 +18,7 @@ from lcalens import LatentConcepts
 from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import over_seeds
 from probes.harness.figures import curves
-from probes.harness.rules import Rule, paired
+from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
@@ -28,19 +28,32 @@ RULES = (
     Rule(
         claim="Below d = V, trained embeddings are more accurate than frozen Gaussian ones.",
         source="C.4",
+        group="paper",
+        sentence=(
+            "Figure C.4 clearly shows that embedding training is needed when the dimension is smaller than the "
+            "vocabulary size (d < V)."
+        ),
         effect="accuracy with W_E trained, less that with W_E frozen",
+        unit="accuracy",
         minimum=0.05,
         control="the same difference at d = 2V",
         margin=0.02,
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
     Rule(
         claim="Above d = V, frozen Gaussian embeddings do as well as trained ones.",
         source="C.4",
+        group="paper",
+        sentence="In the overparameterised regime (d > V) it is not required.",
         effect="accuracy at d = 2V with W_E trained, less that with W_E frozen",
+        unit="accuracy",
         minimum=0.02,
         control="the same difference at d = V/2",
         margin=0.02,
         sense="at most",
+        effect_range=CHANGE,
+        control_range=CHANGE,
     ),
 )
 CHOICES = """

@@ -1,0 +1,1 @@
+"""Probes of theorems and lemmas: closed forms, without training or with little."""

@@ -1,0 +1,1 @@
+"""Probes of the trained toy model (sections 5 and 6)."""
