@@ -35,6 +35,7 @@ _HOMES = {
     "load_model": "lcalens.llm.models.load",
     "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
+    "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
     "split": "lcalens.mechanism.split",
     "train": "lcalens.lca.training.training",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from lcalens.llm.facts.facts import load_facts as load_facts
     from lcalens.llm.models.load import load_model as load_model
     from lcalens.mechanism.attribute import attribute as attribute
+    from lcalens.mechanism.cache import run_with_cache as run_with_cache
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast
     from lcalens.mechanism.exchange import exchange as exchange
     from lcalens.mechanism.hook_names import hook_name as hook_name

@@ -1,6 +1,7 @@
 """Patching by TransformerLens's hooks, a forward pass for every patched run: for models that nobody reads by layers."""
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ def patch_hooked(
     direction: str,
     metric: Metric,
     layers: range | None = None,
+    made: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]] | None = None,
 ) -> tuple[Float[Tensor, "batch variant group"], Float[Tensor, "batch 2"]]:
     """The patched runs' metric, and the clean and hijacked run's.
 
@@ -42,6 +44,7 @@ def patch_hooked(
         direction: `restore` or `corrupt`.
         metric: The metric.
         layers: Which layers are patched; all by default.
+        made: From the base run's activations by layer to what is put in, where that is not the other run's.
 
     Raises:
         LcalensError: The model does not let the site be edited.
@@ -50,7 +53,8 @@ def patch_hooked(
     device = next(model.original_model.parameters()).device
     tokens = {name: run.to(device) for name, run in zip(("clean", "hijacked"), runs, strict=True)}
     base, source = (tokens[name] for name in roles(direction))
-    names = [hook_name(site, layer) for layer in layers or range(model.cfg.n_layers)]
+    patched = list(layers or range(model.cfg.n_layers))
+    names = [hook_name(site, layer) for layer in patched]
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -59,10 +63,16 @@ def patch_hooked(
 
         return look
 
-    source_logits = _last(model, source, [(name, keep(name)) for name in names], site, metric)
+    keeping = [(name, keep(name)) for name in names]
+    # What is put in is the source run's, or made to fit the base run's.
+    base_logits = _last(model, base, keeping if made else [], site, metric)
+    source_logits = _last(model, source, [] if made else keeping, site, metric)
     if len(kept) < len(names):
         raise LcalensError(f"site: {site!r} cannot be patched in this model, which shows none; use another site.")
-    ends = dict(zip(roles(direction), (_last(model, base, [], site, metric), source_logits), strict=True))
+    if made is not None:
+        put_in = made({layer: kept[name] for layer, name in zip(patched, names, strict=True)})
+        kept = {name: put_in[layer] for layer, name in zip(patched, names, strict=True)}
+    ends = dict(zip(roles(direction), (base_logits, source_logits), strict=True))
     question = replace(asked, clean=ends["clean"])
     columns = []
     for name in names:
@@ -117,15 +127,28 @@ def try_site(model: Any, site: str) -> None:
 
 def _activations(model: Any, tokens: Int[Tensor, "1 position"]) -> dict[str, Tensor]:
     """Every site's activation in every layer, as far as hooks show it, and what W_O is given."""
+    names = [hook_name(site, layer) for site in SITES for layer in range(model.cfg.n_layers)]
+    return shown(model, tokens, names)[0]
+
+
+def shown(
+    model: Any, tokens: Int[Tensor, "batch position"], names: Sequence[str]
+) -> tuple[dict[str, Tensor], Float[Tensor, "batch position vocab"]]:
+    """What the model's hooks of these names show in a run, those that it has and that fire; and its logits.
+
+    Args:
+        model: A TransformerBridge.
+        tokens: Of one length.
+        names: As TransformerLens has them.
+    """
     kept: dict[str, Tensor] = {}
-    names = {hook_name(site, layer) for site in SITES for layer in range(model.cfg.n_layers)}
 
     def look(value: Tensor, hook: Any, name: str) -> None:
         kept[name] = value.detach().clone()
 
-    present = [name for name in names if _has_hook(model, name)]
-    model.run_with_hooks(tokens, fwd_hooks=[(name, partial(look, name=name)) for name in present])
-    return kept
+    present = [name for name in dict.fromkeys(names) if _has_hook(model, name)]
+    logits = model.run_with_hooks(tokens, fwd_hooks=[(name, partial(look, name=name)) for name in present])
+    return kept, logits.detach()
 
 
 def _has_hook(model: Any, name: str) -> bool:

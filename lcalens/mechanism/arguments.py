@@ -5,7 +5,7 @@ positions, a hook's name for a site) every verb accepts, and what it refuses it 
 itself is seen to, and held steady, by `lcalens.core.stamp.holds_steady`, which every verb is wrapped in.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, SupportsIndex, get_args
 
@@ -21,6 +21,7 @@ from lcalens.engine.reading import read_decoder
 from lcalens.engine.sites import ALIGNED_FROM_THE_END, NEEDS_ALIGNED
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.hook_names import Place, read_place
+from lcalens.mechanism.sources import SOURCES
 
 Direction = Literal["restore", "corrupt", "denoise", "noise"]
 _DIRECTIONS: dict[str, Literal["restore", "corrupt"]] = {
@@ -225,6 +226,26 @@ def read_direction(direction: Any) -> Literal["restore", "corrupt"]:
         LcalensError: It is none of the four.
     """
     return _DIRECTIONS[check_choice("direction", direction, _DIRECTIONS)]
+
+
+def read_source(source: Any) -> Any:
+    """`other`, `zero` or `mean`, or activations by TransformerLens's hook names.
+
+    Args:
+        source: What was given: a word, a mapping, or an ActivationCache.
+
+    Raises:
+        LcalensError: It is neither.
+    """
+    if isinstance(source, str):
+        return check_choice("source", source, SOURCES)
+    held = getattr(source, "cache_dict", source)
+    if isinstance(source, type) or not isinstance(held, Mapping) or not held:
+        raise LcalensError(
+            f"source: {source!r:.60} is not one of {', '.join(SOURCES)}, nor an ActivationCache or a mapping from hook "
+            "names to tensors."
+        )
+    return source
 
 
 def check_metric(metric: Any, verb: str, *, but: Collection[str] = (), own: str | None = None) -> Any:

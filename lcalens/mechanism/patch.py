@@ -6,8 +6,9 @@ hooks (`hooked`). Both are exact; the result's provenance says which ran.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
+from lcalens.engine.activations import made_source, of_trace
 from lcalens.engine.by_hooks import patch_hooked
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import trace_both
+from lcalens.engine.forward import Trace, trace_both
 from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
 from lcalens.engine.reading import read_decoder
 from lcalens.engine.sites import HEADS, SHARED, head_labels, roles
@@ -37,10 +39,13 @@ from lcalens.mechanism.arguments import (
     read_direction,
     read_positions,
     read_site,
+    read_source,
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.hook_names import Place
 from lcalens.mechanism.memory import halving
+from lcalens.mechanism.sources import Source, SourceName, check_same_as_hooks, check_zero, given_source, mean_source
 from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
@@ -68,6 +73,7 @@ def patch(
     site: str = "z",
     positions: Positions = "last",
     direction: Direction = "restore",
+    source: SourceName | Mapping[str, Any] | Any = "other",
     metric: Metric = "logit-difference",
     memory: float | int = 2.0,
     out: str | os.PathLike[str] | None = None,
@@ -84,7 +90,14 @@ def patch(
         positions: `last`; `all`, at once; `each`, one at a time; a span's name; or indices. Query positions for `q`,
             `head`, `pattern` and `attn_scores`, key positions for `k` and `v`.
         direction: `restore` (or `denoise`) puts clean activations into the hijacked run, `corrupt` (or `noise`)
-            hijacked ones into the clean one.
+            hijacked ones into the clean one. With another `source` it says which run is ablated: `restore` the hijacked
+            one, `corrupt` the clean one.
+        source: What is put in. `other`, the other run's activations. `zero`, zeros (resample nothing, take the site
+            away; not for `pattern` and `attn_scores`). `mean`, the mean over all the contrast's clean runs at the same
+            position, counted from the end, whichever run is ablated: two examples at least, and all clean runs must
+            have the positions. Or your own: an ActivationCache, as `run_with_cache` or the bridge's gives it, or a
+            mapping from hook names to tensors, for every patched layer, of as many examples as the contrast has or 1
+            for all, and of the run's positions (aligned from the end) or 1 for all.
         metric: `logit-difference`, logit(false) - logit(true); `probability`, Pr[false] - Pr[true]; `kl`, KL(clean run
             || patched run); `whole-answer`, log Pr[false answer] - log Pr[true answer]; or a function of (logits,
             index of the example), row by row.
@@ -97,7 +110,10 @@ def patch(
     Returns:
         A result over the axes example, layer, head (where the site has heads) and position (for `each`; -1 is the
         last), with `value`, the patched run's metric, and `recovery`, 0 where it is the hijacked run's and 1 where it
-        is the clean run's. `summary` has the recovery of the means, with 95% bootstrap intervals over examples.
+        is the clean run's. `summary` has the recovery of the means, with 95% bootstrap intervals over examples. With a
+        `source` that is not the other run there is also `effect`, the metric of the ablated run less that of the same
+        run untouched: what the site does in that run, with its sign turned. `recovery` then says how far the ablation
+        by itself moves the metric to the clean run's.
 
     Raises:
         LcalensError: An argument that cannot be used, or a site that does not align.
@@ -106,10 +122,13 @@ def patch(
         >>> result = patch(model, contrast, site="z", positions="last")  # doctest: +SKIP
         >>> result.wide().sort_values("recovery").tail(3)  # the heads that restore most  # doctest: +SKIP
         >>> patch(model, contrast, site="blocks.3.attn.hook_z", direction="denoise")  # one layer  # doctest: +SKIP
+        >>> patch(model, contrast, source="mean", direction="corrupt")  # mean ablation, clean run  # doctest: +SKIP
     """
     check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
     asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")
-    check_aligned(asked.site, contrast)
+    source = read_source(source)
+    if isinstance(source, str) and source != "zero":  # zeros are the same everywhere; what is given has its own check
+        check_aligned(asked.site, contrast)
     budget = check_real("memory", memory, low=1e-3) * 2**30
     positions = read_positions(positions)
     places = contrast.places(positions)
@@ -117,10 +136,11 @@ def patch(
     if isinstance(decoder, str) and metric == "whole-answer":
         raise LcalensError(f"metric: whole-answer needs a model that lcalens can read layer by layer; {decoder}.")
     labels = _labels(model, decoder, asked)
+    put_in = _source(model, decoder, contrast, asked.site, labels["layer"], source, places, direction)
     groups = max(len(row) for row in places)
     # A hook changes what is computed, and no key can tell how.
     store = CellStore(None if active_hooks(model) else out)
-    whose = [] if out is None else [stamp(model), *asked, direction, _named(metric, out)]
+    whose = [] if out is None else [stamp(model), *asked, direction, _named(metric, out), put_in.kind, put_in.content]
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
@@ -134,7 +154,7 @@ def patch(
 
                 def measure(bucket: Bucket, limit: float, groups: Any = job.groups) -> dict[str, np.ndarray]:
                     part = Job(bucket, groups)
-                    return _measure(model, decoder, contrast, part, asked, direction, metric, limit)
+                    return _measure(model, decoder, contrast, part, asked, direction, metric, limit, put_in)
 
                 cell, times = halving(measure, job.bucket, budget)
                 halved = max(halved, times)
@@ -159,6 +179,8 @@ def patch(
                 "site": asked.site,
                 "positions": plain_positions(positions),
                 "direction": direction,
+                "source": put_in.kind,
+                **({} if put_in.kind == "other" else {"ablated": roles(direction)[0], "put_in": put_in.says}),
                 "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
                 "memory": {"gib": budget / 2**30, "halved": halved},
             }
@@ -221,29 +243,69 @@ def _measure(
     direction: str,
     metric: Metric,
     budget: float,
+    put_in: Source,
 ) -> dict[str, np.ndarray]:
     bucket, site, layers = job.bucket, asked.site, _patched_layers(asked)
+    examples, made = bucket.indices.tolist(), put_in.kind != "other"
     if isinstance(decoder, str):
         device = next(model.original_model.parameters()).device
         question = Asked(*(tensor.to(device) for tensor in (bucket.true, bucket.false, bucket.indices)))
         runs = bucket.clean, bucket.hijacked
-        value, ends = patch_hooked(model, runs, question, job.groups, site, direction, metric, layers)
-    elif metric == "whole-answer":
-        value, ends = whole_answers(decoder, contrast, bucket, job.groups, site, direction, budget, layers)
+        context = getattr(bucket, roles(direction)[0]).shape[1]
+        fit = partial(put_in.fitted, site, examples=examples, context=context) if made else None
+        value, ends = patch_hooked(model, runs, question, job.groups, site, direction, metric, layers, fit)
     else:
-        device = decoder.layers[0].device
-        both = trace_both(decoder, bucket.clean.to(device), bucket.hijacked.to(device), keep=kept_for(site))
-        runs = {"clean": both[0], "hijacked": both[1]}
-        base, source = (runs[name] for name in roles(direction))
-        question = Asked(*(tensor.to(decoder.unembed.device) for tensor in (bucket.true, bucket.false, bucket.indices)))
-        ends, question = ends_of(metric, decoder, [run.final[:, -1] for run in both], question)
-        value = torch.stack(
-            [
-                of_variants(metric, decoder, variants[:, :, -1], question)
-                for variants in variants_of(decoder, base, source, site, job.groups, budget, layers=layers)
-            ],
-            -1,
-        )
+
+        def fitted(base: Trace, rows: list[int], context: int) -> Trace:
+            bases = {layer: of_trace(base, site, layer) for layer in layers or range(len(decoder.layers))}
+            return made_source(decoder, site, put_in.fitted(site, bases, [examples[row] for row in rows], context))
+
+        if metric == "whole-answer":
+            value, ends = whole_answers(
+                decoder, contrast, bucket, job.groups, site, direction, budget, layers, fitted if made else None
+            )
+        else:
+            device = decoder.layers[0].device
+            both = trace_both(decoder, bucket.clean.to(device), bucket.hijacked.to(device), keep=kept_for(site))
+            runs = {"clean": both[0], "hijacked": both[1]}
+            base, source = (runs[name] for name in roles(direction))
+            if made:
+                source = fitted(base, list(range(len(examples))), base.tokens.shape[1])
+            asking = (bucket.true, bucket.false, bucket.indices)
+            question = Asked(*(tensor.to(decoder.unembed.device) for tensor in asking))
+            ends, question = ends_of(metric, decoder, [run.final[:, -1] for run in both], question)
+            value = torch.stack(
+                [
+                    of_variants(metric, decoder, variants[:, :, -1], question)
+                    for variants in variants_of(decoder, base, source, site, job.groups, budget, layers=layers)
+                ],
+                -1,
+            )
     if site in HEADS | SHARED:
         value = value.unflatten(1, (len(_labels(model, decoder, asked)["layer"]), -1))
     return {"value": value.double().cpu().numpy(), "ends": ends.double().cpu().numpy()}
+
+
+def _source(
+    model: Any,
+    decoder: Decoder | str,
+    contrast: Contrast,
+    site: str,
+    layers: tuple[int, ...],
+    source: Any,
+    places: tuple[tuple[Group, ...], ...],
+    direction: str,
+) -> Source:
+    """What is put in, seen to fit these runs."""
+    wanted = range(layers[0], layers[-1] + 1)
+    if not isinstance(source, str):
+        found = given_source(source, site, wanted, contrast)
+        tokens = torch.tensor([getattr(contrast, roles(direction)[0])[0]])
+        check_same_as_hooks("source", model, decoder, tokens, {site: wanted})
+        return found
+    if source == "mean":
+        return mean_source(model, decoder, contrast, site, wanted, places)
+    if source == "zero":
+        check_zero(site)
+        return Source("zero", says="zeros")
+    return Source("other")

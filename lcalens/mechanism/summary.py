@@ -95,7 +95,7 @@ def patching_result(
         ends: The clean and the hijacked run's.
         labels: The axes but `example`.
         kind: Of the result.
-        provenance: How it was made, `metric` included.
+        provenance: How it was made, `metric` included. Where it says what was `ablated`, effects are told too.
         model: The TransformerBridge; of logit differences its soft cap and the grid of its dtype are told.
     """
     shape = (-1, *(1 for _ in labels))
@@ -104,9 +104,17 @@ def patching_result(
     with np.errstate(divide="ignore", invalid="ignore"):
         recovery = np.where(np.abs(gap) > _SMALL, (values - hijacked) / gap, np.nan)
     clusters = clusters_of(contrast.examples)
+    arrays, base = (
+        {"value": values, "recovery": recovery},
+        ends[:, 0 if provenance.get("direction") == "corrupt" else 1],
+    )
     columns = interval("value", ratio_of_means(values, np.ones(len(values)), clusters))
+    if "ablated" in provenance:
+        arrays["effect"] = values - base.reshape(shape)
+        columns |= interval("effect", ratio_of_means(arrays["effect"], np.ones(len(values)), clusters))
     columns |= interval("recovery", ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters))
     units = {"value": UNITS.get(metric := str(provenance.get("metric")), metric), "recovery": "share"}
+    units |= {"effect": units["value"]} if "effect" in arrays else {}
     examples, summary = (
         contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
         site_table(labels, columns, units),
@@ -114,14 +122,13 @@ def patching_result(
     if model is not None and metric == "logit-difference":
         examples = examples.assign(**capped_ends(model, contrast))
         grid = grid_of(model, contrast)
-        base = ends[:, 0 if provenance.get("direction") == "corrupt" else 1].mean()
-        largest = float(np.nanmax(np.abs(columns["value"] - base), initial=0.0))
+        largest = float(np.nanmax(np.abs(columns["value"] - base.mean()), initial=0.0))
         provenance = {**provenance, **resolution_record(provenance["model"]["dtype"], grid, largest)}
         summary = summary if grid is None else summary.assign(resolution=grid)
     return Result(
         kind=kind,
         axes={EXAMPLE: tuple(range(len(contrast))), **labels},
-        values={"value": values, "recovery": recovery},
+        values=arrays,
         examples=examples,
         tables={"summary": summary},
         units=units,

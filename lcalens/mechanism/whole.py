@@ -1,12 +1,14 @@
 """Patching measured on whole answers: log Pr[false answer] - log Pr[true answer], however many tokens they have."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import trace, trace_both
+from lcalens.engine.forward import Trace, trace, trace_both
 from lcalens.engine.sites import roles
 from lcalens.engine.variants import kept_for, variants_of
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
@@ -21,6 +23,7 @@ def whole_answers(
     direction: str,
     budget: float,
     layers: range | None = None,
+    made: Callable[[Trace, list[int], int], Trace] | None = None,
 ) -> tuple[Float[Tensor, "batch variant group"], Float[Tensor, "batch 2"]]:
     """The patched runs' metric, and the clean and hijacked run's.
 
@@ -35,6 +38,8 @@ def whole_answers(
         direction: `restore` or `corrupt`.
         budget: Bytes that the growing batch may take.
         layers: Which layers are patched; all by default.
+        made: From the base runs, which of the bucket's rows they are and their context's length to the source, where
+            that is not the other run.
     """
     if not decoder.causal and any(len(ids) > 1 for rows in (contrast.true, contrast.false) for ids in rows):
         raise LcalensError(
@@ -53,7 +58,10 @@ def whole_answers(
             clean, hijacked = trace_both(decoder, contexts[0], contexts[1], keep=keep)
             runs = {"clean": clean, "hijacked": hijacked}
             # Without the answer behind it: keys and values beyond the context are never put in.
-            source = trace(decoder, getattr(bucket, source_name)[rows].to(device), keep=keep)
+            if made is None:
+                source = trace(decoder, getattr(bucket, source_name)[rows].to(device), keep=keep)
+            else:
+                source = made(runs[base_name], rows, getattr(bucket, base_name).shape[1])
             for column, name in enumerate(("clean", "hijacked")):
                 ends[rows, column] += sign * _log_probability(decoder, runs[name].final[:, None, -length:], ids)[:, 0]
             found = [

@@ -125,7 +125,9 @@ def _title(result: "Result") -> str:
     where = {"last": "last position", "each": "", "all": "all positions"}.get(at, at) if isinstance(at, str) else (
         "" if at is None else f"positions {at}")  # fmt: skip
     method = {"patching": "attribution patching"}.get(str(told.get("method")), str(told.get("method", "")))
-    parts = (source_of(result), method, span, where, f"{len(result.examples)} examples")
+    ablated = told.get("ablated")
+    ablation = f"{told.get('source')} ablation in the {ablated} run" if ablated else ""
+    parts = (source_of(result), method, span, ablation, where, f"{len(result.examples)} examples")
     return ", ".join(short(str(part), 40) for part in parts if part)
 
 
