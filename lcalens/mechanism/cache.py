@@ -1,4 +1,4 @@
-"""Activations of a contrast's runs as TransformerLens's ActivationCache, read layer by layer where the model allows it."""
+"""Activations of a contrast's runs as TransformerLens's ActivationCache, from the same forward that `patch` runs."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,8 @@ def run_with_cache(
 
     Returns:
         Logits of every position, after any soft cap, in float32 at least; and an ActivationCache by hook name, each
-        tensor in the shape of the hook: `z`, `q`, `k`, `v` (example, position, head, width), `pattern` and `attn_scores`
-        (example, head, query, key), the others (example, position, d).
+        tensor in the shape of the hook: `z`, `q`, `k`, `v` (example, position, head, width), `pattern` and
+        `attn_scores` (example, head, query, key), the others (example, position, d).
 
     Raises:
         LcalensError: An argument that cannot be used, runs of several lengths, or a hook that shows something else.
@@ -64,8 +64,8 @@ def run_with_cache(
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise LcalensError(
-            f"contrast: a cache holds runs of one length, and the {run} ones have {lengths[0]} to {lengths[-1]} tokens; "
-            "take some, contrast[[...]]."
+            f"contrast: a cache holds runs of one length, and the {run} ones have {lengths[0]} to {lengths[-1]} "
+            "tokens; take some, contrast[[...]]."
         )
     decoder = read_decoder(model, contrast.longest)
     layers = len(decoder.layers) if isinstance(decoder, Decoder) else int(model.cfg.n_layers)

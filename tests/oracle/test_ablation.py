@@ -1,4 +1,4 @@
-"""Ablation as a source of `patch`, against loops over TransformerLens's hooks: zeros, means over clean runs, own tensors."""
+"""Ablation as a source of `patch`, against loops over TransformerLens's hooks: zeros, means, tensors of one's own."""
 
 import numpy as np
 import pytest
