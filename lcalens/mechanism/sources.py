@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lcalens.core.checksums import checksum
 from lcalens.core.errors import LcalensError
-from lcalens.core.stamp import checksum
 from lcalens.engine.activations import activations
 from lcalens.engine.by_hooks import shown
 from lcalens.engine.decoder import Decoder, wide
