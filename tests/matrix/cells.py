@@ -810,7 +810,7 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
     if not all(np.isfinite(value).all() for value in found):
         return "wrong", {"reason": "not finite", "path": path}
     effect = max(float(np.abs(value - base).max()) for value, base in zip(reference, bases, strict=True))
-    # In the toy nothing comes of these: its MLP writes zeros, and the last token, which alone asks, is the same in both.
+    # In the toy nothing comes of these: its MLP writes zeros, and the last token, which asks, is the same in both.
     nothing = FAMILIES[cell.family].kind == "lca" and cell.site in ("mlp_out", "q", "resid_pre") and effect == 0
     effect = max(effect, 1.0) if nothing else effect
     if verb.scale and dict(cell.options).get("metric") != "kl" and not effect >= 1:
