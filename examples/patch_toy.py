@@ -22,7 +22,7 @@ model = lca_bridge(run.model)
 generator = torch.Generator().manual_seed(0)
 for control in ("same", "other"):
     contrast = contrast_concepts(
-        concepts, size=200, length=64, share=0.5, distance=3, control=control, generator=generator
+        concepts, limit=200, length=64, share=0.5, distance=3, control=control, generator=generator
     )
     print(f"\ncontrol {control}: {contrast}")
     for site in ("v", "pattern", "head"):

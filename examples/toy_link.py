@@ -31,7 +31,7 @@ def measured(runs: Runs, concepts: LatentConcepts, control: Control) -> dict[str
     """What pattern and values carry, and the split of the metric's change, model by model."""
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     generator = torch.Generator().manual_seed(0)
-    sizes = {"size": SIZE, "length": LENGTH, "share": SHARE, "distance": DISTANCE}
+    sizes = {"limit": SIZE, "length": LENGTH, "share": SHARE, "distance": DISTANCE}
     contrast = contrast_concepts(concepts, **sizes, control=control, generator=generator)
     for run in runs:
         model = lca_bridge(run.model)

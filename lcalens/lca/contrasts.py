@@ -1,6 +1,7 @@
 """Contrasts of the toy world: a context hijacked by another concept against the same context redrawn as a control."""
 
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -20,13 +21,14 @@ _CONTROLS = {"neutral": "same", "same": "same", "other": "other", "other-object"
 def contrast_concepts(
     concepts: LatentConcepts,
     *,
-    size: int,
+    limit: int | None = None,
     length: int,
     share: float = 0.5,
     distance: int | None = None,
     control: Literal["neutral", "other", "same", "other-object"] = "neutral",
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    size: int | None = None,
 ) -> Contrast:
     """Contexts of a concept y with positions redrawn for another, y~, against the same positions redrawn otherwise.
 
@@ -36,7 +38,7 @@ def contrast_concepts(
 
     Args:
         concepts: The world.
-        size: How many examples to draw.
+        limit: How many examples to draw.
         length: L, tokens in each, at least 2.
         share: Probability with which each of positions 1 to L - 1 is redrawn, independently; above 0.
         distance: D_H(y, y~); y~ is uniform among the tokens at this distance. By default among all but y, and with
@@ -47,6 +49,7 @@ def contrast_concepts(
         seed: Of everything drawn; 0 where there is no generator.
         generator: Where the randomness comes from, in place of a seed. At a given distance one state of it gives the
             same hijacked contexts for both controls.
+        size: The name of `limit` until lcalens 0.2; it goes in 0.3.
 
     Returns:
         A contrast with `true` y and `false` y~, the spans `redrawn` (one for each run of positions) and `last`. Its
@@ -59,7 +62,7 @@ def contrast_concepts(
         raise LcalensError(
             f"concepts: expected LatentConcepts, got {type(concepts).__name__}; LatentConcepts(6) is one."
         )
-    size = check_int("size", size, low=1)
+    size = _limit(limit, size)
     length = check_int("length", length, low=2, why="the last token is never redrawn")
     share = check_real("share", share, low=0, high=1, why="it is the probability that a position is redrawn")
     if share == 0:
@@ -114,6 +117,17 @@ def contrast_concepts(
         examples=examples.iloc[keep].reset_index(drop=True),
         excluded=excluded,
     )
+
+
+def _limit(limit: Any, size: Any) -> int:
+    """How many examples, by either name."""
+    if size is None:
+        return check_int("limit", limit, low=1)
+    if limit is not None:
+        raise LcalensError("size: it is limit by its name until lcalens 0.2; give limit alone.")
+    message = "contrast_concepts: size is limit since lcalens 0.2; the old name goes in 0.3. Write limit=."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return check_int("size", size, low=1)
 
 
 def _another(offset: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:

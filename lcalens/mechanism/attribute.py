@@ -36,6 +36,7 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
+from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.summary import contrast_record, interval, plain_positions, site_table
 
@@ -156,6 +157,10 @@ def attribute(
         effect, exact = (array[:, [asked.layer]] for array in (effect, exact))
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
     tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples))}
+    largest = float(np.nanmax(np.abs(effect.mean(0)), initial=0.0))
+    ends, record, grid = of_the_logits(model, contrast, metric, largest)
+    if grid is not None:
+        tables["summary"] = tables["summary"].assign(resolution=grid)
     if integrates:
         tables["completeness"] = _completeness(effect, exact, labels)
     if method == "direct":
@@ -164,7 +169,7 @@ def attribute(
         kind="attribution",
         axes={EXAMPLE: tuple(range(size)), **labels},
         values={"effect": effect},
-        examples=contrast.examples.assign(clean=clean, hijacked=hijacked),
+        examples=contrast.examples.assign(clean=clean, hijacked=hijacked, **ends),
         tables=tables,
         units={"effect": "logits"},
         provenance=provenance_of(
@@ -178,6 +183,7 @@ def attribute(
                 "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
                 **({"steps": steps} if integrates else {}),
             }
+            | record
             | contrast_record(contrast, metric),
         ),
     )

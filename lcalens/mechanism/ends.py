@@ -67,6 +67,28 @@ def grid_of(model: Any, contrast: Contrast) -> float | None:
     return eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else eps
 
 
+def of_the_logits(
+    model: Any, contrast: Contrast, metric: Any, largest: float
+) -> tuple[dict[str, Float[np.ndarray, " example"]], dict[str, Any], float | None]:
+    """What every verb says of a logit difference beside its effects; nothing of another metric.
+
+    Args:
+        model: A TransformerBridge.
+        contrast: The runs.
+        metric: A metric's name, or a function.
+        largest: The largest mean effect.
+
+    Returns:
+        Columns for the examples, both runs after any soft cap; what provenance records of the resolution; and the grid.
+    """
+    if metric != "logit-difference":
+        return {}, {}, None
+    dtype = next(weight.dtype for weight in model.original_model.parameters() if weight.is_floating_point())
+    grid = grid_of(model, contrast)
+    record = resolution_record(str(dtype).removeprefix("torch."), grid, largest)
+    return capped_ends(model, contrast), record, grid
+
+
 def resolution_record(dtype: str, grid: float | None, largest: float) -> dict[str, Any]:
     """What a result says of its resolution; nothing where the model is not of reduced precision.
 

@@ -20,11 +20,13 @@ from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import Trace, run, trace_both
+from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
 from lcalens.mechanism.arguments import (
     Head,
     Heads,
     check_contrast,
     check_equal_lengths,
+    check_metric,
     read_head_sets,
     read_layers,
 )
@@ -37,7 +39,12 @@ _TOKENS = 4096  # run at once, clean and hijacked together
 
 @holds_steady
 def exchange(
-    model: Any, contrast: Contrast, sets: Iterable[Heads], *, progress: bool | ProgressCallback = True
+    model: Any,
+    contrast: Contrast,
+    sets: Iterable[Heads],
+    *,
+    metric: Metric = "logit-difference",
+    progress: bool | ProgressCallback = True,
 ) -> Result:
     """Put the clean run's pattern, values or both of several heads, together, into the hijacked run's last position.
 
@@ -47,11 +54,13 @@ def exchange(
         model: A TransformerBridge, of a toy or a real model.
         contrast: Clean and hijacked runs of equal length.
         sets: Sets of heads as (layer, head); each is exchanged by itself, its heads together.
+        metric: As for `patch`, but for `whole-answer`: a name, or a function of (logits of the last position, index of
+            the example), row by row.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
         A result over the axes example, set (numbered as given) and twin (`pattern`, `values`, `both`), with `value`,
-        the metric logit(false) - logit(true) before any soft cap, and `recovery`, 0 where it is the hijacked run's and
+        the metric (a logit difference is before any soft cap), and `recovery`, 0 where it is the hijacked run's and
         1 where it is the clean run's. `provenance["sets"]` lists each set's heads.
 
     Raises:
@@ -63,6 +72,7 @@ def exchange(
     """
     check_contrast(model, contrast)
     check_equal_lengths("exchange", contrast)
+    metric = check_metric(metric, "exchange", but=("whole-answer",))
     decoder = read_layers(model, "exchange", contrast)
     chosen = read_head_sets("sets", sets, len(decoder.layers), decoder.layers[0].heads)
     ends = np.zeros((len(contrast), 2))
@@ -71,10 +81,8 @@ def exchange(
     with progress_callback(progress, unit="examples") as report:
         for bucket in batches(contrast, decoder):
             rows = bucket.indices.cpu().numpy()
-            clean, hijacked, patched = (
-                part.double().cpu().numpy() for part in exchange_bucket(decoder, bucket, chosen)
-            )
-            ends[rows, 0], ends[rows, 1], values[rows] = clean, hijacked, patched
+            found = exchange_bucket(decoder, bucket, chosen, metric)
+            ends[rows], values[rows] = (part.double().cpu().numpy() for part in found)
             done += len(rows)
             report(done, len(contrast), "exchange")
     return patching_result(
@@ -87,8 +95,11 @@ def exchange(
         provenance=provenance_of(
             model,
             path="layer by layer",
-            settings={"sets": [[list(head) for head in one] for one in chosen], "metric": "logit-difference"}
-            | contrast_record(contrast, "logit-difference"),
+            settings={
+                "sets": [[list(head) for head in one] for one in chosen],
+                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+            }
+            | contrast_record(contrast, metric),
         ),
     )
 
@@ -109,9 +120,9 @@ def batches(contrast: Contrast, decoder: Decoder) -> Iterator[Bucket]:
 
 @torch.no_grad()
 def exchange_bucket(
-    decoder: Decoder, bucket: Bucket, sets: Sequence[tuple[Head, ...]]
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, "batch set twin"]]:
-    """The metric of both runs, and of the hijacked one run again from the first of the heads' layers on, for each twin.
+    decoder: Decoder, bucket: Bucket, sets: Sequence[tuple[Head, ...]], metric: Metric = "logit-difference"
+) -> tuple[Float[Tensor, "batch run"], Float[Tensor, "batch set twin"]]:
+    """The metric of both runs, clean first, and of the hijacked one run again from the heads' first layer on, by twin.
 
     Nothing before the last position changes, so in a causal model that position is all that runs; its keys and values
     are its own, all others the hijacked run's.
@@ -120,6 +131,7 @@ def exchange_bucket(
         decoder: The model's.
         bucket: Examples of one length.
         sets: Sets of heads, each exchanged by itself.
+        metric: What is read of every run.
     """
     source, base = trace_both(decoder, bucket.clean, bucket.hijacked, keep=("pattern",))
     start = bucket.hijacked.shape[1] - 1 if decoder.causal else 0
@@ -127,10 +139,10 @@ def exchange_bucket(
     edit = _Twins(decoder, source, sets)
     stream = base.resid[lowest][:, None, start:].expand(-1, len(sets) * len(TWINS), -1, -1)
     patched = run(decoder, stream, first=lowest, start=start, before=base, edit=edit)[:, :, -1]
-    asked = bucket.true, bucket.false
-    clean, hijacked = (decoder.logit_difference(run.final[:, None, -1], *asked)[:, 0] for run in (source, base))
-    patched = decoder.logit_difference(patched, *asked)
-    return clean, hijacked, rearrange(patched, "batch (set twin) -> batch set twin", twin=len(TWINS))
+    asked = Asked(*(tensor.to(decoder.unembed.device) for tensor in (bucket.true, bucket.false, bucket.indices)))
+    ends, asked = ends_of(metric, decoder, [run.final[:, -1] for run in (source, base)], asked)
+    patched = of_variants(metric, decoder, patched, asked)
+    return ends, rearrange(patched, "batch (set twin) -> batch set twin", twin=len(TWINS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lcalens.core.checks import check_int
+from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
@@ -18,9 +19,11 @@ from lcalens.core.statistics import clustered_mean_interval, ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
-from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
+from lcalens.engine.metrics import Metric
+from lcalens.mechanism.arguments import Head, Heads, check_contrast, check_metric, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.division import DIVIDED, REST, UNDIVIDED, divide, group_names, group_positions
+from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.exchange import TWINS, batches, exchange_bucket
 from lcalens.mechanism.leading import Leading, lead
 from lcalens.mechanism.measured import clusters_of
@@ -37,6 +40,7 @@ def split(
     *,
     groups: Sequence[str] | None = None,
     twin: int | Heads = _LEADING,
+    metric: Metric = "logit-difference",
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Divide what each head adds to a hijack into where it looks, what it recalls there, and the norms' scale.
@@ -58,6 +62,8 @@ def split(
             own names in their order, then `word`, `sentence`, `subject`, `last`, `prompt`.
         twin: How many leading heads the causal twin takes (by the magnitude of their direct effects, see `leading`), 0
             for none; or these heads, as (layer, head) or as `leading` gives them. `provenance["twin_rule"]` says which.
+        metric: `logit-difference` alone, which is linear in what heads write: of others no part is exact, and they are
+            refused; `patch` and `exchange` take any.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -75,6 +81,11 @@ def split(
         LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
     """
     check_contrast(model, contrast)
+    if check_metric(metric, "split") != "logit-difference":
+        raise LcalensError(
+            "metric: split divides logit(false) - logit(true) alone, which is linear in what each head writes, so that "
+            "parts sum to it; take exchange() or patch() for another metric."
+        )
     decoder = read_layers(model, "split", contrast)
     names = group_names(contrast, groups)
     chosen = _check_twin(decoder, twin)
@@ -113,13 +124,17 @@ def split(
             patched = np.zeros((len(reported), len(TWINS)))
             for bucket in batches(contrast[reported.tolist()], decoder):
                 patched[bucket.indices.cpu().numpy()] = (
-                    exchange_bucket(decoder, bucket, [tuple(heads)])[2][:, 0].cpu().numpy()
+                    exchange_bucket(decoder, bucket, [tuple(heads)])[1][:, 0].cpu().numpy()
                 )
                 done += len(bucket.indices)
                 report(done, total, "twin")
             own = None if clusters is None else clusters[reported]
             clean_metric, hijacked_metric = (run["metric"][reported] for run in balance)
             tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, own)
+    largest = float(np.abs(values[_TOTAL].sum(-1).mean(0)).max())
+    ends, record, grid = of_the_logits(model, contrast, "logit-difference", largest)
+    if grid is not None:
+        tables["summary"] = tables["summary"].assign(resolution=grid)
     axes = {EXAMPLE: tuple(range(shape[0])), "layer": tuple(range(shape[1])), "head": tuple(range(shape[2]))}
     settings = {
         "metric": "logit-difference",
@@ -133,11 +148,11 @@ def split(
         kind="split",
         axes=axes | {"group": names},
         values=values,
-        examples=contrast.examples.assign(clean=balance[0]["metric"], hijacked=balance[1]["metric"]),
+        examples=contrast.examples.assign(clean=balance[0]["metric"], hijacked=balance[1]["metric"], **ends),
         tables=tables,
         units=dict.fromkeys(values, "logits"),
         provenance=provenance_of(
-            model, path="layer by layer", settings=settings | contrast_record(contrast, "logit-difference")
+            model, path="layer by layer", settings=settings | record | contrast_record(contrast, "logit-difference")
         ),
     )
 

@@ -12,7 +12,7 @@ from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.mechanism.contrast.contrast import Contrast
-from lcalens.mechanism.ends import capped_ends, grid_of, resolution_record
+from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.measured import clusters_of
 
 _SMALL = 1e-9
@@ -119,11 +119,10 @@ def patching_result(
         contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),
         site_table(labels, columns, units),
     )
-    if model is not None and metric == "logit-difference":
-        examples = examples.assign(**capped_ends(model, contrast))
-        grid = grid_of(model, contrast)
+    if model is not None:
         largest = float(np.nanmax(np.abs(columns["value"] - base.mean()), initial=0.0))
-        provenance = {**provenance, **resolution_record(provenance["model"]["dtype"], grid, largest)}
+        capped, record, grid = of_the_logits(model, contrast, metric, largest)
+        examples, provenance = examples.assign(**capped), {**provenance, **record}
         summary = summary if grid is None else summary.assign(resolution=grid)
     return Result(
         kind=kind,

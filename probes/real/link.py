@@ -194,7 +194,7 @@ def _others(order: list[Head], count: int, seed: int) -> list[Head]:
 def _toy(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     concepts = LatentConcepts(cell["m"])
     runs = work.train(concepts, recipe(cell["m"], cell["length"], steps=cell["steps"]), cell["seeds"])
-    sizes = {"size": cell["contexts"], "length": cell["length"]} | {name: cell[name] for name in ("share", "distance")}
+    sizes = {"limit": cell["contexts"], "length": cell["length"]} | {name: cell[name] for name in ("share", "distance")}
     for control in _CONTROLS:
         contrast = contrast_concepts(concepts, **sizes, control=control, generator=torch.Generator().manual_seed(0))
         for run in runs:

@@ -235,7 +235,7 @@ NO_INTEGERS = [0, -1, 2.5, NAN, INF, True, None, "3", [3], 1j]
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        *(("size", value) for value in NO_INTEGERS),
+        *(("limit", value) for value in NO_INTEGERS),
         *(("length", value) for value in (1, *NO_INTEGERS)),
         *(("share", value) for value in (0, 0.0, -0.1, 1.1, NAN, INF, None, "0.5", True, [0.5], 1j, 1e-300)),
         *(("distance", value) for value in (4, *(value for value in NO_INTEGERS if value is not None))),
@@ -246,7 +246,7 @@ NO_INTEGERS = [0, -1, 2.5, NAN, INF, True, None, "3", [3], 1j]
     ids=shown,
 )
 def test_arguments_of_contrast_concepts(argument, value):
-    given = {"concepts": WORLD, "size": 4, "length": 5, "generator": torch.Generator().manual_seed(0)}
+    given = {"concepts": WORLD, "limit": 4, "length": 5, "generator": torch.Generator().manual_seed(0)}
     given |= {argument: value}
     with refused(argument):
         contrast_concepts(given.pop("concepts"), **given)
@@ -255,5 +255,5 @@ def test_arguments_of_contrast_concepts(argument, value):
 def test_no_companion_at_distance_m():
     with refused("distance"):
         contrast_concepts(
-            WORLD, size=4, length=5, distance=3, control="other", generator=torch.Generator().manual_seed(0)
+            WORLD, limit=4, length=5, distance=3, control="other", generator=torch.Generator().manual_seed(0)
         )

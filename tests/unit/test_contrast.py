@@ -292,7 +292,7 @@ WORLD = LatentConcepts(5, omega=0.7, beta=0.8)
 
 
 def drawn(seed=0, **changes):
-    given = {"size": 400, "length": 24, "generator": torch.Generator().manual_seed(seed)}
+    given = {"limit": 400, "length": 24, "generator": torch.Generator().manual_seed(seed)}
     return contrast_concepts(WORLD, **(given | changes))
 
 
@@ -336,7 +336,7 @@ def test_only_redrawn_positions_differ_and_never_the_last(control):
 
 @pytest.mark.parametrize("control", ["same", "other"])
 def test_redrawn_tokens_come_from_the_distributions_they_should(control):
-    made = drawn(size=8_000, length=9, control=control, distance=2, share=0.4)
+    made = drawn(limit=8_000, length=9, control=control, distance=2, share=0.4)
     mask = np.zeros((len(made), 9), dtype=bool)
     for row, spans in enumerate(made.spans["redrawn"]):
         for first, last in spans:
@@ -363,7 +363,7 @@ def test_redrawn_tokens_come_from_the_distributions_they_should(control):
 
 @pytest.mark.parametrize("control", ["same", "other"])
 def test_the_hijacking_concept_is_uniform(control):
-    made = drawn(size=10_000, length=2, share=1.0, control=control)
+    made = drawn(limit=10_000, length=2, share=1.0, control=control)
     offsets = made.examples["y"] ^ made.examples["other"]
     counts = np.bincount(offsets, minlength=32)
     possible = counts[1:] if control == "same" else counts[1:31]
@@ -389,7 +389,7 @@ def test_a_seed_gives_the_same_and_both_controls_the_same_hijack():
 
 
 def test_contexts_where_nothing_is_redrawn_are_counted():
-    made = drawn(size=300, length=3, share=0.2)
+    made = drawn(limit=300, length=3, share=0.2)
     assert len(made) + len(made.excluded) == 300
     assert len(made.excluded) == pytest.approx(300 * 0.64, abs=5 * np.sqrt(300 * 0.64 * 0.36))
     assert set(made.excluded["reason"]) == {"no position was redrawn"}
@@ -406,7 +406,7 @@ def test_the_whole_context_can_be_redrawn():
 
 
 def test_a_seed_is_a_generator_and_both_worlds_name_their_controls_alike():
-    given = {"size": 30, "length": 6}
+    given = {"limit": 30, "length": 6}
     for seed in (0, 7):
         expected = contrast_concepts(LatentConcepts(4), **given, generator=torch.Generator().manual_seed(seed))
         assert contrast_concepts(LatentConcepts(4), **given, seed=seed).content() == expected.content()
@@ -416,3 +416,14 @@ def test_a_seed_is_a_generator_and_both_worlds_name_their_controls_alike():
         assert found[0] == found[1]
     with pytest.raises(LcalensError, match="seed: give a seed or a generator"):
         contrast_concepts(LatentConcepts(4), **given, seed=1, generator=torch.Generator())
+
+
+def test_size_is_the_old_name_of_limit():
+    given = {"length": 6, "seed": 3}
+    with pytest.warns(DeprecationWarning, match=r"size is limit since lcalens 0.2"):
+        old = contrast_concepts(LatentConcepts(4), size=20, **given)
+    assert old.content() == contrast_concepts(LatentConcepts(4), limit=20, **given).content()
+    with pytest.raises(LcalensError, match=r"^size: .*give limit alone"):
+        contrast_concepts(LatentConcepts(4), size=20, limit=20, **given)
+    with pytest.raises(LcalensError, match=r"^limit: expected an integer"):
+        contrast_concepts(LatentConcepts(4), **given)
