@@ -341,7 +341,19 @@ def _patch_oracle(plain: Plain, cell: Cell, examples: Examples) -> Values:
             runs = [plain.run(tokens) for tokens in (clean, hijacked)]
         reference = runs[0].logits[:, -1]
         measured = [oracle.read(run, answers, metric, reference).numpy() for run in runs]
-        values.append(oracle.patched(plain, base, source, answers, cell.site, groups, metric=metric, clean=reference))
+        values.append(
+            oracle.patched(
+                plain,
+                base,
+                source,
+                answers,
+                cell.site,
+                groups,
+                metric=metric,
+                clean=reference,
+                ablate=options.get("source") == "zero",
+            )
+        )
         own = measured[1 if options["direction"] == "restore" else 0]
         bases.append(np.broadcast_to(own[:, None, None, None], values[-1].shape))
         ends[[order.index(row) for row in rows]] = np.stack(measured, 1)
@@ -693,6 +705,10 @@ VERBS: dict[str, Verb] = {
         (*_turns(positions=_WHERE, direction=_WAYS, metric=("logit-difference",)),
          {"positions": "all", "direction": "restore", "metric": "kl"}),
         first=_with_ends,
+    ),
+    "ablation": Verb(
+        _patch, _patch_oracle, tuple(site for site in SITES if site not in oracle.BY_QUERY),
+        _turns(positions=_WHERE, direction=_WAYS, metric=("logit-difference",), source=("zero",)), first=_with_ends,
     ),
     "knockout": Verb(
         _knockout, _knockout_oracle,

@@ -85,6 +85,7 @@ def patched(
     heads: Sequence[Sequence[int]] | None = None,
     beyond: int = 0,
     read_runs: Any = None,
+    ablate: bool = False,
 ) -> np.ndarray:
     """The metric where one site of one layer (and head) at a group of positions is the source run's.
 
@@ -100,11 +101,14 @@ def patched(
         heads: Sets of heads patched together; each alone by default.
         beyond: Positions of `base` behind the context.
         read_runs: A function of (run, rows of examples) instead of the metric.
+        ablate: Whether zeros are put in, and nothing of the source run.
 
     Returns:
         (batch, layer, set of heads, group).
     """
     kept = plain.run(source, keep=[site]).kept[site]
+    if ablate:
+        kept = {layer: torch.zeros_like(value) for layer, value in kept.items()}
     size, ends = len(base), (base.shape[1] - beyond, source.shape[1])
     sets = heads if heads is not None else [[head] for head in range(plain.heads(site))]
     jobs = [(layer, chosen, group) for layer in range(plain.layers) for chosen in sets for group in groups]
