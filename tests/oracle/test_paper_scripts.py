@@ -1,4 +1,4 @@
-"""lcalens against three short scripts that were written from the paper's definitions alone, without its code.
+"""lcalens against short scripts that were written from the paper's definitions alone, without its code.
 
 The two sides share no random number, so means over seeds are compared: a 99.9% Welch interval of their difference has
 to hold 0, and the difference has to stay below `TOLERANCE` whatever the interval's width.
@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 from lcalens import LatentConcepts, TrainConfig, train
+from lcalens.lca.geometry import spectral_gap
 from lcalens.lca.model.closed_forms import (
     constructed_value,
     gram_value,
@@ -25,7 +26,7 @@ from lcalens.lca.model.closed_forms import (
 )
 
 SCRIPTS = Path(__file__).parent / "scripts"
-NAMES = ("figure_3a", "value_swap", "theorem_1")
+NAMES = ("figure_3a", "value_swap", "theorem_1", "spectrum")
 TOLERANCE = 0.03  # at 300 steps and five seeds the difference of two means has a standard error of up to .008
 M, LENGTH, STEPS, SEEDS = 5, 16, 300, range(5)
 FROZEN = {"trained": {}, "identity": {"value": "identity", "train_value": False}}
@@ -66,16 +67,18 @@ def runs(value: str):
 
 
 @cache
-def swapped() -> dict[str, list[float]]:
+def swapped(m: int = M, length: int = LENGTH, d: int = 2**M // 2, steps: int = STEPS) -> dict[str, list[float]]:
     accuracies = script("value_swap", "accuracies")
-    rows = [accuracies(M, LENGTH, 0.5, 1.0, 200 + seed, steps=STEPS) for seed in SEEDS]
+    rows = [accuracies(m, length, 0.5, 1.0, 200 + seed, steps=steps, d=d) for seed in SEEDS]
     return {name: [row[name] for row in rows] for name in SWAPS}
 
 
 @cache
-def swapped_by_lcalens() -> dict[str, list[float]]:
-    concepts, found = LatentConcepts(M), {name: [] for name in SWAPS}
-    for run in runs("trained"):
+def swapped_by_lcalens(
+    m: int = M, length: int = LENGTH, d: int = 2**M // 2, steps: int = STEPS
+) -> dict[str, list[float]]:
+    concepts, found = LatentConcepts(m), {name: [] for name in SWAPS}
+    for run in train(concepts, TrainConfig(length, d, min(d, 32), lr=0.03, steps=steps), seeds=SEEDS, progress=False):
         g = torch.Generator().manual_seed(300 + run.seed)
         embedding = run.model.state_dict()["embed.weight"]
         models = {
@@ -85,7 +88,7 @@ def swapped_by_lcalens() -> dict[str, list[float]]:
             "identity": with_value(run.model, identity_value(embedding)),
             "gram": with_value(run.model, gram_value(embedding)),
         }
-        counts, last, target = concepts.sample_counts(16000, LENGTH, g)
+        counts, last, target = concepts.sample_counts(16000, length, g)
         with torch.no_grad():
             for name, model in models.items():
                 found[name].append((model.from_counts(counts, last).argmax(-1) == target).double().mean().item())
@@ -134,6 +137,51 @@ def test_value_swap_tells_the_matrices_apart():
     for a in ("trained", "constructed"):
         for b in ("random pairs", "identity", "gram"):
             assert not agree(ours[a], theirs[b])
+
+
+@pytest.mark.parametrize(
+    ("length", "d", "steps"),
+    [
+        (32, 2**M // 4, 150),
+        (8, 2**M, 150),
+        *(pytest.param(length, d, 1000, marks=pytest.mark.slow) for length in (64, 256) for d in (8, 16, 32)),
+    ],
+)
+def test_value_swap_agrees_over_lengths_and_dimensions(length, d, steps):
+    ours, theirs = swapped_by_lcalens(M, length, d, steps), swapped(M, length, d, steps)
+    for name in SWAPS:
+        assert agree(ours[name], theirs[name]), (name, welch(ours[name], theirs[name]))
+
+
+@cache
+def gaps_after_m(m: int, d: int, length: int, steps: int) -> list[float]:
+    """The ratio after the m-th singular value, by the script."""
+    ratios = script("spectrum", "ratios")
+    return [ratios(m, d, length, 600 + seed, steps=steps)[m - 1] for seed in range(4)]
+
+
+@cache
+def gaps_after_m_by_lcalens(m: int, d: int, length: int, steps: int) -> list[float]:
+    concepts = LatentConcepts(m)
+    found = train(concepts, TrainConfig(length, d, min(d, 32), lr=0.03, steps=steps), seeds=SEEDS, progress=False)
+    return [spectral_gap(concepts, run.model.embed.weight.detach()).after_m for run in found]
+
+
+@pytest.mark.parametrize(
+    ("m", "d", "length", "steps"),
+    [
+        (6, 24, 16, 200),
+        *(pytest.param(m, d, 64, 1000, marks=pytest.mark.slow) for m in (7, 8) for d in (32, 64)),
+    ],
+)
+def test_spectrum_agrees(m, d, length, steps):
+    ours, theirs = gaps_after_m_by_lcalens(m, d, length, steps), gaps_after_m(m, d, length, steps)
+    assert agree(ours, theirs, tolerance=0.1), welch(ours, theirs)  # single runs differ by up to .1
+
+
+def test_spectrum_tells_dimensions_apart():
+    gaussian = [spectral_gap(LatentConcepts(6), torch.randn(64, 24)).after_m for _ in SEEDS]
+    assert not agree(gaussian, gaps_after_m(6, 24, 16, 200), tolerance=0.1)
 
 
 @pytest.mark.parametrize(("m", "length"), [(2, 8), (2, 64), (4, 8), (4, 16), (6, 16), (6, 64), (8, 32)])

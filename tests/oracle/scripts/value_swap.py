@@ -12,10 +12,10 @@ def forward(x, e, w_k, w_q, w_v):
     return h @ w_v.T @ e.T
 
 
-def accuracies(m, length, omega, beta, seed, steps=1000):
-    """Accuracy on the same 16,000 fresh contexts of the trained W_V and of each matrix put in its place."""
+def accuracies(m, length, omega, beta, seed, steps=1000, d=None):
+    """Accuracy on the same 16,000 fresh contexts of the trained W_V and of each matrix put in its place; d: V/2."""
     g = torch.Generator().manual_seed(seed)
-    v, d = 2**m, 2**m // 2
+    v, d = 2**m, 2**m // 2 if d is None else d
     distance = torch.tensor([[bin(s ^ t).count("1") for t in range(v)] for s in range(v)])
     pi = torch.exp(-distance[0] / beta)
     pi[0] = 0.0
@@ -52,4 +52,5 @@ def accuracies(m, length, omega, beta, seed, steps=1000):
 
 
 if __name__ == "__main__":
-    print({m: [accuracies(m, 64, 0.5, 1.0, seed) for seed in range(5)] for m in (5, 6)})
+    settings = [(m, length, d) for m in (5, 6) for length in (64, 128, 256) for d in (2**m // 4, 2**m // 2, 2**m)]
+    print({(m, n, d): [accuracies(m, n, 0.5, 1.0, seed, d=d) for seed in range(5)] for m, n, d in settings})
