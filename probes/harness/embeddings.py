@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +27,10 @@ class EmbeddingSettings(Settings):
     """What is trained for a look at its embeddings.
 
     Attributes:
-        m: Numbers of latent bits; d is V/2.
-        length: Context length L.
+        m: Numbers of latent bits; d is V/2, L the first of the lengths.
+        spectra_m: Numbers of latent bits of the paper's spectra.
+        spectra_d: Their dimensions d.
+        lengths: Their context lengths L; everything else is at the first.
         lr: Learning rate.
         weight_decay: Weight decay.
         steps: Training steps.
@@ -38,7 +41,9 @@ class EmbeddingSettings(Settings):
     """
 
     m: tuple[int, ...] = (5, 6, 7, 8)
-    length: int = 64
+    spectra_m: tuple[int, ...] = (7, 8)
+    spectra_d: tuple[int, ...] = (32, 64)
+    lengths: tuple[int, ...] = (64, 128, 256)
     lr: float = 0.03
     weight_decay: float = 0.01
     steps: int = 1000
@@ -48,10 +53,11 @@ class EmbeddingSettings(Settings):
     sweep_steps: tuple[int, ...] = (300, 1000, 3000)
 
 
-QUICK: dict[str, Any] = {"preset": "quick", "seeds": 2, "m": (3, 4), "length": 32, "steps": 50} | {
-    "sweep_d": (8,), "sweep_weight_decay": (0.01,), "sweep_lr": (0.03,), "sweep_steps": (30,)
+QUICK: dict[str, Any] = {"preset": "quick", "seeds": 2, "m": (3, 4), "lengths": (32,), "steps": 50} | {
+    "spectra_m": (4,), "spectra_d": (8, 12), "sweep_d": (8,), "sweep_weight_decay": (0.01,), "sweep_lr": (0.03,),
+    "sweep_steps": (30,)
 }  # fmt: skip
-FULL: dict[str, Any] = {"preset": "full", "steps": 3000}
+FULL: dict[str, Any] = {"preset": "full", "seeds": 3, "spectra_d": (16, 32, 64, 128), "steps": 3000}
 
 
 class Trained(NamedTuple):
@@ -71,17 +77,21 @@ class Trained(NamedTuple):
 
 
 def cells(settings: EmbeddingSettings, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A cell for each m, and for each point of both sweeps at the smallest m.
+    """A cell for each m, for each shape of the paper's spectra, and for each point of both sweeps at the smallest m.
 
     Args:
         settings: The probe's.
-        kinds: Which of `KINDS` the grid trains; the sweeps leave out the random W_V.
+        kinds: Which of `KINDS` are trained at d = V/2; the sweeps leave out the random W_V, the spectra train W_V.
     """
-    shared = {"L": settings.length, "seeds": settings.seeds}
     usual = {"lr": settings.lr, "weight_decay": settings.weight_decay, "steps": settings.steps}
-    least = min(settings.m)
-    at_least = {"m": least, "d": 1 << (least - 1)} | usual | {"kinds": [kind for kind in kinds if kind != FIXED]}
-    plan = [{"part": GRID, "m": m, "d": 1 << (m - 1)} | usual | {"kinds": list(kinds)} for m in settings.m]
+    least, first = min(settings.m), settings.lengths[0]
+    at_least = {"m": least, "d": 1 << (least - 1), "L": first} | usual
+    at_least["kinds"] = [kind for kind in kinds if kind != FIXED]
+    plan = [{"m": m, "d": 1 << (m - 1), "L": first, "kinds": list(kinds)} for m in settings.m]
+    taken = {(one["m"], one["d"], one["L"]) for one in plan}
+    shapes = product(settings.spectra_m, settings.spectra_d, settings.lengths)
+    plan += [{"m": m, "d": d, "L": n, "kinds": [TRAINED]} for m, d, n in shapes if (m, d, n) not in taken]
+    plan = [{"part": GRID} | one | usual for one in plan]
     plan += [
         {"part": WIDTH} | at_least | {"d": d, "weight_decay": decay}
         for d in settings.sweep_d
@@ -92,7 +102,7 @@ def cells(settings: EmbeddingSettings, kinds: tuple[str, ...]) -> list[dict[str,
         for lr in settings.sweep_lr
         for steps in settings.sweep_steps
     ]
-    return [one | shared for one in plan]
+    return [one | {"seeds": settings.seeds} for one in plan]
 
 
 def trained(cell: dict[str, Any], work: Work) -> Iterator[Trained]:

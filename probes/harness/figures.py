@@ -96,6 +96,52 @@ def curves(
     return figure
 
 
+def bars(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    series: str,
+    panel: str | None = None,
+    ylim: tuple[float, float] | None = None,
+) -> "Figure":
+    """Groups of bars with their 95% intervals, a colour a series and a panel a setting.
+
+    Args:
+        frame: Columns `x`, `y`, `low`, `high`, and those of series and panel; NaN ends draw no interval.
+        x: The column of groups, each at its own place whatever its value.
+        y: The column of the means.
+        xlabel: The groups in words.
+        ylabel: The vertical axis in words.
+        series: A column: a bar for each of its values in every group.
+        panel: A column: a panel for each of its values.
+        ylim: The vertical axis's ends.
+    """
+    parts = [(None, frame)] if panel is None else list(frame.groupby(panel, sort=False))
+    names, groups = list(dict.fromkeys(frame[series])), sorted(set(frame[x]))
+    figure, axes = panels(len(parts), sharey=True)
+    width = 0.8 / len(names)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for index, name in enumerate(names):
+            rows = part[part[series] == name].sort_values(x)
+            at = np.array([groups.index(one) for one in rows[x]]) + (index - (len(names) - 1) / 2) * width
+            reach = np.nan_to_num(np.array([rows[y] - rows["low"], rows["high"] - rows[y]], dtype=float)).clip(min=0)
+            colour = GREY if str(name).startswith("Bayes") else COLOURS[index % len(COLOURS)]
+            axis.bar(at, rows[y], width, yerr=reach, color=colour, label=legend(str(name)), error_kw={"lw": 0.8})
+        axis.set_xticks(range(len(groups)), [f"{group:g}" for group in groups])
+        axis.set_xlabel(xlabel)
+        if ylim is not None:
+            axis.set_ylim(*ylim)
+        if title is not None:
+            axis.set_title(plain(str(title)), fontsize=8)
+        tidy(axis)
+    axes[0].set_ylabel(ylabel)
+    _below(figure, axes)
+    return figure
+
+
 def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = None) -> "Figure":
     """Means with their 95% intervals, a row a setting and a colour a series.
 

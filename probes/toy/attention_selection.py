@@ -22,11 +22,12 @@ from lcalens.lca import LCAForCausalLM, attention_pattern
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import dots, heat_maps
+from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe
-from probes.harness.work import FIRST_SEED, Work
+from probes.harness.work import Work
 
 _MASS = "attention mass inside the last token's cluster, less what uniform attention pays there"
 RULES = (
@@ -34,10 +35,7 @@ RULES = (
         claim="Attention selects the tokens of the last token's cluster.",
         source="Figures 3c, C.7, C.8",
         group="paper",
-        sentence=(
-            "Figures 3(c) and C.7 clearly show that self-attention selects tokens in the same cluster as the "
-            "last token."
-        ),
+        sentence=FIGURES["Figure 3c"].sentence,
         effect=_MASS,
         unit="attention mass",
         minimum=0.1,
@@ -45,6 +43,7 @@ RULES = (
         margin=0.1,
         effect_range=CHANGE,
         control_range=CHANGE,
+        headline="Attention selects the last token's cluster",
     ),
     Rule(
         claim="What attention selects is the cluster, not tokens alike in any bits.",
@@ -71,11 +70,12 @@ RULES = (
         control_range=CHANGE,
     ),
 )
-CHOICES = f"""
-The paper does not give the share of noise, the temperature, or the training recipe. Here omega and beta are those of
+CHOICES = """
+The paper's share of noise, temperature, L, d and recipe are unknown to us. Here omega and beta are those of
 `LatentConcepts`' defaults in every world, and the recipe is that of the other toy probes. The sweep shows selection
 and accuracy over learning rates and numbers of steps, at the smallest m and one bit of cluster; its largest number of
-steps is the full preset's. The heat maps show one model (seed {FIRST_SEED}); the numbers are of all.
+steps is the full preset's. The heat maps are means over the runs, of the attention in a context in which every token
+occurs once, times V: uniform attention is 1 everywhere.
 
 "Forced uniform" sets W_K and W_Q to zero in the trained model, whose W_E and W_V have come to rely on its attention;
 the rule asks for models that were trained without it instead. "Cluster alone" gives uniform attention to the tokens of
@@ -101,12 +101,12 @@ class AttentionSelection(Settings):
         sweep_steps: Steps of the sweep.
     """
 
-    m: tuple[int, ...] = (5, 6)
+    m: tuple[int, ...] = (5, 6, 7, 8)
     bits: tuple[int, ...] = (1, 2)
     length: int = 64
     lr: float = 0.03
     steps: int = 1000
-    contexts: int = 16_000
+    contexts: int = 8000
     sweep_lr: tuple[float, ...] = (0.01, 0.03, 0.1)
     sweep_steps: tuple[int, ...] = (300, 1000, 3000)
 
@@ -116,7 +116,7 @@ PRESETS = {
         preset="quick", seeds=2, m=(4,), length=32, steps=60, contexts=2000, sweep_lr=(0.03,), sweep_steps=(30,)
     ),
     "standard": AttentionSelection(),
-    "full": AttentionSelection(preset="full", m=(5, 6, 8), steps=3000),
+    "full": AttentionSelection(preset="full", seeds=3, steps=3000),
 }
 
 
@@ -162,10 +162,21 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
             "diverged": (run.diverged is not None) + (without.diverged is not None),
             "pattern": None,
         }
-        if run.seed == FIRST_SEED and m <= 6:  # V x V numbers: few enough to keep
-            found["pattern"] = attention_pattern(concepts, run.model).values["attention"].round(6).tolist()
         rows.append(cell | {"seed": run.seed} | found)
+    if cell["part"] == "grid" and cell["bits"]:
+        rows[0]["pattern"] = mean_pattern(concepts, runs[: cell["seeds"]])
     return rows
+
+
+def mean_pattern(concepts: LatentConcepts, runs: Any) -> list[list[float]] | None:
+    """The mean over the runs of the attention where every token occurs once, times V; None where all diverged.
+
+    Args:
+        concepts: The world.
+        runs: Trained models.
+    """
+    sound = [attention_pattern(concepts, run.model).values["attention"] for run in runs if run.diverged is None]
+    return (np.mean(sound, 0) * concepts.vocab_size).round(3).tolist() if sound else None
 
 
 @torch.no_grad()
@@ -219,18 +230,18 @@ def report(settings: AttentionSelection, rows: pd.DataFrame) -> Report:
         columns["trained - (K = Q = 0)"] = part["trained"] - part["K = Q = 0"]
         swept.append({"lr": lr, "steps": steps} | {name: str(over_seeds(one)) for name, one in columns.items()})
     smallest = min(settings.m)
-    maps = {
-        _world(one["bits"]): np.array(one["pattern"])
-        for one in main_part[main_part["m"] == smallest].to_dict("records")
-        if one["pattern"] is not None
-    }
-    figures = {}
-    if maps:
-        size = 1 << smallest
-        figures[
-            f"Attention of one trained model at m = {smallest} when every token occurs once: each row sums to 1, and "
-            f"uniform attention would be 1/{size} everywhere. Tokens are in order, so a cluster is a block."
-        ] = heat_maps(maps, xlabel="token attended to", ylabel="last token", label="attention")
+    figures, captions = {}, {}
+    for bits in settings.bits:
+        kept = main_part[(main_part["bits"] == bits) & main_part["pattern"].notna()]
+        maps = {f"m = {one['m']}": np.array(one["pattern"]) for one in kept.to_dict("records")}
+        if maps:
+            captions[bits] = (
+                f"Mean attention over {settings.seeds} models, {_world(bits)}, every token once in the context; 1 is "
+                "uniform attention. Tokens are in order, so that a cluster is a block."
+            )
+            figures[captions[bits]] = heat_maps(
+                maps, xlabel="token attended to", ylabel="last token", label="attention times V"
+            )
     figures[
         f"Accuracy at L = {settings.length}; mean and 95% interval over {settings.seeds} seeds. Bayes is the ceiling."
     ] = dots(pd.DataFrame(drawn), xlabel="accuracy", series="model")
@@ -242,6 +253,26 @@ def report(settings: AttentionSelection, rows: pd.DataFrame) -> Report:
             "Accuracy with attention and without": pd.DataFrame(accuracies),
             f"The sweep: m = {smallest}, {_world(min(settings.bits))}": pd.DataFrame(swept),
         },
+        paper=tuple(
+            beside(
+                figure,
+                f"L = {settings.length}, d = V/2, omega = 1/2, beta = 1, the recipe.",
+                captions[bits],
+                _seen(main_part[main_part["bits"] == bits]),
+            )
+            for figure, bits in (("Figure 3c", 1), ("Figure C.7", 1), ("Figure C.8", 2))
+            if bits in captions
+        ),
+    )
+
+
+def _seen(part: pd.DataFrame) -> str:
+    """The attention inside the cluster by m, in words."""
+    means = part.groupby("m")[["paid", "uniform", "other bits"]].mean()
+    return (
+        f"Trained attention pays {span(means['paid'])} of its mass to the last token's cluster, where uniform "
+        f"attention would pay {span(means['uniform'])}. To tokens that share as many other bits with the last token, "
+        f"our control, it pays at most {span(means['other bits'])} above uniform."
     )
 
 

@@ -20,8 +20,9 @@ from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM
 from lcalens.lca.model.closed_forms import constructed_value, with_value
 from lcalens.lca.world import bayes
-from probes.harness.figures import curves
-from probes.harness.rules import CHANGE, Rule, paired
+from probes.harness.figures import bars, curves
+from probes.harness.paper_figures import FIGURES, beside, span
+from probes.harness.rules import CHANGE, SHARE, Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import Reader, answered, means, reader, recipe, wide
@@ -29,13 +30,23 @@ from probes.harness.work import Work
 
 RULES = (
     Rule(
-        claim="Redrawing part of the context from another concept makes the model answer that concept.",
-        source="sections 5.5, C.5",
+        claim="On a context most of which is redrawn from another concept the model misclassifies.",
+        source="sections 5.5, C.5, Figure C.13",
         group="paper",
-        sentence=(
-            "In section C.5 we show experiments in which mixing different contexts leads the Transformer to "
-            "misclassify."
-        ),
+        sentence=FIGURES["Figure C.13"].sentence,
+        effect="the error at the share of the settings",
+        unit="share of contexts",
+        minimum=0.5,
+        control="the error of the same models on the same contexts before",
+        margin=0.3,
+        effect_range=SHARE,
+        control_range=SHARE,
+        headline="Mixing another concept's tokens in makes the toy model misclassify",
+    ),
+    Rule(
+        claim="What the model then answers is the other concept, more than noise or a concept beside it would make it.",
+        source="sections 5.5, C.5; a stronger control",
+        group="stronger",
         effect="the rise of Pr(answer = y~) from the clean context to the share of the settings",
         unit="share of contexts",
         minimum=0.3,
@@ -58,9 +69,10 @@ RULES = (
     ),
 )
 CHOICES = """
-How the paper mixes contexts, draws y~ and treats the last token is not in its main text. Here each position but the
-last is redrawn with the share as its probability; a larger share redraws the same positions and more. y~ is uniform
-over all tokens but y, so mostly about m/2 bits away; by distance, it is uniform at each. Tokens are added in front.
+How the paper mixes contexts, draws y~ and treats the last token, and its L and recipe, are unknown to us. Here each
+position but the last is redrawn with the share as its probability; a larger share redraws the same positions and more.
+y~ is uniform over all tokens but y, so mostly about m/2 bits away; by distance, it is uniform at each. Tokens are added
+in front.
 
 Bayes "told nothing" takes hijacked contexts for clean ones, so it is no ceiling there: where a model follows it, the
 model is fooled as an ideal reader is. Bayes "told the share" is the ceiling; it sums over all pairs (y, y~), so it
@@ -91,7 +103,7 @@ class ToyHijack(Settings):
         sweep_steps: Steps of the sweep.
     """
 
-    m: tuple[int, ...] = (6, 8)
+    m: tuple[int, ...] = (5, 6, 7, 8)
     lengths: tuple[int, ...] = (64, 128)
     lr: float = 0.03
     steps: int = 1000
@@ -111,7 +123,7 @@ PRESETS = {
         preset="quick", seeds=2, m=(4,), lengths=(32,), steps=60, contexts=1000, sweep_lr=(0.03,), sweep_steps=(30,)
     ),
     "standard": ToyHijack(),
-    "full": ToyHijack(preset="full", steps=3000),
+    "full": ToyHijack(preset="full", seeds=3, lengths=(64, 128, 256), steps=3000),
 }
 
 
@@ -218,14 +230,27 @@ def report(settings: ToyHijack, rows: pd.DataFrame) -> Report:
     models = main_part[main_part["reader"].isin(["trained", "identity"])]
     lost = models[models["y"].isna()].drop_duplicates(["panel", "reader", "seed"])
     many, at = f"mean and 95% interval over {settings.seeds} seeds", f"at a share of {settings.half:g}"
+    errors = [_error(settings, str(panel), part) for panel, part in main_part.groupby("panel", sort=False)]
+    caption = (
+        f"Errors by the share redrawn from y~; {many}. Bayes told nothing is no ceiling here; Bayes told the share is, "
+        f"and reads {settings.aware} contexts a seed."
+    )
+    seen = (
+        f"With a share of {settings.judged:g} redrawn from y~ the trained models err in "
+        f"{span(one.effect.mean for one in errors)} of contexts over all m and L, on the clean ones in "
+        f"{span(one.control.mean for one in errors)}. Much of it is information that is gone: beside the bars stands "
+        "Bayes, told nothing and told the share."
+    )
+    ours = f"L = {', '.join(map(str, settings.lengths))}, d = V/2, how contexts are mixed, y~, the recipe; Bayes."
     return Report(
         evidence=(
-            (RULES[0], [paired(panel, rise, control) for panel, (rise, control, _, _) in found.items()]),
-            (RULES[1], [paired(panel, gain, noise) for panel, (_, _, gain, noise) in found.items()]),
+            (RULES[0], errors),
+            (RULES[1], [paired(panel, rise, control) for panel, (rise, control, _, _) in found.items()]),
+            (RULES[2], [paired(panel, gain, noise) for panel, (_, _, gain, noise) in found.items()]),
         ),
         figures={
-            f"Errors over the share redrawn from y~; {many}. Bayes told nothing is no ceiling here; Bayes told the "
-            f"share is, and reads {settings.aware} contexts a seed.": _drawn(share, "error", "error", "share redrawn"),
+            caption: _bars(share),
+            f"Errors over the share redrawn from y~; {many}.": _drawn(share, "error", "error", "share redrawn"),
             f"How often the answer is y~; {many}.": _drawn(share, "y~", "Pr(answer = y~)", "share redrawn"),
             f"The same by the distance of y~ from y, {at}; {many}.": _drawn(distance, "y~", "Pr(answer = y~)", "D_H"),
             f"Accuracy once tokens are added to contexts hijacked {at}; {many}.": _drawn(
@@ -241,6 +266,7 @@ def report(settings: ToyHijack, rows: pd.DataFrame) -> Report:
             f"How often the answer is y~, by distance, {at}": wide(distance, ("m", "L", "distance"), "reader", "y~"),
             f"The sweep: m = {settings.sweep_m}, L = {min(settings.lengths)}": pd.DataFrame(swept),
         },
+        paper=(beside("Figure C.13", ours, caption, seen),),
         notes=(f"Runs that diverged, of the trained and the identity together: {len(lost)}.",),
     )
 
@@ -253,6 +279,21 @@ def _numbers(settings: ToyHijack, part: pd.DataFrame) -> list[pd.Series]:
     most = max(settings.added)
     gains = [over["y", "added", one, most] - over["y", "added", one, 0.0] for one in ("y", "noise")]
     return [rise, pd.concat(control, axis=1).max(axis=1, skipna=False), *gains]
+
+
+def _error(settings: ToyHijack, panel: str, part: pd.DataFrame) -> Evidence:
+    """The trained model's error at the share that is judged, beside that on the same contexts before."""
+    kept = part[(part["reader"] == "trained") & (part["curve"] == "share") & (part["source"] == "y~")]
+    over = kept.pivot(index="seed", columns="x", values="error")
+    return paired(panel, over[settings.judged], over[0.0])
+
+
+def _bars(share: pd.DataFrame) -> Any:
+    """Errors as bars, the shares that are a multiple of a fifth and the last."""
+    shown = share[((share["x"] * 5) % 1).lt(1e-9) | (share["x"] == share["x"].max())]
+    over = means(shown, ("panel", "x", "reader"), "error")
+    words = {"xlabel": "share redrawn", "ylabel": "error", "series": "reader", "panel": "panel"}
+    return bars(over, x="x", y="mean", **words, ylim=(0, 1.03))
 
 
 def _drawn(part: pd.DataFrame, what: str, ylabel: str, xlabel: str, series: str = "reader") -> Any:
