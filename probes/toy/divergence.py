@@ -182,8 +182,9 @@ def report(settings: Divergence, rows: pd.DataFrame) -> Report:
         axis.set_xscale("log")
     seen = (
         f"Against the closest concepts the pairwise error is {span(one.effect.mean for one in paper)} over all m and "
-        f"L, against the furthest {span(one.control.mean for one in paper)}; both fall as L grows. The rank correlation "
-        f"of error and divergence times L - 1, over all lengths and distances of one m, is {span(_ranks(rows))}."
+        f"L, against the furthest {span(one.control.mean for one in paper)}; both fall as L grows. The rank "
+        "correlation of error and divergence times L - 1, over all lengths and distances of one m, is "
+        f"{span(_ranks(rows))}."
     )
     ours = f"everything: m, L = {', '.join(map(str, settings.lengths))}, d = V/2, the recipe, errors pair by pair."
     return Report(
