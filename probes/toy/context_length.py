@@ -38,7 +38,6 @@ RULES = (
         margin=0.3,
         effect_range=SHARE,
         control_range=SHARE,
-        headline="The longer the context, the better the toy model recalls",
     ),
     Rule(
         claim="It is what the tokens say that helps: as long a context of noise does not.",

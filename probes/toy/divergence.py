@@ -151,7 +151,7 @@ def report(settings: Divergence, rows: pd.DataFrame) -> Report:
     """Errors against the closest and the furthest concepts, by m and L."""
     paper, stronger, drawn, table = [], [], [], []
     for (m, length), part in rows.groupby(["m", "L"]):
-        near, far = part.loc[part["KL"].idxmin(), "D_H"], part.loc[part["KL"].idxmax(), "D_H"]
+        near, far = (int(part["D_H"].iloc[at]) for at in (int(part["KL"].argmin()), int(part["KL"].argmax())))
         over = part.pivot(index="seed", columns=["reader", "D_H"], values="error")
         setting = f"m = {m}, L = {length}"
         paper.append(paired(setting, over[_MODEL, near], over[_MODEL, far], at=length))  # pyright: ignore[reportArgumentType]

@@ -225,7 +225,7 @@ def _runs(part: pd.DataFrame) -> "Figure":
     for axis, ((m, d), some) in zip(axes, shapes, strict=True):
         for colour, values in zip(COLOURS, some.sort_values("seed")["values"].to_list()[:_DRAWN], strict=False):
             axis.plot(range(1, len(values) + 1), values, color=colour, lw=0.9, marker="o", ms=1.8)
-        axis.axvline(m + 0.5, color="black", lw=0.8, ls=":")
+        axis.axvline(int(m) + 0.5, color="black", lw=0.8, ls=":")  # pyright: ignore[reportArgumentType]
         axis.set_title(f"m = {m}, d = {d}", fontsize=8)
         axis.set_xlabel("index k")
         axis.set_ylim(0, 1.05)

@@ -61,7 +61,6 @@ RULES = (
         group="paper",
         sentence="In the overparameterised regime (d > V) it is not required.",
         unknown="steps",
-        headline="Above d = V, frozen embeddings do as well",
         **_ABOVE,
     ),
     Rule(
@@ -241,7 +240,8 @@ def _evidence(rows: pd.DataFrame, *, at: bool = True) -> tuple[list[Evidence], l
     """What each m, d and number of steps says below V and above; without a d = 2V there is nothing to say above."""
     below, above = [], []
     for (m, steps), part in rows.groupby(["m", "steps"]):
-        vocab, asked = 1 << int(m), {"at": int(steps)} if at else {}  # pyright: ignore[reportArgumentType]
+        asked: dict[str, Any] = {"at": int(steps)} if at else {}  # pyright: ignore[reportArgumentType]
+        vocab = 1 << int(m)  # pyright: ignore[reportArgumentType]
         of = dict(list(part.groupby("d")))
         for d, some in of.items():
             if int(d) < vocab:  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,8 @@ grad l(f)^T W_E^T W_V, the gradient of the loss in the score u_t of token t agai
 
     alpha_t p_t R (e_t - sum_l p_tl e_tl).
 
-The printed formula lacks the factor alpha_t in its second term.
+The formula in the rendering of the paper that we have lacks the factor alpha_t in its second term. It is right for
+tokens that occur once, and for tokens that do not occur: their normalised score p_t is 0, and so is the gradient.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class ScoreGradients(NamedTuple):
     Attributes:
         autograd: Through the model's own forward; 0 for tokens that are not in the context.
         corrected: The formula above.
-        printed: The paper's formula.
+        printed: The formula in the rendering that we have; 0 for tokens that are not in the context, where p_t is 0.
     """
 
     autograd: Float[Tensor, "batch vocab"]
@@ -70,7 +71,8 @@ def score_gradients(
         wrong = logits.softmax(-1) - torch.nn.functional.one_hot(targets, alpha.shape[1])
         recall = wrong @ rows @ value @ rows.T  # R e_t
         mean = (alpha * p * recall).sum(-1, keepdim=True)  # R times the sum of p e over the context
-        return ScoreGradients(autograd, alpha * p * (recall - mean), p * (alpha * recall - mean))
+        rendered = torch.where(alpha > 0, p * (alpha * recall - mean), 0.0)
+        return ScoreGradients(autograd, alpha * p * (recall - mean), rendered)
 
 
 def lemma6(
@@ -83,7 +85,7 @@ def lemma6(
 ) -> Claim:
     """Lemma 6's formula for the gradient in the attention scores, against automatic differentiation.
 
-    `holds` where the printed formula agrees to 1e-9 of the largest gradient; `holds in part` where only the corrected
+    `holds` where the rendering's formula agrees to 1e-9 of the largest gradient; `holds in part` where only the corrected
     one does; `does not hold` where neither does.
 
     Args:
@@ -114,7 +116,7 @@ def lemma6(
         name="Lemma 6, the formula",
         claim="The gradient in the score of token t is grad l(f)^T W_E^T W_V (alpha_t p_t e_t - p_t sum_l p_tl e_tl).",
         setting=describe(concepts, f"L = {length}", f"{samples} contexts"),
-        quantity="largest error of the printed formula, as a share of the largest gradient",
+        quantity="largest error of the formula in the rendering that we have, as a share of the largest gradient",
         measured=printed,
         low=printed,
         high=printed,
