@@ -117,8 +117,8 @@ class Outcome:
 
     @property
     def unmeasured(self) -> list[Rule]:
-        """The rules for which these settings have no evidence."""
-        return [rule for rule, evidence in self.report.evidence if not evidence]
+        """The rules for which these settings have no evidence that counts."""
+        return [rule for rule, evidence in self.report.evidence if not _counts(evidence)]
 
 
 ROOMS = ("real", "toy", "theory")
@@ -185,13 +185,18 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
         name=name,
         settings=settings,
         report=report,
-        verdicts=tuple(rule.judge(evidence) for rule, evidence in report.evidence if evidence) if judged else (),
+        verdicts=tuple(rule.judge(evidence) for rule, evidence in report.evidence if judged and _counts(evidence)),
         loaded=store.loaded,
         computed=store.computed,
         seconds=seconds,
         trained=trained,
         captions=tuple(report.figures),
     )
+
+
+def _counts(evidence: list[Evidence]) -> bool:
+    """Whether there is a setting that a verdict would count."""
+    return any(one.counted for one in evidence)
 
 
 @contextmanager

@@ -26,10 +26,10 @@ def rows(longest, padded):
 @pytest.mark.parametrize(
     ("longest", "padded", "words"),
     [
-        (0.97, 0.2, ["holds", "holds"]),
-        (0.97, 0.9, ["does not hold", "does not hold"]),  # length alone does it
-        (0.6, 0.2, ["holds", "does not hold"]),
-        (0.4, 0.0, ["does not hold", "does not hold"]),
+        (0.97, 0.2, ["holds", "holds", "holds"]),
+        (0.97, 0.9, ["holds", "does not hold", "does not hold"]),  # length alone does it
+        (0.6, 0.2, ["holds", "holds", "does not hold"]),
+        (0.4, 0.0, ["does not hold", "does not hold", "does not hold"]),
     ],
 )
 def test_verdicts_follow_the_rows(longest, padded, words):

@@ -14,7 +14,7 @@ from lcalens import LatentConcepts
 from probes.toy import embedding_spectrum as probe
 
 M, D = 4, 8
-SETTINGS = replace(probe.EmbeddingSpectrum(), m=(M,), seeds=3)
+SETTINGS = replace(probe.EmbeddingSpectrum(), m=(M,), spectra_m=(M,), spectra_d=(D,), seeds=3)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def matrix(values: list[float], seed: int = 0) -> torch.Tensor:
 def rows_of(values: list[float], lost: int | None = None) -> pd.DataFrame:
     rows = []
     for part, kind, seed in product((probe.GRID, probe.WIDTH, probe.SPEED), (probe.TRAINED, probe.IDENTITY), range(3)):
-        shared: dict[str, Any] = {"part": part, "m": M, "d": D, "lr": 0.1, "weight_decay": 0.0, "steps": 1}
+        shared: dict[str, Any] = {"part": part, "m": M, "d": D, "L": 64, "lr": 0.1, "weight_decay": 0.0, "steps": 1}
         shared |= {"W_V": kind, "seed": seed, "accuracy": 0.5, "bayes": 0.9, "diverged": 1 if seed == lost else None}
         found = matrix([*values[:-1], values[-1] * (1 - seed / 1000)], seed)
         concepts = LatentConcepts(M)
@@ -61,15 +61,24 @@ def test_verdicts_follow_where_the_singular_values_fall(values, words):
     assert [rule.judge(evidence).word for rule, evidence in found.evidence] == words
 
 
+def test_l_decides_where_the_gap_is_there_at_one_l_alone():
+    here, there = rows_of([4, 4, 4, 4, 2, 2, 2, 2]), rows_of([4, 4, 4, 3.9, 3.8, 2, 2, 2]).assign(L=256)
+    rule, evidence = probe.report(SETTINGS, pd.concat([here, there])).evidence[0]
+    verdict = rule.judge(evidence)
+    assert verdict.word == "depends on"
+    assert "L = 64 (1 of 1)" in verdict.told()
+    assert "L = 256 (0 of 1)" in verdict.told()
+
+
 def test_the_table_says_where_the_largest_gap_is():
-    table = probe.report(SETTINGS, rows_of([4, 4, 4, 4, 4, 2, 2, 2])).tables["Gaps by m and W_V"]
+    table = probe.report(SETTINGS, rows_of([4, 4, 4, 4, 4, 2, 2, 2])).tables["Gaps by m, d, L and W_V"]
     assert table.loc[table["W_E"] == "trained", "largest after"].tolist() == ["5 (3)", "5 (3)"]
 
 
 def test_a_diverged_run_leaves_the_claim_unmet_and_is_counted():
     found = probe.report(SETTINGS, rows_of([4, 4, 4, 4, 2, 2, 2, 2], lost=1))
     assert [rule.judge(evidence).word for rule, evidence in found.evidence] == ["does not hold", "does not hold"]
-    table = found.tables["Gaps by m and W_V"]
+    table = found.tables["Gaps by m, d, L and W_V"]
     assert table.loc[table["W_E"] == "trained", "diverged"].tolist() == [1, 1]
 
 

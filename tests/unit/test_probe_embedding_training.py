@@ -23,8 +23,8 @@ def _closed_figures():
 
 def rows_of(gains: dict[int, float]) -> pd.DataFrame:
     """Frozen at .5, trained `gains` above it; a little noise over seeds, the same for both."""
-    base: dict[str, Any] = {"m": 4, "steps": 1, "lr": 0.1, "bayes": 0.95, "diverged": None}
-    parts = [("grid", d, gain) for d, gain in gains.items()] + [("sweep", 8, 0.1)]
+    base: dict[str, Any] = {"m": 4, "steps": 1000, "lr": 0.01, "bayes": 0.95, "diverged": None, "loss": 1.0}
+    parts = [(part, d, gain) for part in ("grid", "wide") for d, gain in gains.items()]
     return pd.DataFrame(
         base | {"part": part, "d": d, "W_E": kind, "seed": seed, "accuracy": 0.5 + more + seed / 1000}
         for part, d, gain in parts
@@ -37,15 +37,24 @@ def rows_of(gains: dict[int, float]) -> pd.DataFrame:
     ("gains", "words"),
     [
         ({8: 0.2, 16: 0.1, 32: 0.0}, ["holds", "holds"]),
-        ({8: 0.2, 16: 0.1, 32: 0.19}, ["does not hold", "does not hold"]),  # a gain above V as well: no effect of d < V
+        ({8: 0.2, 16: 0.1, 32: 0.19}, ["holds", "does not hold"]),
         ({8: 0.04, 16: 0.1, 32: 0.0}, ["does not hold", "holds"]),
-        ({8: 0.01, 16: 0.1, 32: 0.0}, ["does not hold", "does not hold"]),
+        ({8: 0.01, 16: 0.1, 32: 0.0}, ["does not hold", "does not hold"]),  # as little below V as above
     ],
 )
 def test_verdicts_follow_the_differences_below_and_above_the_vocabulary(gains, words):
     found = probe.report(SETTINGS, rows_of(gains))
-    assert [rule.judge(evidence).word for rule, evidence in found.evidence] == words
-    assert [one.setting for one in found.evidence[0][1]] == ["m = 4, d = 8"]
+    assert [rule.judge(evidence).word for rule, evidence in found.evidence] == words * 2
+    assert [one.setting for one in found.evidence[0][1]] == ["m = 4, d = 8, 1000 steps"]
+
+
+def test_steps_decide_where_frozen_embeddings_come_up_with_more_of_them():
+    few, many = rows_of({8: 0.3, 32: 0.2}), rows_of({8: 0.3, 32: 0.0}).assign(steps=4000, loss=0.9)
+    found = probe.report(SETTINGS, pd.concat([few, many[many["part"] == "grid"]]))
+    (below, at_below), (above, at_above) = found.evidence[:2]
+    assert below.judge(at_below).word == "holds"
+    assert above.judge(at_above).told().startswith("depends on steps: from 0.2 at steps = 1000 (0 of 1)")
+    assert "m = 4, d = 8, trained (by 10% from 1000 to 4000 steps)" in found.notes[1]
 
 
 def test_a_diverged_run_leaves_the_claim_unmet_and_is_counted():
@@ -54,19 +63,25 @@ def test_a_diverged_run_leaves_the_claim_unmet_and_is_counted():
     rows.loc[lost, ["accuracy", "diverged"]] = [float("nan"), 40]
     found = probe.report(SETTINGS, rows)
     assert found.evidence[0][0].judge(found.evidence[0][1]).word == "does not hold"
-    assert found.tables["Accuracy by m and d, at the learning rate chosen"]["diverged"].tolist() == [1, 0, 0]
+    assert found.tables["Accuracy and loss by m, d and steps, at the learning rate chosen"]["diverged"].tolist() == [
+        1,
+        0,
+        0,
+    ]
 
 
 def test_the_learning_rate_is_the_best_of_other_seeds_and_never_one_that_diverged():
     accuracy = {0.01: {100: 0.5, 101: 0.5}, 0.1: {100: 0.4, 101: 0.7}, 1.0: {100: 0.9, 101: float("nan")}}
-    asked = []
+    asked, history = [], pd.DataFrame({"loss": [1.0]})
 
     def train(_concepts, configs, seeds):
         configs = configs if isinstance(configs, list) else [configs]
         which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
         asked.append(which)
         return [
-            SimpleNamespace(seed=seed, accuracy=accuracy[one.lr].get(seed, 0.0), bayes=1.0, diverged=None)
+            SimpleNamespace(
+                seed=seed, accuracy=accuracy[one.lr].get(seed, 0.0), bayes=1.0, diverged=None, history=history
+            )
             for one in configs
             for seed in which
         ]
@@ -80,12 +95,10 @@ def test_the_learning_rate_is_the_best_of_other_seeds_and_never_one_that_diverge
 
 
 def test_settings_say_what_they_cannot_use():
-    with pytest.raises(LcalensError, match="smallest"):
-        replace(SETTINGS, smallest=16)
     reported = reported_seeds(SETTINGS.seeds)
     for seeds in ((reported[0],), (100, reported[-1]), tuple(reported)):
         with pytest.raises(LcalensError, match="choosing"):
             replace(SETTINGS, choosing=seeds)
     assert replace(SETTINGS, choosing=(0, reported[-1] + 1)).choosing == (0, reported[-1] + 1)
-    with pytest.raises(LcalensError, match=r"choosing: the seeds 100, 101 are among those reported, 10 to 104"):
+    with pytest.raises(LcalensError, match=r"choosing: the seeds 100 are among those reported, 10 to 104"):
         replace(SETTINGS, seeds=95)

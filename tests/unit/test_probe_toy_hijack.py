@@ -87,10 +87,11 @@ def rows(fooled, beside, noise, returned, by_noise):
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ((0.7, 0.1, 0.1, 0.9, 0.4), ["holds", "holds"]),
-        ((0.7, 0.6, 0.1, 0.9, 0.85), ["does not hold", "does not hold"]),  # a neighbour, or any token, does as well
-        ((0.7, 0.1, 0.6, 0.45, 0.1), ["does not hold", "does not hold"]),
-        ((0.2, 0.0, 0.0, 0.9, 0.4), ["does not hold", "holds"]),
+        ((0.7, 0.1, 0.1, 0.9, 0.4), ["holds", "holds", "holds"]),
+        # A neighbour, or any token, does as well.
+        ((0.7, 0.6, 0.1, 0.9, 0.85), ["holds", "does not hold", "does not hold"]),
+        ((0.7, 0.1, 0.6, 0.45, 0.1), ["holds", "does not hold", "does not hold"]),
+        ((0.2, 0.0, 0.0, 0.9, 0.4), ["holds", "does not hold", "holds"]),
     ],
 )
 def test_verdicts_follow_the_rows(numbers, words):

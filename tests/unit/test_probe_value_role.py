@@ -62,11 +62,11 @@ def test_verdicts_need_the_line_to_beat_the_exponential_and_w_v_the_identity():
                 rows.append(shared | row | {"agreement": 1.0, "outside": 0.0})
             line = {"r2": r2, "control": 0.9, "shuffled": 0.0, "slope": 0.8, "premise": 0.1, "share": 0.9}
             rows += [shared | {"part": part, "seed": seed} | line for part in ("line", "sweep")]
-        rows.append(shared | {"part": "solved", "r2": 1.0, "slope": 1.0, "residual": 0.0, "free": 1})
+        rows.append(shared | {"part": "solved", "r2": 1.0, "control": 0.9, "slope": 1.0, "residual": 0.0, "free": 1})
         report = value_role.report(settings, pd.DataFrame(rows))
         pyplot.close("all")
         return [rule.judge(evidence).word for rule, evidence in report.evidence]
 
-    assert words(0.6, 0.99) == ["holds", "holds"]
-    assert words(0.8, 0.94) == ["does not hold", "does not hold"]
-    assert words(0.6, -0.99)[1] == "does not hold"
+    assert words(0.6, 0.99) == ["holds", "holds", "holds"]
+    assert words(0.8, 0.94) == ["does not hold", "holds", "does not hold"]
+    assert words(0.6, -0.99)[2] == "does not hold"
