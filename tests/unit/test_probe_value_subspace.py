@@ -17,7 +17,7 @@ ANGLES = {"constructed": 3.0, "random pairs": 40.0, "Gaussian": 60.0, "E E^T": 4
 
 
 def reported(changes=None, right=None):
-    """Rules and evidence where the smallest angles are as usual but for `changes`, on the right side but for `right`."""
+    """Rules and evidence where smallest angles are as usual but for `changes`, on the right side but for `right`."""
     rows = []
     for cell in grid(QUICK):
         for seed in range(cell["seeds"]):

@@ -85,8 +85,8 @@ def lemma6(
 ) -> Claim:
     """Lemma 6's formula for the gradient in the attention scores, against automatic differentiation.
 
-    `holds` where the rendering's formula agrees to 1e-9 of the largest gradient; `holds in part` where only the corrected
-    one does; `does not hold` where neither does.
+    `holds` where the rendering's formula agrees to 1e-9 of the largest gradient; `holds in part` where only the
+    corrected one does; `does not hold` where neither does.
 
     Args:
         concepts: The world; the lemma's has N = `cluster`.
