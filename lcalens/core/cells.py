@@ -71,9 +71,9 @@ class CellStore:
             self._cells = Path(folder) / "cells"
             try:
                 self._cells.mkdir(parents=True, exist_ok=True)
-                for part in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
-                    if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
-                        part.unlink(missing_ok=True)
+                for unfinished in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
+                    if time.time() - unfinished.stat().st_mtime > _ABANDONED_SECONDS:
+                        unfinished.unlink(missing_ok=True)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise LcalensError(f"out: {str(folder)!r} cannot be written ({reason}).") from error
@@ -115,13 +115,13 @@ class CellStore:
         self.computed += 1
         if self._cells is None:
             return
-        part = self._cells / f"{key}.{uuid4().hex}.part"
+        unfinished = self._cells / f"{key}.{uuid4().hex}.part"
         try:
-            with part.open("wb") as file:
+            with unfinished.open("wb") as file:
                 file.write(save(dict(arrays), metadata={"sha256": _checksum(arrays)}))
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(self._cells / f"{key}.safetensors")
+            unfinished.replace(self._cells / f"{key}.safetensors")
         except OSError as error:
-            part.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise LcalensError(f"out: a finished part cannot be written ({error.strerror or error}).") from error

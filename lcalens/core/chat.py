@@ -56,8 +56,8 @@ def reply_join(tokenizer: Any, words: Sequence[str]) -> str:
             )
         return whole[len(before) :]
 
-    join, found, _ = reply(_REPLY).partition(_REPLY)
-    if not found or join.strip():
+    join, marker, _ = reply(_REPLY).partition(_REPLY)
+    if not marker or join.strip():
         raise LcalensError(
             f"chat: the chat template puts {join[:60]!r} before a reply, which is no part of an answer; leave "
             "chat=False, or give join='' to put answers right where a reply begins."

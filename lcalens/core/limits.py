@@ -30,8 +30,8 @@ def context_limit(model: Any) -> int | None:
     if getattr(config, "alibi", False) or config.model_type == "bloom":
         return None
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
-    found = (getattr(config, name, None) for name in names)
-    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
+    limits = (getattr(config, name, None) for name in names)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def check_padding(tokenizer: Any, rows: Sequence[Sequence[int]], argument: str) -> None:

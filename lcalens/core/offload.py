@@ -15,8 +15,8 @@ def offloaded_modules(model: torch.nn.Module) -> list[str]:
     placed: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
     # The names of the device map say it best: "model.layers.1", not each of its matrices.
     known = [name for name, place in placed.items() if str(place) in ("disk", "cpu", "meta")]
-    found = {next((outer for outer in known if f"{name}.".startswith(f"{outer}.")), name) for name in absent}
-    return sorted(found)
+    modules = {next((outer for outer in known if f"{name}.".startswith(f"{outer}.")), name) for name in absent}
+    return sorted(modules)
 
 
 def offload_problem(modules: list[str]) -> str:

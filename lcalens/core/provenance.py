@@ -135,22 +135,22 @@ def processing_of(model: Any) -> str:
 def _steps(model: Any) -> list[str]:
     components = dict(model.named_modules())
     offset = bool(getattr(model.cfg, "rmsnorm_uses_offset", False))
-    found: dict[str, list[bool]] = {step: [] for step in _STEPS}
+    signs: dict[str, list[bool]] = {step: [] for step in _STEPS}
     for name, component in components.items():
-        part = name.rpartition(".")[2]
-        own = getattr(component, "original_component", None)
-        weight, bias = getattr(own, "weight", None), getattr(own, "bias", None)
-        if isinstance(weight, Tensor) and part in ("ln1", "ln2", "ln_final"):
+        kind = name.rpartition(".")[2]
+        module = getattr(component, "original_component", None)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, Tensor) and kind in ("ln1", "ln2", "ln_final"):
             plain = torch.zeros_like(weight) if offset else torch.ones_like(weight)
-            found["layer norms folded"].append(torch.equal(weight, plain) and (bias is None or not bias.any()))
-        elif isinstance(weight, Tensor) and part == "unembed":
-            found["unembedding centred"].append(_centred(weight, 0))
-        elif isinstance(weight, Tensor) and weight.ndim == 2 and (part == "out" or name.endswith("attn.o")):
-            into_last = type(own).__name__ == "Conv1D"  # (in, out); every other module keeps (out, in)
-            found["writing weights centred"].append(_centred(weight, 1 if into_last else 0))
+            signs["layer norms folded"].append(torch.equal(weight, plain) and (bias is None or not bias.any()))
+        elif isinstance(weight, Tensor) and kind == "unembed":
+            signs["unembedding centred"].append(_centred(weight, 0))
+        elif isinstance(weight, Tensor) and weight.ndim == 2 and (kind == "out" or name.endswith("attn.o")):
+            into_last = type(module).__name__ == "Conv1D"  # (in, out); every other module keeps (out, in)
+            signs["writing weights centred"].append(_centred(weight, 1 if into_last else 0))
         elif isinstance(bias, Tensor) and name.endswith("attn.v"):
-            found["value biases folded"].append(not bias.any())
-    return [step for step, seen in found.items() if seen and all(seen)]
+            signs["value biases folded"].append(not bias.any())
+    return [step for step, seen in signs.items() if seen and all(seen)]
 
 
 def _centred(weight: Tensor, dim: int) -> bool:
@@ -178,15 +178,15 @@ def active_hooks(model: Any) -> list[str]:
     modules = {id(module): module for module in every_module(model)}
     modules |= {id(point): point for point in model.hook_dict.values()}
     hooked = [module for module in modules.values() if any(map(_is_somebodys, _attached(vars(module))))]
-    found = set()
+    hooked_names = set()
     if hooked:
         names = {id(module): name for root in (model, model.original_model) for name, module in root.named_modules()}
         names |= {id(point): name for name, point in model.hook_dict.items()}
-        found = {names[id(module)] or type(module).__name__ for module in hooked}
+        hooked_names = {names[id(module)] or type(module).__name__ for module in hooked}
     everywhere = {name.removeprefix("_global"): value for name, value in vars(torch.nn.modules.module).items()}
     if any(map(_is_somebodys, _attached(everywhere))):
-        found.add("every module")
-    return sorted(found)
+        hooked_names.add("every module")
+    return sorted(hooked_names)
 
 
 def _attached(attributes: Mapping[str, Any]) -> Iterator[Any]:
@@ -200,8 +200,8 @@ def _attached(attributes: Mapping[str, Any]) -> Iterator[Any]:
 def _is_somebodys(function: Any) -> bool:
     """Whether a person wrote it, or gave it to a library's function that calls it."""
     if isinstance(function, functools.partial):
-        given = [value for value in (*function.args, *function.keywords.values()) if _is_called(value)]
-        return any(map(_is_somebodys, [function.func, *given]))
+        arguments = [value for value in (*function.args, *function.keywords.values()) if _is_called(value)]
+        return any(map(_is_somebodys, [function.func, *arguments]))
     if inspect.ismethod(function):
         return _is_foreign(type(function.__self__).__module__) or _is_somebodys(function.__func__)
     if not inspect.isfunction(function):

@@ -45,12 +45,12 @@ def _row(tokenizer: Any, text: str, ids: list[int], offsets: list[Span], added: 
     begin = first
     while bos is not None and ids[begin : begin + 1] == [bos]:
         begin += 1
-    own = begin - first
-    if own > 1 and not chat:
+    bos_in_text = begin - first
+    if bos_in_text > 1 and not chat:
         raise LcalensError(
             f"texts: {text!r:.60} begins with {tokenizer.bos_token!r} twice; a model reads one: leave the other out."
         )
-    if own and ids[first - 1 : first] != [bos]:
+    if bos_in_text and ids[first - 1 : first] != [bos]:
         begin -= 1  # the text's own, where the tokenizer adds none
     unknown = _uncovered(text, offsets)
     if tokenizer.unk_token_id in (body := ids[begin:last]):

@@ -140,23 +140,23 @@ class Result:
         name = self.quantities[0] if quantity is None else check_choice("quantity", quantity, self.quantities)
         if cluster is not None:
             check_choice("cluster", cluster, map(str, self.examples.columns))
-        others = {axis: labels for axis, labels in self.axes.items() if axis != EXAMPLE}
+        other_axes = {axis: labels for axis, labels in self.axes.items() if axis != EXAMPLE}
         array = np.moveaxis(self.values[name], list(self.axes).index(EXAMPLE), -1)
         groups = None if cluster is None else self.examples[cluster].to_numpy()
         rows = []
         for place in np.ndindex(array.shape[:-1]):
-            there = ~np.isnan(array[place])
-            found = array[place][there]
+            measured = ~np.isnan(array[place])
+            numbers = array[place][measured]
             low, high = clustered_mean_interval(
-                found,
-                None if groups is None else groups[there],
+                numbers,
+                None if groups is None else groups[measured],
                 confidence=confidence,
                 resamples=resamples,
                 seed=seed,
             )
-            labels = {axis: others[axis][i] for axis, i in zip(others, place, strict=True)}
-            mean = found.mean() if len(found) else np.nan
-            rows.append(labels | {name: mean, f"{name}_low": low, f"{name}_high": high, "n": len(found)})
+            labels = {axis: other_axes[axis][i] for axis, i in zip(other_axes, place, strict=True)}
+            mean = numbers.mean() if len(numbers) else np.nan
+            rows.append(labels | {name: mean, f"{name}_low": low, f"{name}_high": high, "n": len(numbers)})
         return lengthen(pd.DataFrame(rows), {name: self.units.get(name, "")}, behind=["n"])
 
     def plot(self, **options: Any) -> Any:
@@ -245,14 +245,16 @@ class Result:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())
-        said = self.provenance.get("resolution", {}).get("says")
-        return f"Result({self.kind}: {', '.join(self.quantities)} over {axes})" + (f" {said}" if said else "")
+        resolution = self.provenance.get("resolution", {}).get("says")
+        return f"Result({self.kind}: {', '.join(self.quantities)} over {axes})" + (
+            f" {resolution}" if resolution else ""
+        )
 
     def _repr_html_(self) -> str:
         model = self.provenance.get("model", {})
-        told = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
+        description = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
         table = self.wide().to_html(escape=True, index=False, float_format=lambda number: f"{number:.3g}", max_rows=60)
-        return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(told)}</p>{table}"
+        return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(description)}</p>{table}"
 
 
 def _is_end(name: str, values: Mapping[str, Any]) -> bool:

@@ -101,10 +101,10 @@ class Tree:
         Args:
             places: Where to begin.
         """
-        found, digest = self.reached(places), hashlib.sha256()
-        for place in sorted(found):
+        definitions, digest = self.reached(places), hashlib.sha256()
+        for place in sorted(definitions):
             digest.update(f"{place.module} {place.name}\n".encode())
-            for node in found[place]:
+            for node in definitions[place]:
                 digest.update(_written(node) if isinstance(node, ast.stmt) else node.read_bytes())
         return digest.hexdigest()[:32]
 
@@ -114,23 +114,23 @@ class Tree:
         Args:
             places: Where to begin; a name that a file does not define stands for the whole file.
         """
-        found: dict[Place, list[ast.stmt | Path]] = {}
+        definitions: dict[Place, list[ast.stmt | Path]] = {}
         todo = [place for begin in places for place in self._begin(begin)]
         while todo:
             place = todo.pop()
             module = self._module(place.module)
-            if place in found or module is None:
+            if place in definitions or module is None:
                 continue
             if not place.name:  # what the module does when it is imported
-                found[place] = list(module.loose)
+                definitions[place] = list(module.loose)
             else:
-                found[place] = list(module.definitions[place.name])
+                definitions[place] = list(module.definitions[place.name])
                 todo.append(Place(place.module, ""))
-            for node in [node for node in found[place] if isinstance(node, ast.stmt)]:
-                found[place] += self._named_files(place.module, node)
+            for node in [node for node in definitions[place] if isinstance(node, ast.stmt)]:
+                definitions[place] += self._named_files(place.module, node)
                 for chain in _chains(node):
                     todo += self._resolve(place.module, chain)
-        return found
+        return definitions
 
     def _begin(self, place: Place) -> list[Place]:
         module = self._module(place.module)
@@ -192,12 +192,12 @@ class Tree:
         return _parsed(path.read_bytes(), package, path.stem == "__init__")
 
     def _data_files(self, top: str) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
+        files: dict[str, list[Path]] = {}
         folder = self._folders[top]
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix in _FILES:
-                found.setdefault(path.name, []).append(path)
-        return found
+                files.setdefault(path.name, []).append(path)
+        return files
 
     def _named_files(self, module: str, node: ast.AST) -> list[Path]:
         texts = [
@@ -289,19 +289,19 @@ def _imports(node: ast.AST, package: str) -> Iterator[tuple[str, tuple[str, str 
 
 def _lazy(tree: ast.Module) -> dict[str, str]:
     """A facade's names with the modules that define them, from its tables of strings."""
-    found = {}
+    homes = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    found[str(key.value)] = value.value
-    return found
+                    homes[str(key.value)] = value.value
+    return homes
 
 
 @lru_cache(maxsize=1 << 14)
 def _chains(node: ast.AST) -> set[tuple[str, ...]]:
     """Every name in it, with the attributes that are asked of it: `bayes.accuracy` is (bayes, accuracy)."""
-    found: set[tuple[str, ...]] = set()
+    chains: set[tuple[str, ...]] = set()
     inner: set[int] = set()
     for item in ast.walk(node):
         if isinstance(item, ast.Attribute) and id(item) not in inner:
@@ -312,11 +312,11 @@ def _chains(node: ast.AST) -> set[tuple[str, ...]]:
                 base = base.value
             if isinstance(base, ast.Name):
                 inner.add(id(base))
-                found.add((base.id, *chain))
+                chains.add((base.id, *chain))
         elif isinstance(item, ast.Name) and id(item) not in inner:
-            found.add((item.id,))
+            chains.add((item.id,))
         for annotation in (getattr(item, "annotation", None), getattr(item, "returns", None)):
             for text in ast.walk(annotation) if isinstance(annotation, ast.AST) else ():
                 if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value.isidentifier():
-                    found.add((text.value,))
-    return found
+                    chains.add((text.value,))
+    return chains

@@ -161,11 +161,11 @@ class PerState:
             make: A function of nothing.
         """
         state = state_of(model)
-        kept = self._kept.get(model)
-        if kept is None or kept[0] != state:
-            kept = (state, make())
-            self._kept[model] = kept
-        return kept[1]
+        remembered = self._kept.get(model)
+        if remembered is None or remembered[0] != state:
+            remembered = (state, make())
+            self._kept[model] = remembered
+        return remembered[1]
 
 
 def every_module(model: Any) -> Iterator[nn.Module]:

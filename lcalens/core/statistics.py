@@ -155,8 +155,8 @@ def weighted_ratio(
     measured = np.isfinite(part)
     over = weights @ np.where(measured, np.abs(part) if absolute else part, 0.0)
     under = weights @ (measured * whole[:, None])
-    there = np.abs(under) > _SMALL  # of nothing, rounding alone would make any share
-    return np.where(there, over / np.where(there, under, 1.0), np.nan)
+    defined = np.abs(under) > _SMALL  # of nothing, rounding alone would make any share
+    return np.where(defined, over / np.where(defined, under, 1.0), np.nan)
 
 
 def ratio_of_means(
@@ -182,7 +182,7 @@ def ratio_of_means(
     low, high = np.full((2, len(middle)), np.nan)
     if len(part) > 1:
         weights = bootstrap_weights(len(part), clusters, RESAMPLES, seed)
-        drawn = np.vstack([weighted_ratio(flat, whole, some) for some in in_chunks(weights, len(middle))])
+        drawn = np.vstack([weighted_ratio(flat, whole, chunk) for chunk in in_chunks(weights, len(middle))])
         known, tail = np.isfinite(drawn).any(0) & np.isfinite(middle), (1 - CONFIDENCE) / 2
         if known.any():
             low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)

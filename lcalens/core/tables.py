@@ -26,13 +26,13 @@ def lengthen(wide: pd.DataFrame, units: Mapping[str, str], *, behind: Sequence[s
     ends = {f"{name}_{end}" for name in units for end in _ENDS}
     axes = [name for name in wide.columns if name not in units and name not in ends and name not in behind]
     at = np.repeat(np.arange(len(wide)), len(units))
-    found = {name: wide[name].iloc[at].reset_index(drop=True) for name in axes}
-    found["quantity"] = pd.Series(list(units) * len(wide))
+    columns = {name: wide[name].iloc[at].reset_index(drop=True) for name in axes}
+    columns["quantity"] = pd.Series(list(units) * len(wide))
     for column, suffix in (("value", ""), ("value_low", "_low"), ("value_high", "_high")):
-        found[column] = pd.Series(_numbers(wide, [name + suffix for name in units]))
-    found["unit"] = pd.Series(list(units.values()) * len(wide))
-    found |= {name: wide[name].iloc[at].reset_index(drop=True) for name in behind}
-    return pd.DataFrame(found)
+        columns[column] = pd.Series(_numbers(wide, [name + suffix for name in units]))
+    columns["unit"] = pd.Series(list(units.values()) * len(wide))
+    columns |= {name: wide[name].iloc[at].reset_index(drop=True) for name in behind}
+    return pd.DataFrame(columns)
 
 
 def widen(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,15 +48,15 @@ def widen(table: pd.DataFrame) -> pd.DataFrame:
     places: dict[Any, int] = {}
     rows = np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)
     first = np.unique(rows, return_index=True)[1]
-    found: dict[str, Any] = {name: table[name].iloc[first].reset_index(drop=True) for name in axes}
+    columns: dict[str, Any] = {name: table[name].iloc[first].reset_index(drop=True) for name in axes}
     for name in dict.fromkeys(table["quantity"]):
-        own = (table["quantity"] == name).to_numpy()
+        of_quantity = (table["quantity"] == name).to_numpy()
         for column, suffix in (("value", ""), ("value_low", "_low"), ("value_high", "_high")):
             values = np.full(len(places), np.nan)
-            values[rows[own]] = table[column].to_numpy(dtype=float)[own]
+            values[rows[of_quantity]] = table[column].to_numpy(dtype=float)[of_quantity]
             if column == "value" or np.isfinite(values).any():
-                found[f"{name}{suffix}"] = values
-    return pd.DataFrame(found)
+                columns[f"{name}{suffix}"] = values
+    return pd.DataFrame(columns)
 
 
 def _numbers(wide: pd.DataFrame, names: Sequence[str]) -> np.ndarray:

@@ -29,15 +29,15 @@ def check_tokens(
         LcalensError: It is no integer tensor, of another shape, or a value lies outside [0, vocab).
     """
     if not isinstance(values, Tensor) or values.dtype not in _INTEGERS:
-        given = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise LcalensError(f"{name}: expected a tensor of integers, got {given}.")
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise LcalensError(f"{name}: expected a tensor of integers, got {kind}.")
     if shape is not None:
         fits = values.ndim == len(shape) and all(
-            size == wanted or (wanted is None and size) for size, wanted in zip(values.shape, shape, strict=True)
+            size == expected or (expected is None and size) for size, expected in zip(values.shape, shape, strict=True)
         )
         if not fits:
-            wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise LcalensError(f"{name}: expected the shape ({wanted}), got {tuple(values.shape)}.")
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise LcalensError(f"{name}: expected the shape ({expected}), got {tuple(values.shape)}.")
     if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < vocab):
         raise LcalensError(f"{name}: {int(values.min())} to {int(values.max())} leave the range 0 to {vocab - 1}.")
     return values.long()

@@ -133,11 +133,11 @@ def encode(
     start = text_start(tokenizer, wholes, texts) if chat else 0
     encoded = []
     for row, names in zip(read(tokenizer, wholes, chat), spans or [{}] * len(texts), strict=True):
-        found = {
+        token_spans = {
             name: tuple(_token_span(row.offsets, (first + start, last + start), name) for first, last in places)
             for name, places in names.items()
         }
-        encoded.append(Encoded(tuple(row.ids), found, row.unknown))
+        encoded.append(Encoded(tuple(row.ids), token_spans, row.unknown))
     if answers is None:
         return encoded
     followed = follow(tokenizer, texts, answers, join=join, chat=chat)
@@ -196,15 +196,15 @@ def follow(
     joins = [
         _join(prompt, answer, words[answer], join) for prompt, answer in zip(prompts or texts, answers, strict=True)
     ]
-    parts = [(whole, space, words[a]) for whole, a, (space, _) in zip(wholes, answers, joins, strict=True)]
+    pieces = [(whole, space, words[a]) for whole, a, (space, _) in zip(wholes, answers, joins, strict=True)]
     # Every text has several answers, and many texts the same: each is read once, in one batch of the tokenizer.
-    texts_alone, texts_answered = list(dict.fromkeys(wholes)), list(dict.fromkeys(parts))
-    composed = [part for part in texts_answered if not unicodedata.is_normalized("NFC", part[2])]
+    texts_alone, texts_answered = list(dict.fromkeys(wholes)), list(dict.fromkeys(pieces))
+    composed = [piece for piece in texts_answered if not unicodedata.is_normalized("NFC", piece[2])]
     rows = read(
         tokenizer,
         [
             *texts_alone,
-            *("".join(part) for part in texts_answered),
+            *("".join(piece) for piece in texts_answered),
             *(before + space + unicodedata.normalize("NFC", word) for before, space, word in composed),
         ],
         chat,
@@ -212,12 +212,13 @@ def follow(
     alone = dict(zip(texts_alone, rows, strict=False))
     answered = dict(zip(texts_answered, rows[len(alone) :], strict=False))
     usual = dict(zip(composed, rows[len(alone) + len(answered) :], strict=True))
-    found = {
-        part: _answer(part, alone[part[0]], answered[part], usual.get(part, answered[part])) for part in texts_answered
+    answer_of = {
+        piece: _answer(piece, alone[piece[0]], answered[piece], usual.get(piece, answered[piece]))
+        for piece in texts_answered
     }
     return [
-        Answer(found[part].ids, found[part].start, part[1], problem or found[part].problem)
-        for part, (_, problem) in zip(parts, joins, strict=True)
+        Answer(answer_of[piece].ids, answer_of[piece].start, piece[1], problem or answer_of[piece].problem)
+        for piece, (_, problem) in zip(pieces, joins, strict=True)
     ]
 
 
@@ -251,9 +252,9 @@ def _join(prompt: str, answer: str, word: str, join: str | None) -> tuple[str, s
         return "", str(error).removeprefix("join: ").rstrip(".")
 
 
-def _answer(part: tuple[str, str, str], alone: Row, answered: Row, usual: Row) -> Answer:
+def _answer(piece: tuple[str, str, str], alone: Row, answered: Row, usual: Row) -> Answer:
     """An answer's tokens, from those of its text alone, of both together, and of both where the word is in NFC."""
-    before, space, _ = part
+    before, space, _ = piece
     start, problem = len(alone.ids), ""
     if alone.unknown:
         problem = "the prompt holds what the tokenizer's vocabulary does not have"
@@ -281,9 +282,9 @@ def _check_texts(texts: Any, **others: Sequence[Any] | None) -> None:
         raise LcalensError(f"texts: expected several texts, got one string ({texts!r:.60}); put it into a list.")
     for text in texts:
         check_text("texts", text)
-    for name, given in others.items():
-        if given is not None and len(given) != len(texts):
-            raise LcalensError(f"{name}: {len(given)} for {len(texts)} texts; give one for each text.")
+    for name, values in others.items():
+        if values is not None and len(values) != len(texts):
+            raise LcalensError(f"{name}: {len(values)} for {len(texts)} texts; give one for each text.")
 
 
 def spell(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -56,7 +56,7 @@ def compare(
     queries: Float[Tensor, "batch variant position head width"],
     keys: Float[Tensor, "batch kv before width"] | None,
     start: int,
-    own: Float[Tensor, "batch variant near kv width"] | None = None,
+    near_keys: Float[Tensor, "batch variant near kv width"] | None = None,
 ) -> Float[Tensor, "batch variant head position key"]:
     """Attention scores before the softmax, in float32 at least; -inf where a query may not look.
 
@@ -66,19 +66,19 @@ def compare(
         queries: Turned queries of positions from `start` on.
         keys: Turned keys of positions from 0 on, which all variants share; None where they share none.
         start: The queries' first position.
-        own: Turned keys of the variants themselves, which follow the shared ones.
+        near_keys: Turned keys of the variants themselves, which follow the shared ones.
     """
     variants, length = queries.shape[1:3]
     grouped = rearrange(queries, "batch variant position (kv group) width -> batch kv variant (group position) width",
                         kv=layer.kv_heads)  # fmt: skip
-    parts = []
+    blocks = []
     if keys is not None:
         rows = rearrange(grouped, "batch kv variant row width -> batch kv (variant row) width")
-        parts.append(rearrange(rows @ keys.mT, "batch kv (variant row) key -> batch kv variant row key",
+        blocks.append(rearrange(rows @ keys.mT, "batch kv (variant row) key -> batch kv variant row key",
                                variant=variants))  # fmt: skip
-    if own is not None:
-        parts.append(grouped @ rearrange(own, "batch variant near kv width -> batch kv variant width near"))
-    scores = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    if near_keys is not None:
+        blocks.append(grouped @ rearrange(near_keys, "batch variant near kv width -> batch kv variant width near"))
+    scores = torch.cat(blocks, -1) if len(blocks) > 1 else blocks[0]
     scores = rearrange(scores, "batch kv variant (group position) key -> batch variant (kv group) position key",
                        position=length)  # fmt: skip
     scores = (scores if scores.dtype == torch.float64 else scores.float()) * layer.scale
@@ -119,7 +119,7 @@ def average(
     layer: Layer,
     pattern: Float[Tensor, "batch variant head position key"],
     values: Float[Tensor, "batch kv before width"] | None,
-    own: Float[Tensor, "batch variant near kv width"] | None = None,
+    near_values: Float[Tensor, "batch variant near kv width"] | None = None,
 ) -> Float[Tensor, "batch variant position head width"]:
     """What each head reads: z.
 
@@ -127,22 +127,22 @@ def average(
         layer: Whose attention.
         pattern: Where it looks.
         values: Of positions from 0 on, which all variants share; None where they share none.
-        own: The variants' own values, which follow the shared ones.
+        near_values: The variants' own values, which follow the shared ones.
     """
     variants, length = pattern.shape[1], pattern.shape[3]
     before = 0 if values is None else values.shape[2]
     grouped = rearrange(pattern, "batch variant (kv group) position key -> batch kv variant (group position) key",
                         kv=layer.kv_heads)  # fmt: skip
-    parts = []
+    reads = []
     if values is not None:
         rows = rearrange(grouped[..., :before], "batch kv variant row key -> batch kv (variant row) key")
-        parts.append(rearrange(rows @ values, "batch kv (variant row) width -> batch kv variant row width",
+        reads.append(rearrange(rows @ values, "batch kv (variant row) width -> batch kv variant row width",
                                variant=variants))  # fmt: skip
-    if own is not None:
-        parts.append(
-            grouped[..., before:] @ rearrange(own, "batch variant near kv width -> batch kv variant near width")
+    if near_values is not None:
+        reads.append(
+            grouped[..., before:] @ rearrange(near_values, "batch variant near kv width -> batch kv variant near width")
         )
-    z = parts[0] + parts[1] if len(parts) > 1 else parts[0]
+    z = reads[0] + reads[1] if len(reads) > 1 else reads[0]
     return rearrange(z, "batch kv variant (group position) width -> batch variant position (kv group) width",
                      position=length)  # fmt: skip
 

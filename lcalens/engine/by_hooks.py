@@ -103,23 +103,23 @@ def try_site(model: Any, site: str) -> None:
     """
     device, layers = next(model.original_model.parameters()).device, range(model.cfg.n_layers)
     generator = torch.Generator().manual_seed(0)
-    own, other = (
+    clean_tokens, other_tokens = (
         torch.randint(0, int(model.cfg.d_vocab), (1, _TRIED), generator=generator).to(device) for _ in range(2)
     )
-    kept = [_activations(model, tokens) for tokens in (own, other)]
-    absent = next((layer for layer in layers if hook_name(site, layer) not in kept[0]), None)
+    activations = [_activations(model, tokens) for tokens in (clean_tokens, other_tokens)]
+    absent = next((layer for layer in layers if hook_name(site, layer) not in activations[0]), None)
     reason = f"layer {absent} shows none" if absent is not None else ""
-    reason = reason or next(filter(None, (_misfit(kept[0], site, layer, model) for layer in layers)), "")
-    plain = _last(model, own, [], site, "kl")
+    reason = reason or next(filter(None, (_misfit(activations[0], site, layer, model) for layer in layers)), "")
+    plain = _last(model, clean_tokens, [], site, "kl")
     closeness = _SAME.get(plain.dtype, 1e-4) * float(plain.abs().max())
     if not reason:
         names = [hook_name(site, layer) for layer in layers]
-        same = _last(model, own, [(name, _constant(kept[0][name])) for name in names], site, "kl")
+        same = _last(model, clean_tokens, [(name, _constant(activations[0][name])) for name in names], site, "kl")
         if float((same - plain).abs().max()) > closeness:
             reason = "its own activations, put back, change what the model says"
         for name in names:
-            moved = _last(model, own, [(name, _constant(kept[1][name]))], site, "kl")
-            if torch.equal(moved, plain) and not torch.equal(kept[0][name], kept[1][name]):
+            moved = _last(model, clean_tokens, [(name, _constant(activations[1][name]))], site, "kl")
+            if torch.equal(moved, plain) and not torch.equal(activations[0][name], activations[1][name]):
                 reason = reason or f"what is put in at {name} is discarded"
     if reason:
         raise LcalensError(f"site: {site!r} cannot be patched in this model by its hooks: {reason}; use another site.")
@@ -161,21 +161,21 @@ def _has_hook(model: Any, name: str) -> bool:
     return hasattr(owner, "fwd_hooks")
 
 
-def _misfit(kept: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
+def _misfit(activations: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
     """What is wrong with a site in a layer, by the identities of a block; nothing where they hold or say nothing."""
 
     def at(name: str, index: int = layer) -> Tensor | None:
-        found = kept.get(hook_name(name, index))
-        return None if found is None else wide(found)
+        shown = activations.get(hook_name(name, index))
+        return None if shown is None else wide(shown)
 
-    def apart(one: Tensor, two: Tensor) -> bool:
-        if one.shape != two.shape:
+    def apart(left: Tensor, right: Tensor) -> bool:
+        if left.shape != right.shape:
             return True
-        precision = 64 * torch.finfo(kept[hook_name(site, layer)].dtype).eps
-        return float((one - two).abs().max()) > max(precision, 1e-4) * float(two.abs().max())
+        precision = 64 * torch.finfo(activations[hook_name(site, layer)].dtype).eps
+        return float((left - right).abs().max()) > max(precision, 1e-4) * float(right.abs().max())
 
     if site in HEADS | SHARED:
-        value, heads = kept[hook_name(site, layer)], int(model.cfg.n_heads)
+        value, heads = activations[hook_name(site, layer)], int(model.cfg.n_heads)
         counts = {heads} if site in HEADS else {heads, int(getattr(model.cfg, "n_key_value_heads", None) or heads)}
         if value.ndim != 4 or value.shape[1 if site in BY_QUERY else 2] not in counts:
             return f"in layer {layer} it is not shown head by head, but as {tuple(value.shape)}"
@@ -193,15 +193,17 @@ def _misfit(kept: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
         if apart(before + attention + mlp, after) and apart(attention + mlp, after):
             return f"in layer {layer} the stream before it and what is added are not the stream after it"
     pattern, scores = at("pattern"), at("attn_scores")
-    own: Any = getattr(model.blocks[layer].attn, "original_component", None)
+    attention_module: Any = getattr(model.blocks[layer].attn, "original_component", None)
     if site == "pattern" and pattern is not None:
         if bool((pattern < 0).any()) or bool((pattern.sum(-1) > 1 + 1e-2).any()):
             return f"in layer {layer} its rows are no shares"
-        clipped = any(getattr(owner, "clip_qkv", None) for owner in (own, getattr(own, "config", None)))
+        clipped = any(
+            getattr(owner, "clip_qkv", None) for owner in (attention_module, getattr(attention_module, "config", None))
+        )
         if not clipped and _averages(pattern, at("v"), at("z"), apart) is False:
             return f"in layer {layer} it does not average the values to z"
     if site == "attn_scores" and scores is not None and pattern is not None:
-        sinks = getattr(own, "sinks", None) is not None  # they take part in the softmax and are not shown
+        sinks = getattr(attention_module, "sinks", None) is not None  # they take part in the softmax and are not shown
         if not sinks and apart(scores.softmax(-1), pattern):
             return f"in layer {layer} their softmax is not the attention pattern"
     return ""

@@ -87,8 +87,8 @@ class _Frozen:
 
     def back(self, direction: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The direction before the norm that its output's `direction` is, but for the scale."""
-        found = direction * self.gain
-        return found - found.mean(-1, keepdim=True) if self.centred else found
+        scaled = direction * self.gain
+        return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
 
 
 @torch.no_grad()
@@ -148,9 +148,11 @@ def direct_effects(
         after = _freeze(layer.after_attention, written["attn_raw"][index])
         # Without a residual stream the unembedding reads the last layer alone.
         writes = decoder.residual or index + 1 == len(decoder.layers)
-        own = after.back(direction.to(layer.device))
+        write_direction = after.back(direction.to(layer.device))
         # In the model's own precision where that is full, in float32 where it is reduced.
-        reader = einsum(wide(layer.out), own.to(wide(layer.out)), "head width d, batch d -> batch head width")
+        reader = einsum(
+            wide(layer.out), write_direction.to(wide(layer.out)), "head width d, batch d -> batch head width"
+        )
         reader = rearrange(reader, "batch (kv group) width -> batch kv group width", kv=layer.kv_heads)
         values = run.values[index]
         read_there = einsum(reader, values.to(reader), "batch kv group width, batch kv key width -> batch kv group key")
@@ -158,7 +160,7 @@ def direct_effects(
         scale.append(norm.scale * after.scale.to(norm.scale))
         bias = read(after.bias)
         if layer.out_bias is not None:
-            bias = bias + scale[-1] * (layer.out_bias.to(own) * own).sum(-1).to(norm.scale)
+            bias = bias + scale[-1] * (layer.out_bias.to(write_direction) * write_direction).sum(-1).to(norm.scale)
         attention_bias.append(bias * writes)
         mlp.append(read(written["mlp_out"][index]) * writes)
     bias = torch.zeros_like(norm.scale)
@@ -178,15 +180,16 @@ def direct_effects(
     return effects
 
 
-def _check_balance(found: DirectEffects, tolerance: float) -> None:
-    size = found.heads_by_source.abs().sum((1, 2, 3)) + found.mlp.abs().sum(1) + found.embedding.abs()
-    size = size + found.attention_bias.abs().sum(1) + found.constant.abs()
+def _check_balance(effects: DirectEffects, tolerance: float) -> None:
+    size = effects.heads_by_source.abs().sum((1, 2, 3)) + effects.mlp.abs().sum(1) + effects.embedding.abs()
+    size = size + effects.attention_bias.abs().sum(1) + effects.constant.abs()
     # Not `error > limit`: that lets NaN pass.
-    if not bool((found.error <= tolerance * size).all()):
-        worst = int(torch.argmax(torch.nan_to_num(found.error, nan=torch.inf)))
+    if not bool((effects.error <= tolerance * size).all()):
+        worst = int(torch.argmax(torch.nan_to_num(effects.error, nan=torch.inf)))
+        total = float(sum(term[worst] for term in effects.balance.values()))
         raise LcalensError(
-            f"model: its parts sum to {float(sum(part[worst] for part in found.balance.values())):.6g}, its metric is "
-            f"{float(found.metric[worst]):.6g}; a norm of this model cannot be taken apart as lcalens does."
+            f"model: its parts sum to {total:.6g}, its metric is {float(effects.metric[worst]):.6g}; a norm of this "
+            "model cannot be taken apart as lcalens does."
         )
 
 
@@ -198,9 +201,10 @@ def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _F
     """
     x = x.detach()
     size, dtype = x.shape[-1], x.dtype
-    ones, nothing = torch.ones(size, dtype=torch.float64, device=x.device), torch.zeros(size, device=x.device).double()
+    unit_gain = torch.ones(size, dtype=torch.float64, device=x.device)
+    no_bias = torch.zeros(size, dtype=torch.float64, device=x.device)
     if norm is identity:
-        return _Frozen(ones, nothing, False, torch.ones_like(x[:, 0], dtype=torch.float64))
+        return _Frozen(unit_gain, no_bias, False, torch.ones_like(x[:, 0], dtype=torch.float64))
     if isinstance(norm, Scaled):
         inner = _freeze(norm.function, x)
         return _Frozen(inner.gain * norm.multiplier, inner.bias * norm.multiplier, inner.centred, inner.scale)
@@ -213,7 +217,7 @@ def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _F
     shifted = probe - probe.mean() if centred else probe
     bias = (act(probe) + act(-probe)) / 2
     gain = (act(probe) - act(-probe)) / 2 * shifted.square().mean().sqrt() / shifted
-    given = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
-    given = given * gain
+    scaled = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
+    scaled = scaled * gain
     normed = norm(x).double() - bias
-    return _Frozen(gain, bias, centred, (normed * given).sum(-1) / given.square().sum(-1))
+    return _Frozen(gain, bias, centred, (normed * scaled).sum(-1) / scaled.square().sum(-1))

@@ -141,16 +141,16 @@ def integrated_effects(
     measure = measure or logit_difference(decoder, pairs)
     base = trace(decoder, pairs.base, keep={site})
     source = trace(decoder, pairs.source, keep={site})
-    at, by = (measure(kept.final[:, None, -1])[:, 0] for kept in (base, source))
+    at, by = (measure(traced.final[:, None, -1])[:, 0] for traced in (base, source))
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     # The source's own activation comes last: it has no part in the mean, but its metric is the exact change.
     way = torch.tensor([*(nodes + 1) / 2, 1.0]).to(base.final)
     share = torch.tensor([*weights / 2, 0.0]).to(base.final)
     effects, exact = [], []
     for index in range(len(decoder.layers)):
-        found = [_along(decoder, measure, site, base, source, index, group, way, share) for group in _groups(pairs)]
-        effects.append(torch.stack([effect for effect, _ in found], -1).to(at.device))
-        exact.append(torch.stack([end - at for _, end in found], -1))
+        ways = [_along(decoder, measure, site, base, source, index, group, way, share) for group in _groups(pairs)]
+        effects.append(torch.stack([effect for effect, _ in ways], -1).to(at.device))
+        exact.append(torch.stack([end - at for _, end in ways], -1))
         tick(len(at))
     return Effects(torch.stack(effects, 1), at, by, torch.stack(exact, 1))
 
@@ -175,22 +175,22 @@ def _along(
     """One layer's effects, and the metric at the end of the way."""
     length, reach = base.tokens.shape[1], chosen.shape[1]
     start = length - reach if decoder.causal else 0
-    own = _last(site, base.kept[site][index], length - start)
-    apart = _difference(_last(site, source.kept[site][index], reach), _last(site, own, reach))
+    activation = _last(site, base.kept[site][index], length - start)
+    apart = _difference(_last(site, source.kept[site][index], reach), _last(site, activation, reach))
     shape = (-1, 1, reach, 1) if site in BY_QUERY else (-1, reach) + (1,) * (apart.ndim - 2)
-    difference = torch.zeros_like(own)
+    difference = torch.zeros_like(activation)
     _last(site, difference, reach).copy_(apart * chosen.to(apart.device).view(shape))
     resid, total, end = base.resid[index][:, None, start:], torch.zeros_like(wide(difference)), None
     size = max(1, rows_at_once(decoder, length) // (len(resid) * (length - start)))
-    for some, weight in zip(way.split(size), share.split(size), strict=True):
-        factor = some.to(own).view(1, -1, *(1 for _ in own.shape[1:]))
-        leaf = (own[:, None] + factor * difference[:, None]).requires_grad_()
+    for chunk, weight in zip(way.split(size), share.split(size), strict=True):
+        factor = chunk.to(activation).view(1, -1, *(1 for _ in activation.shape[1:]))
+        leaf = (activation[:, None] + factor * difference[:, None]).requires_grad_()
 
         def put(name: str, at: int, value: Tensor, leaf: Tensor = leaf) -> Tensor:
             return leaf if (name, at) == (site, index) else value
 
         with torch.enable_grad():
-            variants = resid.expand(-1, len(some), -1, -1)
+            variants = resid.expand(-1, len(chunk), -1, -1)
             final = run(decoder, variants, first=index, start=start, before=base, edit=put)
             metric = measure(final[:, :, -1])
             (gradient,) = torch.autograd.grad(metric.sum(), leaf)
@@ -242,5 +242,5 @@ def _difference(source: Tensor, base: Tensor) -> Tensor:
 
 
 def _summed(site: str, products: Tensor) -> Float[Tensor, "batch position *head"]:
-    found = products.sum(-1)
-    return rearrange(found, "batch head position -> batch position head") if site in BY_QUERY else found
+    summed = products.sum(-1)
+    return rearrange(summed, "batch head position -> batch position head") if site in BY_QUERY else summed

@@ -58,13 +58,13 @@ def read(metric: Metric, logits: Float[Tensor, "row vocab"], asked: Asked) -> Fl
         LcalensError: A function that does not give one number for each row.
     """
     if callable(metric):
-        found = metric(logits, asked.index)
-        if not isinstance(found, Tensor) or found.shape != asked.index.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        values = metric(logits, asked.index)
+        if not isinstance(values, Tensor) or values.shape != asked.index.shape:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise LcalensError(
                 f"metric: expected a tensor of {len(asked.index)} numbers, one for each row of logits, got {shape}."
             )
-        return found.to(logits.dtype)
+        return values.to(logits.dtype)
     if metric == "kl":
         assert asked.clean is not None, "a divergence from the clean run needs its logits"
         target = asked.clean.log_softmax(-1)
@@ -93,11 +93,11 @@ def of_variants(
     rows = rearrange(resid, "batch variant d -> (batch variant) d")
     example = torch.arange(len(resid), device=asked.true.device).repeat_interleave(resid.shape[1])
     step = max(1, _LOGIT_NUMBERS // asked.clean.shape[1])
-    parts = [
-        read(metric, decoder.logits(part), asked.rows(which))
-        for part, which in zip(rows.split(step), example.split(step), strict=True)
+    metrics = [
+        read(metric, decoder.logits(chunk), asked.rows(examples))
+        for chunk, examples in zip(rows.split(step), example.split(step), strict=True)
     ]
-    return rearrange(torch.cat(parts), "(batch variant) -> batch variant", batch=len(resid))
+    return rearrange(torch.cat(metrics), "(batch variant) -> batch variant", batch=len(resid))
 
 
 def ends_of(

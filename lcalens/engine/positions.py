@@ -108,8 +108,8 @@ def key_bias_of(
     def key_bias(length: int) -> Float[Tensor, "head key"]:
         if length not in computed:
             tokens = torch.zeros(1, length, dtype=torch.long, device=device_of(network))
-            _, given = enter_first_block(network, first, tokens)
-            bias = given["alibi"] if isinstance(given.get("alibi"), Tensor) else given["position_bias"]
+            _, arguments = enter_first_block(network, first, tokens)
+            bias = arguments["alibi"] if isinstance(arguments.get("alibi"), Tensor) else arguments["position_bias"]
             computed[length] = bias.reshape(heads, -1)[:, -length:].float()
         return computed[length]
 

@@ -131,7 +131,7 @@ def logits_miss(decoder: Decoder, resid: Float[Tensor, "batch position d"], logi
     return _miss(decoder.logits, resid, logits.to(wide(logits).dtype))
 
 
-def _miss(function: Callable[[Tensor], Tensor], given: Tensor, expected: Tensor, size: float = 0.0) -> float:
+def _miss(function: Callable[[Tensor], Tensor], inputs: Tensor, expected: Tensor, size: float = 0.0) -> float:
     """By how much a function misses what the model itself made of the same, as a share of what rounding allows.
 
     In full precision that is a share of the largest number. In reduced precision it is measured: how far the result
@@ -139,30 +139,30 @@ def _miss(function: Callable[[Tensor], Tensor], given: Tensor, expected: Tensor,
 
     Args:
         function: Of what is given.
-        given: The model's own input.
+        inputs: The model's own input.
         expected: The model's own output.
         size: Of what the output is a difference of, where that is larger.
     """
-    result = function(given)
+    result = function(inputs)
     if result.shape != expected.shape:
         return math.inf
     error, scale = float((result.double() - expected.double()).abs().max()), max(float(expected.abs().max()), size)
     if not math.isfinite(error) or not math.isfinite(scale):
         return math.inf
-    if given.dtype in _PRECISION:
-        return error / (_PRECISION[given.dtype] * scale) if scale else math.inf if error else 0.0
-    rounding = torch.finfo(given.dtype).eps
-    noise = _noise(function, given, result)
+    if inputs.dtype in _PRECISION:
+        return error / (_PRECISION[inputs.dtype] * scale) if scale else math.inf if error else 0.0
+    rounding = torch.finfo(inputs.dtype).eps
+    noise = _noise(function, inputs, result)
     return error / (_NOISE * noise + 4 * rounding * scale)
 
 
-def _noise(function: Callable[[Tensor], Tensor], given: Tensor, result: Tensor) -> float:
+def _noise(function: Callable[[Tensor], Tensor], inputs: Tensor, result: Tensor) -> float:
     """How far the result moves when every number that is given moves up or down by its type's rounding."""
-    rounding = torch.finfo(given.dtype).eps
-    generator = torch.Generator(device=given.device).manual_seed(0)
+    rounding = torch.finfo(inputs.dtype).eps
+    generator = torch.Generator(device=inputs.device).manual_seed(0)
     largest = 0.0
     for _ in range(2):
-        signs = torch.randint(0, 2, given.shape, generator=generator, device=given.device) * 2 - 1
-        moved = function(given * (1 + rounding * signs.to(given.dtype)))
+        signs = torch.randint(0, 2, inputs.shape, generator=generator, device=inputs.device) * 2 - 1
+        moved = function(inputs * (1 + rounding * signs.to(inputs.dtype)))
         largest = max(largest, float((moved.double() - result.double()).abs().max()))
     return largest

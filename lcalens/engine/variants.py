@@ -22,10 +22,10 @@ def kept_for(site: str) -> set[str]:
     Args:
         site: The site.
     """
-    own = _KEPT.get(site, site)
+    stored = _KEPT.get(site, site)
     heads = {"z", "attn_raw"} if site in HEADS | SHARED else set()
     heads |= {"attn_out"} if site == "mlp_out" else set()  # post-norm models add both before they normalise
-    return ({own} if own else set()) | heads | ({"q", "k"} if site in {"q", "k", "v"} else set())
+    return ({stored} if stored else set()) | heads | ({"q", "k"} if site in {"q", "k", "v"} else set())
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,9 +55,11 @@ def attention_mass(
     """
     last = check_tokens("last", last, concepts.vocab_size, shape=(len(counts),))
     target = check_tokens("target", target, concepts.vocab_size, shape=(len(counts),))
-    for name, found in (("counts", counts.shape[-1]), ("model", model.config.vocab_size)):
-        if found != concepts.vocab_size:
-            raise LcalensError(f"{name}: it has {found} tokens and the world {concepts.vocab_size}; they must agree.")
+    for name, vocabulary in (("counts", counts.shape[-1]), ("model", model.config.vocab_size)):
+        if vocabulary != concepts.vocab_size:
+            raise LcalensError(
+                f"{name}: it has {vocabulary} tokens and the world {concepts.vocab_size}; they must agree."
+            )
     inside = (concepts.offset_log_pi.isfinite() | (concepts.offset_distance == 0)).to(counts.device)
     tokens = torch.arange(concepts.vocab_size, device=counts.device)
     near = inside[target[:, None] ^ tokens].double()

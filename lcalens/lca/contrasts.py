@@ -149,7 +149,7 @@ def _runs(positions: Bool[Tensor, "batch length"]) -> list[tuple[Span, ...]]:
     """Each row's runs of True, as spans."""
     edges = torch.nn.functional.pad(positions.cpu().to(torch.int8), (1, 1)).diff(dim=1)
     starts, stops = torch.nonzero(edges == 1).tolist(), torch.nonzero(edges == -1).tolist()
-    found: list[list[Span]] = [[] for _ in range(len(positions))]
+    runs: list[list[Span]] = [[] for _ in range(len(positions))]
     for (row, start), (_, stop) in zip(starts, stops, strict=True):
-        found[row].append((start, stop))
-    return [tuple(row) for row in found]
+        runs[row].append((start, stop))
+    return [tuple(row) for row in runs]

@@ -164,9 +164,9 @@ def gram_hamming_fit(concepts: LatentConcepts, embedding: Float[Tensor, "vocab d
     tokens = torch.arange(len(rows))
     # Inner products are measured from about their mean, so that their squares cancel nothing.
     shift = float(rows.sum(0).square().sum() - rows.square().sum()) / (len(rows) * (len(rows) - 1))
-    for part in tokens.split(max(1, _CHUNK // len(rows))):
-        distance = concepts.distance(part[:, None], tokens).numpy().ravel()
-        products = (rows[part] @ rows.T - shift).numpy().ravel()
+    for chunk in tokens.split(max(1, _CHUNK // len(rows))):
+        distance = concepts.distance(chunk[:, None], tokens).numpy().ravel()
+        products = (rows[chunk] @ rows.T - shift).numpy().ravel()
         counts += np.bincount(distance, minlength=m + 1)
         sums += np.bincount(distance, weights=products, minlength=m + 1)
         squares += np.bincount(distance, weights=products**2, minlength=m + 1)

@@ -81,9 +81,9 @@ def ask(
         with one_dtype("model"):
             logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
         check_finite(logits)
-        found = logits.softmax(-1).topk(top)
-        ids.append(found.indices.cpu().numpy())
-        probabilities.append(found.values.cpu().double().numpy())
+        best = logits.softmax(-1).topk(top)
+        ids.append(best.indices.cpu().numpy())
+        probabilities.append(best.values.cpu().double().numpy())
     return Result(
         kind="answers",
         axes={"context": tuple(texts), "rank": tuple(range(1, top + 1))},
@@ -111,11 +111,11 @@ def ask(
     )
 
 
-def _listed(name: str, given: Any) -> list[Any]:
+def _listed(name: str, texts: Any) -> list[Any]:
     """One text or several, as a list."""
-    if not isinstance(given, Iterable):
-        raise LcalensError(f"{name}: expected a text or several, got {given!r:.60} ({type(given).__name__}).")
-    return [given] if isinstance(given, str) else list(given)
+    if not isinstance(texts, Iterable):
+        raise LcalensError(f"{name}: expected a text or several, got {texts!r:.60} ({type(texts).__name__}).")
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _beside(tokenizer: Any, contexts: list[str], ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -132,9 +132,9 @@ def _followed(
     """The answers behind each context, one context after the other."""
     contexts = [text for text in texts.values() for _ in answers]
     repeated = list(answers) * len(texts)
-    found = follow(tokenizer, contexts, repeated, prompts=[prompt] * len(contexts), join=join, chat=chat)
-    check_answers("answers", repeated, found)
-    return found
+    followed = follow(tokenizer, contexts, repeated, prompts=[prompt] * len(contexts), join=join, chat=chat)
+    check_answers("answers", repeated, followed)
+    return followed
 
 
 def _scored(
@@ -143,8 +143,8 @@ def _scored(
     """Each whole answer's log-probability in each context, what the hijack changed, and the tokens it is of."""
     if not answers:
         return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in contexts}, "tokens": []})
-    found = score(model, [Continuation(item.ids, item.start, len(item.ids)) for item in followed])
-    logp = found.logp.reshape(len(contexts), len(answers))
+    scores = score(model, [Continuation(item.ids, item.start, len(item.ids)) for item in followed])
+    logp = scores.logp.reshape(len(contexts), len(answers))
     table = pd.DataFrame(
         {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(contexts, logp, strict=True)}}
     )

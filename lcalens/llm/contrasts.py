@@ -116,9 +116,9 @@ def contrast_facts(
         missing = "no other object of the relation gives sentences of as many tokens"
     else:
         offers, missing = [iter([put_before(pair.prompt.fact, "none", [])]) for pair in pairs], ""
-    found = _first_fitting(tokenizer, pairs, offers, aligned=kind != "none")
-    left_out |= {pair.prompt.fact.case_id: missing for pair, clean in zip(pairs, found, strict=True) if clean is None}
-    rows = [(pair, *clean) for pair, clean in zip(pairs, found, strict=True) if clean is not None]
+    fitting = _first_fitting(tokenizer, pairs, offers, aligned=kind != "none")
+    left_out |= {pair.prompt.fact.case_id: missing for pair, clean in zip(pairs, fitting, strict=True) if clean is None}
+    rows = [(pair, *clean) for pair, clean in zip(pairs, fitting, strict=True) if clean is not None]
     # A table's column is of one type, and its whole numbers are of 64 bits.
     kind = int if all(isinstance(fact.case_id, int) and abs(fact.case_id) < 1 << 63 for fact in facts) else str
     known = {f.case_id: {name: getattr(f, name) for name in _FIELDS} | {"case_id": kind(f.case_id)} for f in facts}
@@ -163,7 +163,7 @@ def _answered(
 ) -> list[_Pair]:
     """The prompts with the answers' tokens as they are in place; those without such are put into `left_out`."""
     plain = encode(tokenizer, [prompt.text for prompt in prompts], spans=[prompt.spans for prompt in prompts])
-    found = []
+    answered = []
     for prompt, encoded, true, false in zip(prompts, plain, *_objects_behind(tokenizer, prompts, join), strict=True):
         problem = true.problem or false.problem
         if not problem and true.ids[true.start] == false.ids[false.start]:
@@ -171,8 +171,8 @@ def _answered(
         if problem:
             left_out[prompt.fact.case_id] = problem
         else:
-            found.append(_Pair(prompt, encoded, true.ids[true.start :], false.ids[false.start :]))
-    return found
+            answered.append(_Pair(prompt, encoded, true.ids[true.start :], false.ids[false.start :]))
+    return answered
 
 
 def _objects_behind(
@@ -181,18 +181,18 @@ def _objects_behind(
     """The true and the false objects behind the prompts."""
     texts, before = [prompt.text for prompt in prompts], [prompt.fact.text for prompt in prompts]
     true, false = ([getattr(prompt.fact, name) for prompt in prompts] for name in ("target_true", "target_false"))
-    found = follow(tokenizer, texts * 2, true + false, prompts=before * 2, join=join)
-    return found[: len(texts)], found[len(texts) :]
+    objects = follow(tokenizer, texts * 2, true + false, prompts=before * 2, join=join)
+    return objects[: len(texts)], objects[len(texts) :]
 
 
 def _aligns(pair: _Pair, clean: Encoded) -> bool:
     """Whether sentences are as long, one by one, words in the same place, and the prompt's tokens the same."""
-    own, first = pair.encoded, pair.encoded.spans["prompt"][0][0]
+    hijacked, first = pair.encoded, pair.encoded.spans["prompt"][0][0]
     return (
-        own.ids[first:] == clean.ids[first:]  # and so as many in all
-        and own.ids != clean.ids
-        and own.spans["sentence"] == clean.spans["sentence"]
-        and (not clean.spans["word"] or own.spans["word"] == clean.spans["word"])
+        hijacked.ids[first:] == clean.ids[first:]  # and so as many in all
+        and hijacked.ids != clean.ids
+        and hijacked.spans["sentence"] == clean.spans["sentence"]
+        and (not clean.spans["word"] or hijacked.spans["word"] == clean.spans["word"])
     )
 
 
@@ -200,24 +200,24 @@ def _first_fitting(
     tokenizer: Any, pairs: Sequence[_Pair], offers: Sequence[Iterator[HijackedPrompt]], *, aligned: bool
 ) -> list[tuple[HijackedPrompt, Encoded] | None]:
     """Each pair's first offer that aligns; all pairs' offers are encoded together, a few of each at a time."""
-    found: list[tuple[HijackedPrompt, Encoded] | None] = [None] * len(pairs)
+    fitting: list[tuple[HijackedPrompt, Encoded] | None] = [None] * len(pairs)
     waiting, width = list(range(len(pairs))), 2
     while waiting:
         tried = [(i, offer) for i in waiting for offer in islice(offers[i], width)]
         encoded = encode(tokenizer, [offer.text for _, offer in tried], spans=[offer.spans for _, offer in tried])
         for (i, offer), clean in zip(tried, encoded, strict=True):
-            if found[i] is None and (not aligned or _aligns(pairs[i], clean)):
-                found[i] = offer, clean
-        waiting = sorted({i for i, _ in tried if found[i] is None})
+            if fitting[i] is None and (not aligned or _aligns(pairs[i], clean)):
+                fitting[i] = offer, clean
+        waiting = sorted({i for i, _ in tried if fitting[i] is None})
         width = min(2 * width, _TRIES)
-    return found
+    return fitting
 
 
 @cache
 def framed_sentences() -> tuple[str, ...]:
     """`Do not think of anything.` and many more in this frame, of five to some twenty words, which name no object."""
     tails = [*_WHEN, *(brief + clause for brief in _WHEN[:6] for clause in _WHILE)]
-    return tuple(f"{_FRAME} {thing}{tail}." for thing in _THINGS for tail in tails)
+    return tuple(f"{_FRAME} {noun}{tail}." for noun in _THINGS for tail in tails)
 
 
 @cache
@@ -248,12 +248,12 @@ def _neutral(tokenizer: Any, pairs: Sequence[_Pair], seed: int) -> list[Iterator
         for _ in range(_TRIES):
             chosen: dict[str, str] = {}
             for text, length in dict(zip(sentences, tokens, strict=True)).items():
-                likely, other = (framed, plain) if text.startswith(_FRAME) else (plain, framed)
-                free = sorted(likely[length] - {*chosen.values()}) or sorted(other[length] - {*chosen.values()})
+                likely, rest = (framed, plain) if text.startswith(_FRAME) else (plain, framed)
+                free = sorted(likely[length] - {*chosen.values()}) or sorted(rest[length] - {*chosen.values()})
                 if not free:
                     return
                 chosen[text] = generator.choice(free)
-            if not any(_names(one, word) for one in chosen.values() for word in avoided):
+            if not any(_names(sentence, word) for sentence in chosen.values() for word in avoided):
                 yield put_before(prompt.fact, "neutral", [Sentence(text=chosen[text]) for text in sentences])
 
     return [offers(pair) for pair in pairs]
@@ -288,8 +288,8 @@ def _others(
             except Impossible:
                 continue
             # The subject may hold an object's name; nothing else in the control may, nor the other way about.
-            said = " ".join([name, *(one.text.replace(fact.subject, "") for one in sentences)])
-            if len(sentences) == n and not any(_names(said, word) or _names(word, name) for word in avoided):
+            text = " ".join([name, *(sentence.text.replace(fact.subject, "") for sentence in sentences)])
+            if len(sentences) == n and not any(_names(text, word) or _names(word, name) for word in avoided):
                 yield put_before(fact, scheme.name, sentences)
 
     return [offers(pair.prompt.fact) for pair in pairs]
@@ -307,7 +307,7 @@ def _names(sentence: str, word: str) -> bool:
 
 
 def _objects(facts: Facts) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {}
+    objects: dict[str, set[str]] = {}
     for fact in facts.pool:
-        found.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
-    return {relation: sorted(names) for relation, names in found.items()}
+        objects.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return {relation: sorted(names) for relation, names in objects.items()}

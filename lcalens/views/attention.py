@@ -202,16 +202,16 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     ids = torch.tensor([list(tokens)], device=device)
     with torch.no_grad():
         if not isinstance(decoder, str):
-            found = trace(decoder, ids, keep=("pattern",)).kept["pattern"][layer]
+            pattern = trace(decoder, ids, keep=("pattern",)).kept["pattern"][layer]
         else:
             name = f"blocks.{layer}.attn.hook_pattern"
             logits, cache = model.run_with_cache(ids, names_filter=lambda hook: hook == name)
             if name not in cache:
                 raise LcalensError(f"model: it does not keep its attention at {name}; load it with eager attention.")
             check_finite(logits)
-            found = cache[name]
-    check_finite(found, "attention patterns")
-    return found[0].double().cpu().numpy()
+            pattern = cache[name]
+    check_finite(pattern, "attention patterns")
+    return pattern[0].double().cpu().numpy()
 
 
 def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, str, str]:

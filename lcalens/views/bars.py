@@ -115,9 +115,9 @@ def plot_ranking(result: "Result", *, top: int = 10, labels: Sequence[str] | Non
     figure, panel = column_figure((0.22 if held else 0.17) * max(len(leading), 3) + 0.95)
     shift = 0.19 if held else 0.0
     thick = 0.36 if held else 0.66
-    told = result.provenance.get("of", {})
-    own = f"ranked on {told.get('examples', 'these')}" if held else None
-    panel.barh(at + shift, leading["value"], thick, color=BLUE, label=own)
+    ranked = result.provenance.get("of", {})
+    ranked_label = f"ranked on {ranked.get('examples', 'these')}" if held else None
+    panel.barh(at + shift, leading["value"], thick, color=BLUE, label=ranked_label)
     _whiskers(panel, at + shift, leading, "value")
     if held:
         label = f"held out, {result.provenance.get('held_out', 'others')}"
@@ -157,13 +157,13 @@ def _range(low: float, high: float) -> str:
 
 def _sites(rows: pd.DataFrame, axes: Any, labels: Sequence[str] | None) -> list[str]:
     """L23H4, and at which position."""
-    found = []
+    names = []
     for i in range(len(rows)):
         name = "".join(f"{axis[0].upper()}{rows[axis].iloc[i]}" for axis in ("layer", "head") if axis in rows)
         if "position" in rows:
             name = f"{name} at {_position(rows['position'].iloc[i], axes['position'], labels)}".strip()
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def _position(at: Any, axis: Sequence[Any], labels: Sequence[str] | None) -> str:
@@ -180,12 +180,12 @@ def _position(at: Any, axis: Sequence[Any], labels: Sequence[str] | None) -> str
 
 
 def _quantity(result: "Result") -> str:
-    told = result.provenance
-    quantity = str(told.get("quantity", "effect"))
-    of = told.get("of", {})
+    provenance = result.provenance
+    quantity = str(provenance.get("quantity", "effect"))
+    of = provenance.get("of", {})
     if quantity == "recovery" and of.get("provenance", {}).get("direction") == "corrupt":
         quantity = "recovery − 1"
     words = {"recovery": "recovery", "total": "direct effect, hijacked − clean", "effect": "effect on the metric"}
-    confidence = told.get("bootstrap", {}).get("confidence")
+    confidence = provenance.get("bootstrap", {}).get("confidence")
     suffix = "" if confidence is None else f" ({confidence:.0%} intervals)"
     return words.get(quantity, quantity) + suffix

@@ -105,28 +105,28 @@ _SAID = {
 }
 
 
-def _labels(axis: str, at: tuple[Any, ...], given: Sequence[str] | None) -> list[str]:
+def _labels(axis: str, at: tuple[Any, ...], labels: Sequence[str] | None) -> list[str]:
     if axis != "position":
         return [plain(str(label)) for label in at]
-    if given is None:
+    if labels is None:
         return [str(label).replace("-", "−") for label in at]
-    if isinstance(given, str) or len(given) < len(at):
+    if isinstance(labels, str) or len(labels) < len(at):
         raise LcalensError(
-            f"labels: expected a label for each of {len(at)} positions, got {len(given)} in {given!r:.60}; "
+            f"labels: expected a label for each of {len(at)} positions, got {len(labels)} in {labels!r:.60}; "
             "lcalens.views.token_labels(model, contrast) gives them."
         )
-    return [plain(short(str(label), _LABEL_WIDTH)) for label in given[len(given) - len(at) :]]
+    return [plain(short(str(label), _LABEL_WIDTH)) for label in labels[len(labels) - len(at) :]]
 
 
 def _title(result: "Result") -> str:
-    told = result.provenance
-    span = f"no attention to {told.get('span')}" if result.kind == "knockout" else str(told.get("site", ""))
-    at = told.get("positions")
+    provenance = result.provenance
+    span = f"no attention to {provenance.get('span')}" if result.kind == "knockout" else str(provenance.get("site", ""))
+    at = provenance.get("positions")
     where = {"last": "last position", "each": "", "all": "all positions"}.get(at, at) if isinstance(at, str) else (
         "" if at is None else f"positions {at}")  # fmt: skip
-    method = {"patching": "attribution patching"}.get(str(told.get("method")), str(told.get("method", "")))
-    ablated = told.get("ablated")
-    ablation = f"{told.get('source')} ablation in the {ablated} run" if ablated else ""
+    method = {"patching": "attribution patching"}.get(str(provenance.get("method")), str(provenance.get("method", "")))
+    ablated = provenance.get("ablated")
+    ablation = f"{provenance.get('source')} ablation in the {ablated} run" if ablated else ""
     parts = (source_of(result), method, span, ablation, where, f"{len(result.examples)} examples")
     return ", ".join(short(str(part), 40) for part in parts if part)
 
@@ -246,6 +246,6 @@ def _draw_ends(result: "Result", name: str, mean: float, low: float, high: float
     metric = str(result.provenance.get("metric", "metric"))
     panel.set_ylabel(_METRICS.get(metric, plain(short(metric))), fontsize=TEXT)
     shown = "1 − recovery" if name == "lost" else name
-    told = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-    panel.set_title(f"mean (orange): {shown} {mean:.2f}{told}", fontsize=SMALL, pad=3)
+    interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    panel.set_title(f"mean (orange): {shown} {mean:.2f}{interval}", fontsize=SMALL, pad=3)
     return figure

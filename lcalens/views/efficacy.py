@@ -42,18 +42,18 @@ def plot_efficacy(
     counts = result.axes["n"]
     for panel, scheme in zip(panels, shown, strict=False):
         color = GREEN if roles[scheme] == "reverse" else ORANGE
-        own = table[table["scheme"] == scheme]
-        _curve(panel, own, measure, counts, color=color, ls="-", marker="o", label=legend(scheme))
+        rows_of_scheme = table[table["scheme"] == scheme]
+        _curve(panel, rows_of_scheme, measure, counts, color=color, ls="-", marker="o", label=legend(scheme))
         beside = _beside(result, table, scheme, measure, subset, relation)
         for (name, rows), (dashes, marker) in zip(beside, (("--", "s"), (":", "^")), strict=False):
             _curve(panel, rows, measure, counts, color=GREY, ls=dashes, marker=marker, label=legend(name))
         panel.set_title(plain(short(scheme)), fontsize=8)
-        panel.set_title(f"{own['facts'].max()} facts", fontsize=5.5, color=GREY, loc="right")
+        panel.set_title(f"{rows_of_scheme['facts'].max()} facts", fontsize=5.5, color=GREY, loc="right")
         panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
     _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
     model = result.provenance.get("model", {}).get("source", "")
-    what = f"{model}, {_facts_named(result, subset, relation)}"
-    figure.suptitle(plain(f"{what} (bands: 95% Wilson intervals)"), fontsize=8)
+    title = f"{model}, {_facts_named(result, subset, relation)}"
+    figure.suptitle(plain(f"{title} (bands: 95% Wilson intervals)"), fontsize=8)
     return figure
 
 
@@ -70,16 +70,16 @@ def _beside(
     """A scheme's controls with their curves, on the facts that both have; a relation's on all of its facts."""
     controls = result.tables["controls"]
     controls = controls[(controls["scheme"] == scheme) & (controls["subset"] == subset)]
-    found = []
+    controls_beside = []
     for name, rows in controls.groupby("control", sort=False):
         if relation is not None:
-            found.append((str(name), table[table["scheme"] == name]))
+            controls_beside.append((str(name), table[table["scheme"] == name]))
             continue
         es, low, high = (rows[f"es_control{end}"] for end in ("", "_low", "_high"))
         shown = (es, low, high) if measure == "es" else (1 - es, 1 - high, 1 - low)
         columns = dict(zip((measure, f"{measure}_low", f"{measure}_high"), shown, strict=True))
-        found.append((str(name), pd.DataFrame({"n": rows["n"], **columns})))
-    return found
+        controls_beside.append((str(name), pd.DataFrame({"n": rows["n"], **columns})))
+    return controls_beside
 
 
 def _chosen(result: "Result", measure: str, subset: str, relation: str | None) -> pd.DataFrame:

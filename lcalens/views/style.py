@@ -92,8 +92,8 @@ def source_of(result: Any) -> str:
     Args:
         result: Any result.
     """
-    told = result.provenance.get("of", {}).get("provenance", result.provenance)
-    return str(told.get("model", {}).get("source", ""))
+    provenance = result.provenance.get("of", {}).get("provenance", result.provenance)
+    return str(provenance.get("model", {}).get("source", ""))
 
 
 def _families() -> tuple[str, ...]:

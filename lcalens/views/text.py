@@ -115,11 +115,11 @@ def efficacy_markdown(result: "Result", command: str) -> str:
     ]
     if missing:
         lines += ["", "### Not possible, and left out", "", *_table(["scheme", "n", "facts", "reason"], missing)]
-    made = ", ".join(f"{name} {number}" for name, number in versions.items())
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines += [
         "",
         f"Made by {_code(command)}",
-        f"({made}; facts {facts['digest']}, weights "
+        f"({libraries}; facts {facts['digest']}, weights "
         f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
     ]
     return "\n".join(lines) + "\n"

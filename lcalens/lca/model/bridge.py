@@ -65,7 +65,7 @@ def lca_bridge(model: Any, *, tokenizer: Any = None) -> TransformerBridge:
             f"tokenizer: expected a Hugging Face tokenizer, got {type(tokenizer).__name__} ({tokenizer!r:.60}); "
             "leave it out for lca_tokenizer(m)."
         )
-    own = lca_tokenizer(model.config.m) if tokenizer is None else tokenizer
+    tokenizer_used = lca_tokenizer(model.config.m) if tokenizer is None else tokenizer
     source = str(getattr(model.config, "_name_or_path", "") or "lca").rstrip("/").rsplit("/", 1)[-1]
     # Bridging rewires the module it is given: give it one of its own that shares the parameters.
     shared = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
@@ -73,7 +73,7 @@ def lca_bridge(model: Any, *, tokenizer: Any = None) -> TransformerBridge:
     cfg = TransformerBridgeConfig(**sizes, n_layers=1, n_heads=1, n_ctx=_POSITIONS)
     with quiet_libraries():
         bridge = build_bridge_from_module(shared, "LCAForCausalLM", tl_config=cfg, model_name=source)
-    padding = copy.deepcopy(own)
+    padding = copy.deepcopy(tokenizer_used)
     padding.padding_side = "left"
     if padding.pad_token is None:
         padding.add_special_tokens({"pad_token": "<pad>"})  # outside the vocabulary: no token of the world is padding
@@ -82,7 +82,7 @@ def lca_bridge(model: Any, *, tokenizer: Any = None) -> TransformerBridge:
         "revision": str(getattr(model.config, "_commit_hash", None) or ""),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    attach_info(bridge, ModelInfo(source=source, family="lca", **known, quantisation="none", tokenizer=own))
+    attach_info(bridge, ModelInfo(source=source, family="lca", **known, quantisation="none", tokenizer=tokenizer_used))
     return bridge
 
 
@@ -231,8 +231,8 @@ class LCACache(ActivationCache):
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "LCACache":
         """The cache of some of the examples."""
-        part = super().apply_slice_to_batch_dim(batch_slice)
-        return LCACache(part.cache_dict, part.model, has_batch_dim=part.has_batch_dim)
+        cache = super().apply_slice_to_batch_dim(batch_slice)
+        return LCACache(cache.cache_dict, cache.model, has_batch_dim=cache.has_batch_dim)
 
 
 class LCABridge(TransformerBridge):

@@ -71,9 +71,9 @@ def hamming_eigenvalues(m: int, *, a: float, b: float, b0: float) -> dict[str, f
     for name, value in (("a", a), ("b", b), ("b0", b0)):
         check_real(name, value, low=-_LARGEST, high=_LARGEST, why="it is part of an inner product")
     size, rest = 1 << m, b0 - b
-    found = {"constant": size * (b - a * m / 2) + rest, "bits": a * size / 2 + rest, "rest": rest}
+    eigenvalues = {"constant": size * (b - a * m / 2) + rest, "bits": a * size / 2 + rest, "rest": rest}
     floor = _ROUNDING * size * max(abs(a) * m, abs(b), abs(b0))
-    return {name: 0.0 if abs(value) <= floor else value for name, value in found.items()}
+    return {name: 0.0 if abs(value) <= floor else value for name, value in eigenvalues.items()}
 
 
 def hamming_embedding(
@@ -92,20 +92,20 @@ def hamming_embedding(
         LcalensError: No embedding has this Gram matrix, as it is not positive semi-definite, or none of d dimensions.
     """
     m = concepts.m if isinstance(concepts, LatentConcepts) else concepts
-    found = hamming_eigenvalues(m, a=a, b=b, b0=b0)
+    eigenvalues = hamming_eigenvalues(m, a=a, b=b, b0=b0)
     for name, fix in (("rest", "raise b0 to at least b"), ("constant", "raise b to at least a m / 2, or b0")):
-        if found[name] < 0:
+        if eigenvalues[name] < 0:
             raise LcalensError(
                 f"{'b' if name == 'constant' else 'b0'}: a = {a:g}, b = {b:g}, b0 = {b0:g} give the Gram matrix the "
-                f"eigenvalue {found[name]:g}, so no embedding has it; {fix}."
+                f"eigenvalue {eigenvalues[name]:g}, so no embedding has it; {fix}."
             )
-    if found["bits"] < 0:
-        raise LcalensError(f"a: {a:g} gives the Gram matrix the eigenvalue {found['bits']:g}; raise a or b0.")
+    if eigenvalues["bits"] < 0:
+        raise LcalensError(f"a: {a:g} gives the Gram matrix the eigenvalue {eigenvalues['bits']:g}; raise a or b0.")
     size = 1 << m
     bits = [1 << bit for bit in range(m)]
-    functions = [0] if found["constant"] else []
-    functions += bits if found["bits"] else []
-    if found["rest"]:
+    functions = [0] if eigenvalues["constant"] else []
+    functions += bits if eigenvalues["bits"] else []
+    if eigenvalues["rest"]:
         functions += sorted({*range(1, size)} - {*bits})
     rank = len(functions)
     width = max(1, rank) if d is None else d
@@ -114,9 +114,9 @@ def hamming_embedding(
     parity = torch.zeros(size, rank, dtype=torch.long)
     for bit in range(m):
         parity ^= (torch.arange(size)[:, None] & chosen) >> bit & 1
-    values = torch.full((rank,), found["rest"], dtype=torch.float64)
-    values[chosen == 0] = found["constant"]
-    values[torch.isin(chosen, torch.tensor(bits))] = found["bits"]
+    values = torch.full((rank,), eigenvalues["rest"], dtype=torch.float64)
+    values[chosen == 0] = eigenvalues["constant"]
+    values[torch.isin(chosen, torch.tensor(bits))] = eigenvalues["bits"]
     embedding = torch.zeros(size, width, dtype=torch.float64)
     embedding[:, :rank] = (1 - 2 * parity) * (values / size).sqrt()
     return embedding

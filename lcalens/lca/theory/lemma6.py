@@ -99,9 +99,9 @@ def lemma6(
         LcalensError: A model of another vocabulary, or a size below 1.
     """
     model, drawn = _prepare(concepts, model, length, samples, generator)
-    found = score_gradients(model, *drawn)
-    scale = float(found.autograd.abs().max())
-    gaps = {name: (getattr(found, name) - found.autograd).abs() / scale for name in ("corrected", "printed")}
+    gradients = score_gradients(model, *drawn)
+    scale = float(gradients.autograd.abs().max())
+    gaps = {name: (getattr(gradients, name) - gradients.autograd).abs() / scale for name in ("corrected", "printed")}
     corrected, printed = (float(gap.max()) for gap in gaps.values())
     verdict: Verdict = "does not hold"
     if corrected <= _EXACT:

@@ -74,8 +74,8 @@ def theorem3(
     truth = bayes.log_likelihood(concepts, drawn.counts, drawn.last)
     inside = drawn.counts > 0
     on_context = float((logits.softmax(-1) * inside).sum(-1).mean())
-    said, true = (scores.masked_fill(inside, -math.inf).softmax(-1) for scores in (logits, truth))
-    distances = (said - true).abs().sum(-1) / 2
+    predicted, posterior = (scores.masked_fill(inside, -math.inf).softmax(-1) for scores in (logits, truth))
+    distances = (predicted - posterior).abs().sum(-1) / 2
     distance = float(distances[distances.isfinite()].mean())  # NaN where x holds every token
     fit = gram_hamming_fit(concepts, model.get_parameter("embed.weight"))
     linear = fit.a > 0 and fit.r2_pairs >= least_r2

@@ -112,8 +112,8 @@ def theorem4(
     for square in lengths_squared:
         model = build(concepts, a=a, b=b, b0=square)
         margin = population_margin(concepts, model)
-        found = accuracy_over_lengths(concepts, model, lengths, samples, generator)
-        tables.append(found.assign(b0=square, population_margin=margin))
+        accuracies = accuracy_over_lengths(concepts, model, lengths, samples, generator)
+        tables.append(accuracies.assign(b0=square, population_margin=margin))
     details = pd.concat(tables, ignore_index=True)
     last = details.iloc[-1]
     return Claim(

@@ -88,19 +88,19 @@ def value_role(
     )
     if values is None:
         values = {"constructed": constructed_value(concepts, rows), "identity": identity_value(rows)}
-    own, table = value_margins(exact, hidden, drawn.target), []
-    for name, margin in [("model", own)] + [
+    margins, table = value_margins(exact, hidden, drawn.target), []
+    for name, margin in [("model", margins)] + [
         (name, value_margins(with_value(exact, value), hidden, drawn.target)) for name, value in values.items()
     ]:
         hits = int((margin > TIE).sum())
         low, high = wilson(hits, samples)
         quantiles = np.quantile(margin.numpy(), _QUANTILES)
         table.append({"value": name, "inside": hits / samples, "low": low, "high": high})
-        table[-1] |= {f"q{100 * at:02.0f}": float(found) for at, found in zip(_QUANTILES, quantiles, strict=True)}
+        table[-1] |= {f"q{100 * at:02.0f}": float(quantile) for at, quantile in zip(_QUANTILES, quantiles, strict=True)}
     plain = value_margins(with_value(exact, identity_value(rows)), hidden, drawn.target)
-    gained = (own > TIE).double() - (plain > TIE).double()
+    gained = (margins > TIE).double() - (plain > TIE).double()
     low, high = clustered_mean_interval(gained.numpy())
-    agreement = float((answered == (own > TIE)).double().mean())
+    agreement = float((answered == (margins > TIE)).double().mean())
     verdict: Verdict = "does not hold"
     if outside <= _EXACT and agreement == 1 and high >= 0:
         verdict = "holds" if low > 0 else "holds in part"

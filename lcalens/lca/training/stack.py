@@ -51,7 +51,7 @@ class Stack:
             place = slice(start, start := start + weight.numel())
             self.parameters[name] = self._flat[place].view(weight.shape).copy_(weight)
             self.gradients[name] = self._gradient[place].view(weight.shape)
-        rates = torch.tensor([lr, [one * decay for one, decay in zip(lr, weight_decay, strict=True)]])
+        rates = torch.tensor([lr, [rate * decay for rate, decay in zip(lr, weight_decay, strict=True)]])
         self._lr, self._decay = (
             torch.cat([rates.repeat_interleave(weight[0].numel(), 1) for weight in trained], 1).to(device)
             if trained

@@ -51,7 +51,7 @@ class Trainer:
         self.config, self.seeds = plan[0][0], [seed for _, seed in plan]
         self.device = torch.device(device)
         models = [start_model(concepts, config, seed).to(self.device) for config, seed in plan]  # pyright: ignore[reportArgumentType]
-        self.stack = Stack(models, [one.lr for one, _ in plan], [one.weight_decay for one, _ in plan])
+        self.stack = Stack(models, [recipe.lr for recipe, _ in plan], [recipe.weight_decay for recipe, _ in plan])
         # The steps before which the runs are evaluated; the last row is the end.
         count = min(EVALUATIONS, -(-self.config.steps // STEPS_PER_EVALUATION))
         self.points = [i * self.config.steps // count for i in range(count + 1)]
@@ -91,13 +91,13 @@ class Trainer:
     def finish(self) -> list[dict[str, np.ndarray]]:
         """Each run's weights, history, and accuracy on fresh contexts with that of Bayes."""
         widths = np.diff(self.points, prepend=0).clip(min=1)
-        losses, found = self.losses.cpu().numpy() / widths, []
+        losses, runs = self.losses.cpu().numpy() / widths, []
         losses[:, 0] = np.nan  # nothing was trained before the first step
         for run, (config, seed) in enumerate(self.plan):
             model = start_model(self.concepts, config, seed).to(self.device)  # pyright: ignore[reportArgumentType]
             self.stack.write(model, run)
             right, ceiling = self._final(model, seed)
-            found.append(
+            runs.append(
                 {name: weight.detach().cpu().numpy() for name, weight in weights_of(model).items()}
                 | {
                     "step": np.array(self.points),
@@ -108,7 +108,7 @@ class Trainer:
                     "diverged": np.array(self.diverged[run]),
                 }
             )
-        return found
+        return runs
 
     def _contexts(self, purpose: str, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every run's batch: log counts, last tokens and concepts, each with the runs as its first axis."""

@@ -58,32 +58,32 @@ def train(
     device = check_device(device)
     store = CellStore(out)
     keys = [
-        cell_key((Trainer, _stacks), [asdict(concepts), asdict(one), seed, str(device), versions()])
-        for one, seed in plan
+        cell_key((Trainer, _stacks), [asdict(concepts), asdict(recipe), seed, str(device), versions()])
+        for recipe, seed in plan
     ]
-    found: dict[str, Run] = {}
-    for (one, seed), key in zip(plan, keys, strict=True):
+    runs: dict[str, Run] = {}
+    for (recipe, seed), key in zip(plan, keys, strict=True):
         cell = store.get(key)
         if cell is not None:
-            found[key] = _run(cell, concepts, one, seed)
-    wanted = dict(zip(keys, plan, strict=True))
+            runs[key] = _run(cell, concepts, recipe, seed)
+    plan_of = dict(zip(keys, plan, strict=True))
     # A stack that was begun is ended as it was; of any other, only the runs that are missing are trained.
     stacks = [
-        stack if content_key(stack) in store else [key for key in stack if key not in found]
-        for stack in _stacks(concepts, wanted)
-        if not found.keys() >= set(stack)
+        stack if content_key(stack) in store else [key for key in stack if key not in runs]
+        for stack in _stacks(concepts, plan_of)
+        if not runs.keys() >= set(stack)
     ]
-    total, done = sum(wanted[key][0].steps for stack in stacks for key in stack), 0
+    total, done = sum(plan_of[key][0].steps for stack in stacks for key in stack), 0
     with progress_callback(progress, unit="steps") as report:
         for stack in stacks:
-            trainer = Trainer(concepts, [wanted[key] for key in stack], store, content_key(stack), device)
+            trainer = Trainer(concepts, [plan_of[key] for key in stack], store, content_key(stack), device)
             trainer.train(checkpoint_seconds, lambda steps, what, before=done: report(before + steps, total, what))
             for key, cell in zip(stack, trainer.finish(), strict=True):
                 store.put(key, cell)
-                found[key] = _run(cell, concepts, *wanted[key])
+                runs[key] = _run(cell, concepts, *plan_of[key])
             store.forget(content_key(stack))
-            done += len(stack) * wanted[stack[0]][0].steps
-    return Runs(found[key] for key in keys)
+            done += len(stack) * plan_of[stack[0]][0].steps
+    return Runs(runs[key] for key in keys)
 
 
 def _plan(concepts: Any, config: Any, seeds: Any) -> list[tuple[TrainConfig, int]]:
@@ -91,26 +91,26 @@ def _plan(concepts: Any, config: Any, seeds: Any) -> list[tuple[TrainConfig, int
         raise LcalensError(f"concepts: expected a LatentConcepts, got {concepts!r:.60} ({type(concepts).__name__}).")
     configs = [config] if isinstance(config, TrainConfig) else config
     configs = list(configs) if isinstance(configs, Iterable) else []
-    if not configs or not all(isinstance(one, TrainConfig) for one in configs):
+    if not configs or not all(isinstance(recipe, TrainConfig) for recipe in configs):
         raise LcalensError(f"config: expected a TrainConfig or several, got {config!r:.60} ({type(config).__name__}).")
     numbers = list(seeds) if isinstance(seeds, Iterable) else []
     if not numbers:
         raise LcalensError(f"seeds: expected whole numbers, one a run, got {seeds!r:.60}.")
     for seed in numbers:
         check_int("seeds", seed, low=0)
-    for one in configs:
-        one.model_config(concepts.m)
-    return [(one, int(seed)) for one in dict.fromkeys(configs) for seed in dict.fromkeys(numbers)]
+    for recipe in configs:
+        recipe.model_config(concepts.m)
+    return [(recipe, int(seed)) for recipe in dict.fromkeys(configs) for seed in dict.fromkeys(numbers)]
 
 
-def _stacks(concepts: LatentConcepts, wanted: dict[str, tuple[TrainConfig, int]]) -> Iterator[list[str]]:
+def _stacks(concepts: LatentConcepts, plan_of: dict[str, tuple[TrainConfig, int]]) -> Iterator[list[str]]:
     """Keys of the runs that are computed together: one shape, and no more of them than the cache holds."""
     alike: dict[Any, list[str]] = {}
-    for key, (config, _) in wanted.items():
+    for key, (config, _) in plan_of.items():
         shape = replace(config, lr=0.0, weight_decay=0.0, embedding="gaussian", value="uniform", attention="uniform")
         alike.setdefault(astuple(shape), []).append(key)
     for group in alike.values():
-        size = max(1, _STACKED // (wanted[group[0]][0].batch_size * concepts.vocab_size))
+        size = max(1, _STACKED // (plan_of[group[0]][0].batch_size * concepts.vocab_size))
         for first in range(0, len(group), size):
             yield group[first : first + size]
 

@@ -128,8 +128,8 @@ def bayes_accuracy(
     """
     rows = max(1, _CHUNK // concepts.vocab_size)
     right = [
-        accuracy(log_likelihood(concepts, part, end), target, tie=_TIE)
-        for part, end, target in zip(counts.split(rows), last.split(rows), targets.split(rows), strict=True)
+        accuracy(log_likelihood(concepts, chunk, end), target, tie=_TIE)
+        for chunk, end, target in zip(counts.split(rows), last.split(rows), targets.split(rows), strict=True)
     ]
     return float(torch.cat(right).mean())
 
@@ -143,9 +143,9 @@ def kl_divergence(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
     log_p = concepts.offset_log_p
     p, possible = log_p.exp(), log_p.isfinite()
     finite = torch.where(possible, log_p, 0.0)
-    found = ((p * finite).sum() - xor_correlate(p[None], finite)[0]).clamp(min=0)
+    divergence = ((p * finite).sum() - xor_correlate(p[None], finite)[0]).clamp(min=0)
     outside = xor_correlate(possible.double()[None], (~possible).double())[0]  # tokens that y alone can give
-    return torch.where(outside.round() > 0, math.inf, found)
+    return torch.where(outside.round() > 0, math.inf, divergence)
 
 
 def chernoff_information(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
@@ -158,9 +158,9 @@ def chernoff_information(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
         concepts: The world.
     """
     root, possible = (concepts.offset_log_p / 2).exp(), concepts.offset_log_p.isfinite().double()
-    found = -xor_correlate(root[None], root)[0].clamp(max=1).log()
+    information = -xor_correlate(root[None], root)[0].clamp(max=1).log()
     shared = xor_correlate(possible[None], possible)[0]
-    return torch.where(shared.round() > 0, found, math.inf)
+    return torch.where(shared.round() > 0, information, math.inf)
 
 
 def union_bound(concepts: LatentConcepts, length: int) -> float:

@@ -243,9 +243,9 @@ class LatentConcepts:
             LcalensError: A token outside the vocabulary.
         """
         tokens = check_tokens("tokens", tokens, self.vocab_size, shape=(None, None))
-        ones = torch.ones(1, 1, device=tokens.device).expand(tokens.shape)
+        one_each = torch.ones(1, 1, device=tokens.device).expand(tokens.shape)
         counts = torch.zeros(len(tokens), self.vocab_size, device=tokens.device)
-        return counts.scatter_add_(1, tokens, ones), tokens[:, -1]
+        return counts.scatter_add_(1, tokens, one_each), tokens[:, -1]
 
     def to_dataset(self, length: int, *, seed: int, size: int | None = None) -> "IterableDataset":
         """A `datasets` stream of `{"input_ids": tokens, "labels": concept}`, the same for the same seed.
@@ -288,11 +288,11 @@ def _popcount(values: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
 
 def _weights(weights: Any, concepts: int) -> list[float]:
     """Weights that sum to 1."""
-    given = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
-    if len(given) != concepts:
+    numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
+    if len(numbers) != concepts:
         raise LcalensError(f"weights: expected {concepts} numbers, one a concept, got {weights!r:.80}.")
-    given = [check_real("weights", weight, low=0) for weight in given]
-    most = max(given)
+    numbers = [check_real("weights", weight, low=0) for weight in numbers]
+    most = max(numbers)
     if most == 0:
         raise LcalensError(f"weights: expected one above 0 at least, got {weights!r:.80}.")
-    return [weight / most / sum(other / most for other in given) for weight in given]
+    return [weight / most / sum(number / most for number in numbers) for weight in numbers]

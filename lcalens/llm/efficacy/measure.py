@@ -142,10 +142,10 @@ def efficacy(
 
 
 def _objects_by_relation(facts: Facts) -> list[set[str]]:
-    found: dict[str, set[str]] = {}
+    objects: dict[str, set[str]] = {}
     for fact in facts.pool:
-        found.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
-    return list(found.values())
+        objects.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return list(objects.values())
 
 
 def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:
@@ -181,8 +181,8 @@ def _check_lengths(model: Any, facts: Facts, config: EfficacyConfig, words: Rela
         sizes = [len(f"{p.text} {name}".encode()) + frame for p, name in zip(prompts, objects, strict=True)]
         long = [i for i, size in enumerate(sizes) if size + 8 > limit]
         for first in range(0, len(long), _CELL_FACTS):
-            part = long[first : first + _CELL_FACTS]
-            texts = [prompts[i].text if config.chat else f"{prompts[i].text} {objects[i]}" for i in part]
+            chunk = long[first : first + _CELL_FACTS]
+            texts = [prompts[i].text if config.chat else f"{prompts[i].text} {objects[i]}" for i in chunk]
             check_length(model, max(len(item.ids) for item in encode(tokenizer, texts, chat=config.chat)))
 
 
@@ -193,13 +193,13 @@ def _continuations(
     answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
     twice = [prompt for prompt in prompts for _ in range(2)]
     texts, before = [prompt.text for prompt in twice], [prompt.fact.text for prompt in twice]
-    found = follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
+    followed = follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
     problems: dict[int, str] = {}
-    for i, item in enumerate(found):
+    for i, item in enumerate(followed):
         if item.problem:
             problems.setdefault(i // 2, item.problem)
     exact = [
-        Continuation(item.ids, item.start, len(item.ids)) for i, item in enumerate(found) if i // 2 not in problems
+        Continuation(item.ids, item.start, len(item.ids)) for i, item in enumerate(followed) if i // 2 not in problems
     ]
     return exact, problems
 
@@ -218,18 +218,18 @@ def _cell(
 ) -> dict[str, np.ndarray]:
     """One part's arrays, for both scorings at once: a function of the model's state and the tokens alone."""
     name = cell_key((_cell, score), [stamp(model), [(item.ids, item.start, item.stop) for item in continuations]])
-    found = store.get(name)
-    if found is not None and all(len(found.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
-        return found
+    arrays = store.get(name)
+    if arrays is not None and all(len(arrays.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
+        return arrays
     scores = score(model, continuations)
     first = np.array([item.ids[item.start] for item in continuations])
     whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
     opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
-    arrays = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
-    found = dict(zip(_MEASURED, arrays, strict=True))
+    columns = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
+    arrays = dict(zip(_MEASURED, columns, strict=True))
     paths.add(scores.path)
-    store.put(name, found)
-    return found
+    store.put(name, arrays)
+    return arrays
 
 
 def _listed_reasons(impossible: Counter[tuple[str, int, str]]) -> str:

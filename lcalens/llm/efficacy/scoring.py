@@ -217,13 +217,13 @@ def _tried_lengths(config: Any, shortest: int, longest: int) -> tuple[int, int]:
 
 def _numbers(settings: Any, names: Sequence[str]) -> set[int]:
     """The whole numbers kept under these names, at any depth."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= _numbers(value, names)
+            numbers |= _numbers(value, names)
         elif name in names and isinstance(value, int) and value > 0:
-            found.add(value)
-    return found
+            numbers.add(value)
+    return numbers
 
 
 def _is_exact(model: Any, path: str, shortest: int, longest: int) -> bool:
@@ -236,29 +236,29 @@ def _is_exact(model: Any, path: str, shortest: int, longest: int) -> bool:
     stem, other = (generator.integers(0, vocabulary, longest + 1).tolist() for _ in range(2))
     fork = max(1, longest - 3)
     paths = [stem[: shortest + 1], stem, [*stem[:fork], *other[fork:]], other[: shortest + 1]]
-    starts = [max(1, len(one) - 4) for one in paths]
+    starts = [max(1, len(path_ids) - 4) for path_ids in paths]
     try:
-        found = _read_off(model, paths, starts, path)
+        logits_of = _read_off(model, paths, starts, path)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     expected = _read_off(model, paths, starts, "single")
     scale = max(logits.abs().max().item() for logits in expected.values())
     precision = torch.finfo(next(model.original_model.parameters()).dtype).eps
     tolerance = max(_CLOSE, 8 * precision) * scale
-    return all((found[key] - logits).abs().max().item() <= tolerance for key, logits in expected.items())
+    return all((logits_of[key] - logits).abs().max().item() <= tolerance for key, logits in expected.items())
 
 
 def _read_off(
     model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int], path: str
 ) -> dict[tuple[int, int], Float[Tensor, " vocab"]]:
     """The logits that predict each token, by sequence and token."""
-    rows, found = _rows(sequences, starts, path), {}
+    rows, logits_of = _rows(sequences, starts, path), {}
     for batch in [[row] for row in rows] if path == "single" else [rows]:
         logits = _tail_logits(model, batch, path).float()
         for i, row in enumerate(batch):
             for read in row.reads:
-                found[read.sequence, read.token] = logits[i, read.node - len(row.ids)]
-    return found
+                logits_of[read.sequence, read.token] = logits[i, read.node - len(row.ids)]
+    return logits_of
 
 
 def _window(config: Any) -> float:

@@ -235,9 +235,9 @@ def load_facts(
     relations = None if relations is None else _relation_ids(relations)
     if not isinstance(strict, bool):
         raise LcalensError(f"strict={shown(strict)} is a {type(strict).__name__}: give True or False")
-    found = read(source)
-    valid, skipped = check(found, strict=strict)
-    facts = Facts(valid, skipped=skipped, source=found.name)
+    records = read(source)
+    valid, skipped = check(records, strict=strict)
+    facts = Facts(valid, skipped=skipped, source=records.name)
     facts = facts.where(relations=relations)
     return facts if limit is None else facts.sample(limit, seed)
 
@@ -249,14 +249,14 @@ def _row(fact: Fact) -> tuple[int | str, str, str, str, str, str]:
 def _items(name: str, items: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise LcalensError(f"{name}={shown(items)} is a {type(items).__name__}: give a list of {kind.__name__}")
-    found = tuple(items)
-    for index, item in enumerate(found):
+    values = tuple(items)
+    for index, item in enumerate(values):
         if not isinstance(item, kind):
             raise LcalensError(
                 f"{name}[{index}]={shown(item)} is a {type(item).__name__}: give a {kind.__name__}, "
                 "or use load_facts for records"
             )
-    return found
+    return values
 
 
 def _integer(name: str, value: Any, least: int | None = None) -> int:

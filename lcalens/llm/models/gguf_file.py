@@ -89,7 +89,7 @@ def parts_of(path: Path) -> tuple[Path, ...]:
         return (path,)
     count = int(match["count"])
     parts = [path.with_name(f"{match['stem']}-{number + 1:05d}-of-{count:05d}.gguf") for number in range(count)]
-    absent = [part.name for part in parts if not part.is_file()]
+    absent = [file.name for file in parts if not file.is_file()]
     if absent:
         raise LcalensError(
             f"source: {path.name} is one of {count} parts of a model, and {', '.join(absent[:3])}"

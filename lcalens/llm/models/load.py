@@ -97,13 +97,13 @@ def load_model(
     with quiet_libraries():
         try:
             reach = reach_hub(place, revision, token) if on_hub else {}
-            own, loaded = _read(name, place, reach, tokenizer, chosen, device, device_map)
+            tokenizer_used, loaded = _read(name, place, reach, tokenizer, chosen, device, device_map)
         except LcalensError:
             raise
         except Exception as error:
             raise explain(name, error) from error
     check_weights(name, loaded)
-    return _boot(loaded, own, info or _described(name, loaded))
+    return _boot(loaded, tokenizer_used, info or _described(name, loaded))
 
 
 def _read(
@@ -114,9 +114,9 @@ def _read(
 
     config = AutoConfig.from_pretrained(place, trust_remote_code=False, **reach)
     check_kind(name, config)
-    own = tokenizer
-    if own is None:
-        own = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
+    tokenizer_used = tokenizer
+    if tokenizer_used is None:
+        tokenizer_used = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **reach)
     target = torch.device(device or "cpu")
     placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
     if device_map is None and getattr(config, "quantization_config", None) is None:
@@ -131,7 +131,7 @@ def _read(
         **reach,
     )
     check_complete(name, notes)
-    return own, loaded.to(target) if device_map is None else loaded  # pyright: ignore[reportArgumentType]
+    return tokenizer_used, loaded.to(target) if device_map is None else loaded  # pyright: ignore[reportArgumentType]
 
 
 def _resolve(
@@ -180,8 +180,8 @@ def _described(source: str, model: Any) -> ModelInfo:
 
 
 def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, device_map: Any) -> Any:
-    given = {"device": device, "dtype": dtype, "device_map": device_map}
-    extra = [name for name, value in given.items() if value is not None]
+    placement = {"device": device, "dtype": dtype, "device_map": device_map}
+    extra = [name for name, value in placement.items() if value is not None]
     if extra:
         raise LcalensError(
             f"{extra[0]}: the model is loaded already and stays as it is; place and cast it before you hand it over "
@@ -262,17 +262,17 @@ def _bridged(model: Any, tokenizer: Any, info: ModelInfo) -> Any:
 
 def _for_bridge(tokenizer: Any) -> Any:
     """A copy for the bridge to change: TransformerLens turns its BOS on, and asks where it came from."""
-    own = copy.deepcopy(tokenizer)
-    if hasattr(own, "init_kwargs"):
-        own.init_kwargs.setdefault("name_or_path", "")
-        own.init_kwargs["add_bos_token"] = True
-    return own
+    bridge_copy = copy.deepcopy(tokenizer)
+    if hasattr(bridge_copy, "init_kwargs"):
+        bridge_copy.init_kwargs.setdefault("name_or_path", "")
+        bridge_copy.init_kwargs["add_bos_token"] = True
+    return bridge_copy
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
-    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    torch_dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.")
-    return found
+    return torch_dtype

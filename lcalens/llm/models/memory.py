@@ -38,8 +38,8 @@ def free_memory(device: torch.device) -> int:
             allowed, used = (int(Path(path).read_text()) for path in (limit, usage))
         except (OSError, ValueError):  # no such container, or no limit ("max")
             continue
-        own = psutil.Process().memory_info().rss  # the rest of the usage is mostly files, which make way
-        free = min(free, allowed - min(used, own))
+        process_bytes = psutil.Process().memory_info().rss  # the rest of the usage is mostly files, which make way
+        free = min(free, allowed - min(used, process_bytes))
     return free
 
 

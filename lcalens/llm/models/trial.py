@@ -41,10 +41,10 @@ def check_weights(source: str, model: torch.nn.Module) -> None:
     Raises:
         LcalensError: Some are; the first such tensor is named.
     """
-    found = first_unfinite(model)
-    if found is not None:
+    unfinite = first_unfinite(model)
+    if unfinite is not None:
         raise LcalensError(
-            f"source: {source!r:.200} has weights that are NaN or infinite, first in {found}; no result of it would "
+            f"source: {source!r:.200} has weights that are NaN or infinite, first in {unfinite}; no result of it would "
             "be a number. Download or copy it again, or load it in another dtype if float16 cannot hold its weights."
         )
 
@@ -119,16 +119,16 @@ def check_bridge(source: str, bridge: Any, trial: Trial) -> None:
     worst, spread = 0.0, 0.0
     for row, expected in zip(trial.rows, trial.logits, strict=True):
         with one_dtype(f"source: {source!r:.200}"):
-            found = bridge(row)
-        if found.shape != expected.shape:
+            logits = bridge(row)
+        if logits.shape != expected.shape:
             raise LcalensError(
-                f"source: {source!r:.200} gives logits of shape {tuple(found.shape)} as a TransformerBridge and of "
+                f"source: {source!r:.200} gives logits of shape {tuple(logits.shape)} as a TransformerBridge and of "
                 f"shape {tuple(expected.shape)} as a Hugging Face model; lcalens cannot use it."
             )
         reference = expected.double()
         if not bool(torch.isfinite(reference).all()):
             continue  # said elsewhere, with the tensor's name
-        gap = (found.double().to(reference.device) - reference).abs().max().item()
+        gap = (logits.double().to(reference.device) - reference).abs().max().item()
         worst = gap if gap != gap else max(worst, gap)  # a NaN stays
         spread = max(spread, (reference - reference.mean(-1, keepdim=True)).abs().max().item())
         tolerance = _TOLERANCES.get(expected.dtype, _TOLERANCES[torch.bfloat16])

@@ -89,15 +89,15 @@ def hijack_prompts(
     around = Surroundings(facts, RelatedTable() if words is None else words, seed)
     prompts, impossible = [], []
     for fact in facts:
-        found: list[Sentence] = []
+        sentences: list[Sentence] = []
         reason = "too few sentences of this kind exist"
         try:
-            found.extend(islice(chosen.sentences(fact, around), max(wanted)))
+            sentences.extend(islice(chosen.sentences(fact, around), max(wanted)))
         except Impossible as error:
             reason = str(error)
         for n in wanted:
-            if n <= len(found):
-                prompts.append(put_before(fact, chosen.name, found[:n]))
+            if n <= len(sentences):
+                prompts.append(put_before(fact, chosen.name, sentences[:n]))
             else:
                 impossible.append(NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason))
     return Hijacks(tuple(prompts), tuple(impossible))

@@ -73,14 +73,14 @@ class RelatedTable:
 
     def unrelated(self, target: str, avoid: Sequence[str], stratum: str, generator: random.Random) -> str:
         """Another object's related word, of the same kind; drawn from those that touch neither `target` nor `avoid`."""
-        own = self._pair(target, stratum)
+        pair_of_target = self._pair(target, stratum)
         shunned = {target, *avoid}
-        known = [(word, other) for word in shunned for other in STRATA if (word, other) in self._pairs]
+        known = [(word, kind) for word in shunned for kind in STRATA if (word, kind) in self._pairs]
         shunned |= {self._pairs[key].related for key in known}
         candidates = [
             pair.related
             for pair in related_pairs()
-            if (pair.stratum, pair.kind) == (stratum, own.kind)
+            if (pair.stratum, pair.kind) == (stratum, pair_of_target.kind)
             and pair.object not in shunned
             and pair.related not in shunned
             and not any(same_stem(pair.related, word) for word in (target, *avoid))
@@ -136,12 +136,12 @@ class EmbeddingNeighbours:
 
     def unrelated(self, target: str, avoid: Sequence[str], stratum: str, generator: random.Random) -> str:
         """The nearest neighbour of another object of the same kind."""
-        own = self.related(target, stratum)
-        shunned = {own, target, *avoid} | {self.related(word, stratum) for word in avoid}
+        neighbour = self.related(target, stratum)
+        shunned = {neighbour, target, *avoid} | {self.related(word, stratum) for word in avoid}
         alike = sorted({word for kind in self._kinds if target in kind for word in kind} - shunned)
-        for other in generator.sample(alike, len(alike)):
-            if not same_stem(other, target):
-                word = self.related(other, stratum)
+        for another in generator.sample(alike, len(alike)):
+            if not same_stem(another, target):
+                word = self.related(another, stratum)
                 if word not in shunned and not any(same_stem(word, near) for near in (target, *avoid)):
                     return word
         raise Impossible("no other object of the same kind has a neighbour of its own")

@@ -51,24 +51,24 @@ class Surroundings:
     @cached_property
     def by_object(self) -> dict[tuple[str, str], dict[str, Fact]]:
         """For each relation and true object, the pool's facts by subject."""
-        found: dict[tuple[str, str], dict[str, Fact]] = {}
+        facts_by_object: dict[tuple[str, str], dict[str, Fact]] = {}
         for fact in self.facts.pool:
-            found.setdefault((fact.relation_id, fact.target_true), {}).setdefault(fact.subject, fact)
-        return found
+            facts_by_object.setdefault((fact.relation_id, fact.target_true), {}).setdefault(fact.subject, fact)
+        return facts_by_object
 
     @cached_property
     def objects(self) -> dict[str, frozenset[str]]:
         """The pool's true objects by relation."""
-        found: dict[str, set[str]] = {}
+        targets_by_relation: dict[str, set[str]] = {}
         for fact in self.facts.pool:
-            found.setdefault(fact.relation_id, set()).add(fact.target_true)
-        return {relation: frozenset(targets) for relation, targets in found.items()}
+            targets_by_relation.setdefault(fact.relation_id, set()).add(fact.target_true)
+        return {relation: frozenset(targets) for relation, targets in targets_by_relation.items()}
 
     @cached_property
     def foreign_objects(self) -> dict[str, tuple[str, ...]]:
         """For each relation, the true objects of the others that are none of its own."""
         every = frozenset().union(*self.objects.values())
-        return {relation: tuple(sorted(every - own)) for relation, own in self.objects.items()}
+        return {relation: tuple(sorted(every - targets)) for relation, targets in self.objects.items()}
 
     def generator(self, fact: Fact, purpose: str) -> random.Random:
         """A generator that depends on the seed, the fact and the purpose alone."""
