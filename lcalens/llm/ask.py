@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
@@ -144,7 +145,7 @@ def _scored(
     if not answers:
         return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in contexts}, "tokens": []})
     scores = score(model, [Continuation(item.ids, item.start, len(item.ids)) for item in followed])
-    logp = scores.logp.reshape(len(contexts), len(answers))
+    logp = rearrange(scores.logp, "(context answer) -> context answer", answer=len(answers))
     table = pd.DataFrame(
         {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(contexts, logp, strict=True)}}
     )

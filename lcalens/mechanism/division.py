@@ -9,6 +9,7 @@ from math import factorial
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -20,6 +21,7 @@ DIVIDED = ("attention", "recall", "scale")
 UNDIVIDED = ("inserted", "shared")
 REST = "rest"
 _ORDER = ("word", "sentence", "subject", "last", "prompt")
+_BY_GROUP = "batch layer head source, batch source group -> batch layer head group"
 Labels = list[tuple[list[int], list[int]]]
 
 
@@ -31,7 +33,7 @@ def shapley(worth: Callable[[tuple[bool, ...]], Tensor], players: int) -> list[T
         players: How many.
     """
     worths = {who: worth(who) for who in product((False, True), repeat=players)}
-    found = []
+    values = []
     for player in range(players):
         value = torch.zeros_like(worths[(False,) * players])
         for who in worths:
@@ -39,8 +41,8 @@ def shapley(worth: Callable[[tuple[bool, ...]], Tensor], players: int) -> list[T
                 joined = (*who[:player], True, *who[player + 1 :])
                 share = factorial(sum(who)) * factorial(players - sum(who) - 1) / factorial(players)
                 value = value + share * (worths[joined] - worths[who])
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
 def lone_positions(clean: Sequence[int], hijacked: Sequence[int]) -> tuple[range, range]:
@@ -122,17 +124,17 @@ def divide(
     """
     members = [torch.nn.functional.one_hot(index, groups).double() for index in grouped]
 
-    def total(effects: DirectEffects, which: Tensor) -> Tensor:
-        return torch.einsum("blhs,bsg->blhg", effects.heads_by_source, which)
+    def total(effects: DirectEffects, members: Tensor) -> Tensor:
+        return einsum(effects.heads_by_source, members, _BY_GROUP)
 
-    found = {"total": total(hijacked, members[1]) - total(clean, members[0])}
+    totals = {"total": total(hijacked, members[1]) - total(clean, members[0])}
     if clean.pattern.shape != hijacked.pattern.shape:
-        alone = [which * mask[..., None] for which, mask in zip(members, lone, strict=True)]
+        alone = [member * mask[..., None] for member, mask in zip(members, lone, strict=True)]
         inserted = total(hijacked, alone[1]) - total(clean, alone[0])
         unknown = torch.full_like(inserted, torch.nan)
-        return dict.fromkeys(DIVIDED, unknown) | {"inserted": inserted, "shared": found["total"] - inserted} | found
+        return dict.fromkeys(DIVIDED, unknown) | {"inserted": inserted, "shared": totals["total"] - inserted} | totals
     factors = [(run.pattern, run.recall, run.scale[..., None, None]) for run in (clean, hijacked)]
     changes = shapley(lambda who: factors[who[0]][0] * factors[who[1]][1] * factors[who[2]][2], len(DIVIDED))
-    parts = [torch.einsum("blhs,bsg->blhg", change, members[1]) for change in changes]
-    nothing = torch.zeros_like(found["total"])
-    return dict(zip(DIVIDED, parts, strict=True)) | dict.fromkeys(UNDIVIDED, nothing) | found
+    shares = [einsum(change, members[1], _BY_GROUP) for change in changes]
+    nothing = torch.zeros_like(totals["total"])
+    return dict(zip(DIVIDED, shares, strict=True)) | dict.fromkeys(UNDIVIDED, nothing) | totals

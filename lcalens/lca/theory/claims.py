@@ -236,7 +236,7 @@ def every_context(concepts: LatentConcepts, length: int) -> tuple[Counts, Float[
         )
     offsets = torch.cartesian_prod(*[first] * (length - 1), last).view(-1, length)
     weights = p[offsets[:, :-1]].prod(1) * pi[offsets[:, -1]]
-    targets = torch.arange(concepts.vocab_size).repeat_interleave(len(offsets))
+    targets = repeat(torch.arange(concepts.vocab_size), "target -> (target context)", context=len(offsets))
     every = repeat(offsets, "context position -> (target context) position", target=concepts.vocab_size)
     counts, ends = concepts.count(every ^ targets[:, None])
     weights = repeat(weights, "context -> (target context)", target=concepts.vocab_size) / concepts.vocab_size

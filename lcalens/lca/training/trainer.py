@@ -128,7 +128,9 @@ class Trainer:
         """The accuracy before this step on contexts of their own; a run whose loss or weights broke is stopped."""
         log_counts, last, target = self._contexts("evaluate", step)
         logits = self.stack.forward(log_counts, last)
-        hits = bayes.accuracy(rearrange(logits, "run batch vocab -> (run batch) vocab"), target.flatten())
+        hits = bayes.accuracy(
+            rearrange(logits, "run batch vocab -> (run batch) vocab"), rearrange(target, "run batch -> (run batch)")
+        )
         right = reduce(hits, "(run batch) -> run", "mean", run=len(self.plan))
         width = max(1, step - self.points[row - 1]) if row else 1
         sound = self.losses[:, row] / width < DIVERGED  # False for NaN

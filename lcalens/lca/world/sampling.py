@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def words(seeds: Int[Tensor, " block"], batch: int, per_row: int) -> Int[Tensor,
         per_row: Words that a row reads.
     """
     places = torch.arange(1, batch * per_row + 1, device=seeds.device) * GOLDEN
-    return mix(seeds[:, None] + places).view(len(seeds), batch, per_row)
+    return rearrange(mix(seeds[:, None] + places), "block (row word) -> block row word", row=batch)
 
 
 def halves(word: Int[Tensor, "..."]) -> Int[Tensor, "... 2"]:
@@ -165,7 +166,8 @@ class Sampler:
         drawn = words(seeds, batch, 1 + length // 2)
         target = _shift(drawn[..., 0], 64 - self.m)
         last = self.draw(halves(drawn[..., 0])[..., 0], last=True)
-        others = self.draw(halves(drawn[..., 1:]).flatten(-2)[..., : length - 1])
+        draws = rearrange(halves(drawn[..., 1:]), "block row word half -> block row (word half)")
+        others = self.draw(draws[..., : length - 1])  # an odd number of draws leaves the last half unused
         return torch.cat([others, last[..., None]], -1) ^ target[..., None], target
 
     def counts(
@@ -190,11 +192,11 @@ class Sampler:
         kernel = native.kernel() if seeds.device.type == "cpu" else None
         if kernel is None:
             tokens, target = self.tokens(seeds, batch, length)
-            tokens = tokens.view(rows, length)
+            tokens = rearrange(tokens, "block row position -> (block row) position")
             counts = torch.zeros(rows, size, device=seeds.device)
             counts.scatter_add_(1, tokens, torch.ones(1, 1, device=seeds.device).expand(rows, length))
             counts = counts if weight is None else weight.to(seeds.device)[counts.long()]
-            return Counts(counts, tokens[:, -1], target.view(rows))
+            return Counts(counts, tokens[:, -1], rearrange(target, "block row -> (block row)"))
         into = into or Counts(torch.empty(rows, size), *torch.empty(2, rows, dtype=torch.long))
         weight = None if weight is None else weight.float().contiguous()
         kernel(seeds.contiguous(), batch, length, self.m, self.table, self.last_table, weight, *into)

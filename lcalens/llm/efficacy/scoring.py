@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -159,7 +160,8 @@ def _tail_logits(model: Any, batch: Sequence[Row], path: str) -> Float[Tensor, "
         (row,) = batch
         return network(input_ids=torch.from_numpy(row.ids)[None].to(device), **options).logits[:, -keep:]
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    depths, seen = torch.zeros_like(ids), torch.eye(longest, dtype=torch.bool).repeat(len(batch), 1, 1)
+    depths, alone = torch.zeros_like(ids), torch.eye(longest, dtype=torch.bool)
+    seen = repeat(alone, "query key -> row query key", row=len(batch)).clone()  # written to, row by row
     for i, row in enumerate(batch):
         size = len(row.ids)
         ids[i, longest - size :] = torch.from_numpy(row.ids)
@@ -168,7 +170,8 @@ def _tail_logits(model: Any, batch: Sequence[Row], path: str) -> Float[Tensor, "
     if "position_ids" in accepted:
         options["position_ids"] = depths.to(device)
     if path == "shared":
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None].to(device)
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        mask = rearrange(mask, "row query key -> row 1 query key").to(device)  # the same for every head
     else:
         mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in batch], device=device)
     logits = network(input_ids=ids.to(device), attention_mask=mask, **options).logits

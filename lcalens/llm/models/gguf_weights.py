@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from lcalens.core.errors import LcalensError
 from lcalens.llm.models.gguf_file import GGUF
@@ -85,8 +86,7 @@ def _llama(name: str, values: np.ndarray, config: Any) -> np.ndarray:
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for kind, count in heads.items():
         if f".{kind}." in name:
-            pairs = values.reshape(count, values.shape[0] // count // 2, 2, *values.shape[1:])
-            return pairs.swapaxes(1, 2).reshape(values.shape)
+            return rearrange(values, "(head pair half) ... -> (head half pair) ...", head=count, half=2)
     return values
 
 
