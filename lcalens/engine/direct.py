@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
-from lcalens.engine.decoder import Decoder, Scaled, identity, wide
-from lcalens.engine.forward import trace
+from lcalens.engine.decoder import Decoder, Layer, Scaled, identity, wide
+from lcalens.engine.forward import Trace, trace
 
 _BALANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the parts' size; 1e-4 in full precision
 _LOUD = 1e3  # so large that no norm's epsilon matters
@@ -112,17 +112,61 @@ def direct_effects(
     Raises:
         LcalensError: The parts do not sum to the metric within 1e-4 of their size.
     """
+    _check_open(decoder)
+    pattern, written, run = _last_position(decoder, tokens)
+    final = run.final[:, -1]
+    unembed = (decoder.unembed[false].double() - decoder.unembed[true].double()) * decoder.logit_scale
+    norm = _freeze(decoder.final_norm, final.to(decoder.norm_device)).to(unembed.device)
+    direction = norm.back(unembed)
+
+    def read(vectors: Tensor) -> Tensor:
+        return norm.scale * (vectors.to(direction) * direction).sum(-1)
+
+    layers = [
+        _attention(layer, values, attention, norm, direction)
+        for layer, values, attention in zip(decoder.layers, run.values, written["attn_raw"], strict=True)
+    ]
+    # Without a residual stream the unembedding reads the last layer alone.
+    reaches = torch.ones(len(layers), dtype=torch.float64, device=direction.device)
+    reaches[:-1] = decoder.residual
+    bias = torch.zeros_like(norm.scale)
+    if decoder.unembed_bias is not None:
+        bias = (decoder.unembed_bias[false].double() - decoder.unembed_bias[true].double()) * decoder.logit_scale
+    effects = DirectEffects(
+        pattern=torch.stack([rows.to(direction.device) for rows in pattern], 1),
+        recall=torch.stack([recall for recall, _, _ in layers], 1) * reaches[:, None, None],
+        scale=torch.stack([scale for _, scale, _ in layers], 1),
+        attention_bias=torch.stack([bias for _, _, bias in layers], 1) * reaches,
+        mlp=torch.stack([read(mlp) for mlp in written["mlp_out"]], 1) * reaches,
+        embedding=read(written["resid_pre"][0]) * decoder.residual,
+        constant=(unembed * norm.bias).sum(-1) + bias,
+        metric=decoder.logit_difference(final[:, None], true, false)[:, 0].double(),
+    )
+    _check_balance(effects, _BALANCE.get(decoder.unembed.dtype, 1e-4))
+    return effects
+
+
+def _check_open(decoder: Decoder) -> None:
+    """Refuse models whose logits are no sum over what layers write."""
     closed = next((index for index, layer in enumerate(decoder.layers) if not layer.open), None)
-    if closed is not None and isinstance(decoder.layers[closed].close[1], Scaled):
+    if closed is None:
+        return
+    instead = "patch(), exchange() and attribute(method='patching') measure it all the same"
+    if isinstance(decoder.layers[closed].close[1], Scaled):
         raise LcalensError(
             f"model: layer {closed} multiplies the residual stream itself by a factor, which direct effects do not "
-            "follow; patch(), exchange() and attribute(method='patching') measure it all the same."
+            f"follow; {instead}."
         )
-    if closed is not None:
-        raise LcalensError(
-            f"model: layer {closed} normalises the residual stream itself (post-norm), so its logits are no sum over "
-            "what layers write; patch(), exchange() and attribute(method='patching') measure it all the same."
-        )
+    raise LcalensError(
+        f"model: layer {closed} normalises the residual stream itself (post-norm), so its logits are no sum over "
+        f"what layers write; {instead}."
+    )
+
+
+def _last_position(
+    decoder: Decoder, tokens: Int[Tensor, "batch position"]
+) -> tuple[list[Tensor], dict[str, list[Tensor]], Trace]:
+    """A run: where each layer's last position looks, what is written there by site, and the whole trace."""
     pattern: list[Tensor] = []
     written: dict[str, list[Tensor]] = {"resid_pre": [], "attn_raw": [], "mlp_out": []}
 
@@ -135,49 +179,37 @@ def direct_effects(
         return value
 
     run = trace(decoder, tokens, keep=(), edit=see)
-    final = run.final[:, -1]
-    unembed = (decoder.unembed[false].double() - decoder.unembed[true].double()) * decoder.logit_scale
-    norm = _freeze(decoder.final_norm, final.to(decoder.norm_device)).to(unembed.device)
-    direction = norm.back(unembed)
+    return pattern, written, run
 
-    def read(vectors: Tensor) -> Tensor:
-        return norm.scale * (vectors.to(direction) * direction).sum(-1)
 
-    recall, scale, attention_bias, mlp = [], [], [], []
-    for index, layer in enumerate(decoder.layers):
-        after = _freeze(layer.after_attention, written["attn_raw"][index])
-        # Without a residual stream the unembedding reads the last layer alone.
-        writes = decoder.residual or index + 1 == len(decoder.layers)
-        write_direction = after.back(direction.to(layer.device))
-        # In the model's own precision where that is full, in float32 where it is reduced.
-        reader = einsum(
-            wide(layer.out), write_direction.to(wide(layer.out)), "head width d, batch d -> batch head width"
-        )
-        reader = rearrange(reader, "batch (kv group) width -> batch kv group width", kv=layer.kv_heads)
-        values = run.values[index]
-        read_there = einsum(reader, values.to(reader), "batch kv group width, batch kv key width -> batch kv group key")
-        recall.append(rearrange(read_there, "batch kv group key -> batch (kv group) key").to(direction) * writes)
-        scale.append(norm.scale * after.scale.to(norm.scale))
-        bias = read(after.bias)
-        if layer.out_bias is not None:
-            bias = bias + scale[-1] * (layer.out_bias.to(write_direction) * write_direction).sum(-1).to(norm.scale)
-        attention_bias.append(bias * writes)
-        mlp.append(read(written["mlp_out"][index]) * writes)
-    bias = torch.zeros_like(norm.scale)
-    if decoder.unembed_bias is not None:
-        bias = (decoder.unembed_bias[false].double() - decoder.unembed_bias[true].double()) * decoder.logit_scale
-    effects = DirectEffects(
-        pattern=torch.stack([rows.to(direction.device) for rows in pattern], 1),
-        recall=torch.stack(recall, 1),
-        scale=torch.stack(scale, 1),
-        attention_bias=torch.stack(attention_bias, 1),
-        mlp=torch.stack(mlp, 1),
-        embedding=read(written["resid_pre"][0]) * decoder.residual,
-        constant=(unembed * norm.bias).sum(-1) + bias,
-        metric=decoder.logit_difference(final[:, None], true, false)[:, 0].double(),
-    )
-    _check_balance(effects, _BALANCE.get(decoder.unembed.dtype, 1e-4))
-    return effects
+def _attention(
+    layer: Layer,
+    values: Float[Tensor, "batch kv position width"],
+    written: Float[Tensor, "batch d"],
+    norm: _Frozen,
+    direction: Float[Tensor, "batch d"],
+) -> tuple[Float[Tensor, "batch head position"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """What each position's value writes along the direction, by head; the norms' scale; and what depends on neither.
+
+    Args:
+        layer: Whose attention.
+        values: As it averages them.
+        written: What its heads write together at the last position, before any norm that follows.
+        norm: The final norm.
+        direction: Before the final norm.
+    """
+    after = _freeze(layer.after_attention, written)
+    write_direction = after.back(direction.to(layer.device))
+    # In the model's own precision where that is full, in float32 where it is reduced.
+    out = wide(layer.out)
+    reader = einsum(out, write_direction.to(out), "head width d, batch d -> batch head width")
+    reader = rearrange(reader, "batch (kv group) width -> batch kv group width", kv=layer.kv_heads)
+    recall = einsum(reader, values.to(reader), "batch kv group width, batch kv key width -> batch kv group key")
+    scale = norm.scale * after.scale.to(norm.scale)
+    bias = norm.scale * (after.bias.to(direction) * direction).sum(-1)
+    if layer.out_bias is not None:
+        bias = bias + scale * (layer.out_bias.to(write_direction) * write_direction).sum(-1).to(norm.scale)
+    return rearrange(recall, "batch kv group key -> batch (kv group) key").to(direction), scale, bias
 
 
 def _check_balance(effects: DirectEffects, tolerance: float) -> None:

@@ -20,7 +20,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
 from lcalens.core.tokens import Answer, Encoded, encode, follow, source_tokenizer, spell
 from lcalens.llm.efficacy.measure import SAME_FIRST_TOKEN
-from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
 from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 from lcalens.llm.prompts.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
@@ -103,49 +103,24 @@ def contrast_facts(
         chosen = find_scheme(scheme)
     except LcalensError as error:
         raise LcalensError("scheme" + str(error).removeprefix("schemes")) from error
-    words = RelatedTable(tokenizer) if related == "table" else EmbeddingNeighbours(model, _objects(facts).values())
+    words = (
+        RelatedTable(tokenizer)
+        if related == "table"
+        else EmbeddingNeighbours(model, objects_by_relation(facts).values())
+    )
     hijacks = hijack_prompts(facts, chosen.name, counts=(n,), seed=seed, words=words)
     left_out = {item.fact.case_id: item.reason for item in hijacks.impossible}
     pairs = _answered(tokenizer, hijacks.prompts, left_out, join)
     if pairs:
         check_length(model, max(len(pair.encoded.ids) + max(len(pair.true), len(pair.false)) for pair in pairs))
-    if kind == "neutral":
-        offers, missing = _neutral(tokenizer, pairs, seed), "no neutral sentences of as many tokens"
-    elif kind == "other-object":
-        offers = _others(tokenizer, pairs, chosen, n, Surroundings(facts, words, seed))
-        missing = "no other object of the relation gives sentences of as many tokens"
-    else:
-        offers, missing = [iter([put_before(pair.prompt.fact, "none", [])]) for pair in pairs], ""
+    offers, missing = _offers(tokenizer, pairs, kind, chosen, n, Surroundings(facts, words, seed))
     fitting = _first_fitting(tokenizer, pairs, offers, aligned=kind != "none")
     left_out |= {pair.prompt.fact.case_id: missing for pair, clean in zip(pairs, fitting, strict=True) if clean is None}
     rows = [(pair, *clean) for pair, clean in zip(pairs, fitting, strict=True) if clean is not None]
-    # A table's column is of one type, and its whole numbers are of 64 bits.
-    kind = int if all(isinstance(fact.case_id, int) and abs(fact.case_id) < 1 << 63 for fact in facts) else str
-    known = {f.case_id: {name: getattr(f, name) for name in _FIELDS} | {"case_id": kind(f.case_id)} for f in facts}
-    excluded = [
-        (i, left_out[fact.case_id], *known[fact.case_id].values())
-        for i, fact in enumerate(facts)
-        if fact.case_id in left_out
-    ]
     if not rows:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(left_out.values()).most_common())
         raise LcalensError(f"facts: none of {len(facts)} gives a contrast with control={control!r} ({reasons}).")
-    named = [name for name in ("sentence", "word", "subject", "prompt") if rows[0][0].encoded.spans[name]]
-    return Contrast(
-        [clean.ids for _, _, clean in rows],
-        [pair.encoded.ids for pair, _, _ in rows],
-        true=[pair.true for pair, _, _ in rows],
-        false=[pair.false for pair, _, _ in rows],
-        spans={name: [pair.encoded.spans[name] for pair, _, _ in rows] for name in named},
-        examples=pd.DataFrame(
-            known[pair.prompt.fact.case_id]
-            | {"true_tokens": spell(tokenizer, pair.true), "false_tokens": spell(tokenizer, pair.false)}
-            | {"prompt": pair.prompt.fact.text, "hijacked_text": pair.prompt.text, "clean_text": clean.text}
-            | {"word": pair.prompt.word, "control_word": clean.word, "cluster": pair.prompt.fact.relation_id}
-            for pair, clean, _ in rows
-        ),
-        excluded=pd.DataFrame(excluded, columns=pd.Index(["index", "reason", *_FIELDS])),
-    )
+    return _contrast(tokenizer, facts, rows, left_out)
 
 
 @dataclass(frozen=True)
@@ -156,6 +131,51 @@ class _Pair:
     encoded: Encoded
     true: tuple[int, ...]
     false: tuple[int, ...]
+
+
+def _contrast(
+    tokenizer: Any,
+    facts: Facts,
+    rows: Sequence[tuple[_Pair, HijackedPrompt, Encoded]],
+    left_out: dict[Any, str],
+) -> Contrast:
+    """The runs of each hijacked prompt with its control, and a table of what they are and of what was left out."""
+    # A table's column is of one type, and its whole numbers are of 64 bits.
+    id_type = int if all(isinstance(fact.case_id, int) and abs(fact.case_id) < 1 << 63 for fact in facts) else str
+    known = {f.case_id: {name: getattr(f, name) for name in _FIELDS} | {"case_id": id_type(f.case_id)} for f in facts}
+    excluded = [
+        (i, left_out[fact.case_id], *known[fact.case_id].values())
+        for i, fact in enumerate(facts)
+        if fact.case_id in left_out
+    ]
+    spans = [name for name in ("sentence", "word", "subject", "prompt") if rows[0][0].encoded.spans[name]]
+    return Contrast(
+        [clean.ids for _, _, clean in rows],
+        [pair.encoded.ids for pair, _, _ in rows],
+        true=[pair.true for pair, _, _ in rows],
+        false=[pair.false for pair, _, _ in rows],
+        spans={name: [pair.encoded.spans[name] for pair, _, _ in rows] for name in spans},
+        examples=pd.DataFrame(
+            known[pair.prompt.fact.case_id]
+            | {"true_tokens": spell(tokenizer, pair.true), "false_tokens": spell(tokenizer, pair.false)}
+            | {"prompt": pair.prompt.fact.text, "hijacked_text": pair.prompt.text, "clean_text": control.text}
+            | {"word": pair.prompt.word, "control_word": control.word, "cluster": pair.prompt.fact.relation_id}
+            for pair, control, _ in rows
+        ),
+        excluded=pd.DataFrame(excluded, columns=pd.Index(["index", "reason", *_FIELDS])),
+    )
+
+
+def _offers(
+    tokenizer: Any, pairs: Sequence[_Pair], kind: str, scheme: Scheme, n: int, around: Surroundings
+) -> tuple[list[Iterator[HijackedPrompt]], str]:
+    """The controls that each pair may have, the likeliest first, and why a pair has none where none aligns."""
+    if kind == "neutral":
+        return _neutral(tokenizer, pairs, around.seed), "no neutral sentences of as many tokens"
+    if kind == "other-object":
+        missing = "no other object of the relation gives sentences of as many tokens"
+        return _others(tokenizer, pairs, scheme, n, around), missing
+    return [iter([put_before(pair.prompt.fact, "none", [])]) for pair in pairs], ""
 
 
 def _answered(
@@ -274,7 +294,7 @@ def _others(
     tokenizer: Any, pairs: Sequence[_Pair], scheme: Scheme, n: int, around: Surroundings
 ) -> list[Iterator[HijackedPrompt]]:
     """Prompts with the scheme's sentences for every other object of the relation, at random, the likely ones first."""
-    objects, role = _objects(around.facts), _role(scheme)
+    objects, role = objects_by_relation(around.facts), _role(scheme)
     every = sorted({name for names in objects.values() for name in names})
     tokens = dict(zip(every, _lengths(tokenizer, f"{_FRAME} ", every), strict=True))
 
@@ -304,10 +324,3 @@ def _lengths(tokenizer: Any, before: str, texts: Sequence[str]) -> list[int]:
 
 def _names(sentence: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE) is not None
-
-
-def _objects(facts: Facts) -> dict[str, list[str]]:
-    objects: dict[str, set[str]] = {}
-    for fact in facts.pool:
-        objects.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
-    return {relation: sorted(names) for relation, names in objects.items()}

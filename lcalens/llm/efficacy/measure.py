@@ -21,7 +21,7 @@ from lcalens.core.tokens import encode, follow, source_tokenizer, spell
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.efficacy.tables import summarise
-from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
 from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 from lcalens.llm.prompts.words import RelatedWords
@@ -79,56 +79,18 @@ def efficacy(
     facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
-    tokenizer = source_tokenizer(model)
     words = (
-        RelatedTable(tokenizer)
+        RelatedTable(source_tokenizer(model))
         if config.related == "table"
-        else EmbeddingNeighbours(model, _objects_by_relation(facts))
+        else EmbeddingNeighbours(model, objects_by_relation(facts).values())
     )
-    positions = {fact.case_id: i for i, fact in enumerate(facts)}
-    shape = (len(facts), len(config.schemes), len(config.counts))
-    values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
-    impossible: Counter[tuple[str, int, str]] = Counter()
     store = CellStore(None if active_hooks(model) else out)
-    paths: set[str] = set()
-    spelled = [("", "")] * len(facts)
     _check_lengths(model, facts, config, words)
-    with progress_callback(progress, unit="prompts") as report:
-        alike = 0
-        done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
-        # One scheme's prompts at a time: memory does not grow with the number of schemes.
-        for index in range(-1, len(config.schemes)):
-            what = "clean" if index < 0 else config.schemes[index]
-            found = _prompts(facts, config, words, index)
-            impossible.update((what, item.n, item.reason) for item in found.impossible)
-            total -= len(found.impossible)
-            report(done, total, what)
-            for chunk in _chunks(found.prompts):
-                done += len(chunk)
-                chunk, continuations, problems = _scorable(tokenizer, chunk, config)
-                for n, reason in problems:
-                    impossible.update((scheme, n, reason) for scheme in (config.schemes if index < 0 else [what]))
-                cell = _cell(store, continuations, model, paths) if chunk else {}
-                for i, prompt in enumerate(chunk):
-                    row = positions[prompt.fact.case_id]
-                    if index < 0:
-                        true, false = (spell(tokenizer, item.ids[item.start :]) for item in continuations[2 * i :][:2])
-                        spelled[row] = true, false
-                    if config.scoring == "first" and cell["alike"][i]:
-                        alike += index < 0
-                        continue
-                    at = row, slice(None) if index < 0 else index, config.counts.index(prompt.n)
-                    for name in _QUANTITIES:
-                        values[name][at] = cell[name if config.scoring == "whole" else f"first_{name}"][i]
-                report(done, total, what)
-
-    if not any(true for true, _ in spelled):
-        raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({_listed_reasons(impossible)}).")
-    examples = _examples(facts, known=values["greedy"][:, 0, 0] == 1)
-    examples[["true_tokens", "false_tokens"]] = spelled
-    impossible.update(
-        {(scheme, n, SAME_FIRST_TOKEN): alike for scheme in config.schemes for n in config.counts if alike}
-    )
+    measured = _measure(model, facts, config, words, store, progress)
+    if not any(true for true, _ in measured.spelled):
+        raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
+    examples = _examples(facts, known=measured.values["greedy"][:, 0, 0] == 1)
+    examples[["true_tokens", "false_tokens"]] = measured.spelled
     axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
     settings = {
         "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
@@ -136,16 +98,101 @@ def efficacy(
         "cells": {"loaded": store.loaded, "computed": store.computed},
         "logits": "after any soft cap",
     }
-    provenance = provenance_of(model, path=sorted(paths), settings=settings)
-    tables = summarise(examples, axes, values, impossible, seed=config.seed)
-    return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
+    return Result(
+        kind="efficacy",
+        axes=axes,
+        values=measured.values,
+        examples=examples,
+        tables=summarise(examples, axes, measured.values, measured.impossible, seed=config.seed),
+        provenance=provenance_of(model, path=sorted(measured.paths), settings=settings),
+    )
 
 
-def _objects_by_relation(facts: Facts) -> list[set[str]]:
-    objects: dict[str, set[str]] = {}
-    for fact in facts.pool:
-        objects.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
-    return list(objects.values())
+class _Measured:
+    """What has been measured so far, and of what it could not be and why.
+
+    Attributes:
+        values: Each quantity by fact, scheme and number of sentences; NaN where there is nothing.
+        spelled: The tokens that are scored behind each fact's clean prompt, of the true and of the false object.
+        impossible: How many prompts of a scheme and number of sentences could not be made or scored, by reason.
+        paths: How the model was run.
+    """
+
+    def __init__(self, facts: Facts, config: EfficacyConfig):
+        self._config = config
+        self._rows = {fact.case_id: row for row, fact in enumerate(facts)}
+        shape = (len(facts), len(config.schemes), len(config.counts))
+        self.values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
+        self.spelled = [("", "")] * len(facts)
+        self.impossible: Counter[tuple[str, int, str]] = Counter()
+        self.paths: set[str] = set()
+        self._alike = 0
+
+    def leave_out(self, index: int, problems: Iterable[tuple[int, str]]) -> None:
+        """Count prompts that cannot be scored, by n and reason; a clean one is missing from every scheme."""
+        schemes = self._config.schemes if index < 0 else self._config.schemes[index : index + 1]
+        for n, reason in problems:
+            self.impossible.update((scheme, n, reason) for scheme in schemes)
+
+    def add(self, index: int, prompts: Sequence[HijackedPrompt], cell: dict[str, np.ndarray]) -> None:
+        """Put a cell's numbers in their places; a clean prompt's are those of every scheme at n = 0."""
+        whole = self._config.scoring == "whole"
+        for i, prompt in enumerate(prompts):
+            if not whole and cell["alike"][i]:
+                self._alike += index < 0
+                continue
+            scheme = slice(None) if index < 0 else index
+            at = self._rows[prompt.fact.case_id], scheme, self._config.counts.index(prompt.n)
+            for name in _QUANTITIES:
+                self.values[name][at] = cell[name if whole else f"first_{name}"][i]
+
+    def spell(self, tokenizer: Any, prompts: Sequence[HijackedPrompt], continuations: Sequence[Continuation]) -> None:
+        """Keep how the tokens are spelled that are scored behind clean prompts."""
+        spelled = [spell(tokenizer, item.ids[item.start :]) for item in continuations]
+        for prompt, true, false in zip(prompts, spelled[::2], spelled[1::2], strict=True):
+            self.spelled[self._rows[prompt.fact.case_id]] = true, false
+
+    def leave_out_alike(self) -> None:
+        """Count facts whose objects begin with the same token as missing everywhere: the first token tells nothing."""
+        if self._alike:
+            for scheme in self._config.schemes:
+                for n in self._config.counts:
+                    self.impossible[scheme, n, SAME_FIRST_TOKEN] += self._alike
+
+    def reasons(self) -> str:
+        """Every reason once."""
+        return "; ".join(dict.fromkeys(reason for _, _, reason in self.impossible))
+
+
+def _measure(
+    model: Any,
+    facts: Facts,
+    config: EfficacyConfig,
+    words: RelatedWords,
+    store: CellStore,
+    progress: bool | ProgressCallback,
+) -> _Measured:
+    tokenizer, measured = source_tokenizer(model), _Measured(facts, config)
+    done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
+    with progress_callback(progress, unit="prompts") as report:
+        # One scheme's prompts at a time: memory does not grow with the number of schemes.
+        for index in range(-1, len(config.schemes)):
+            scheme = "clean" if index < 0 else config.schemes[index]
+            hijacks = _prompts(facts, config, words, index)
+            measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)
+            total -= len(hijacks.impossible)
+            report(done, total, scheme)
+            for chunk in _chunks(hijacks.prompts):
+                done += len(chunk)
+                prompts, continuations, problems = _scorable(tokenizer, chunk, config)
+                measured.leave_out(index, problems)
+                if prompts:
+                    measured.add(index, prompts, _cell(store, continuations, model, measured.paths))
+                if index < 0:
+                    measured.spell(tokenizer, prompts, continuations)
+                report(done, total, scheme)
+    measured.leave_out_alike()
+    return measured
 
 
 def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:
@@ -230,10 +277,6 @@ def _cell(
     paths.add(scores.path)
     store.put(name, arrays)
     return arrays
-
-
-def _listed_reasons(impossible: Counter[tuple[str, int, str]]) -> str:
-    return "; ".join(dict.fromkeys(reason for _, _, reason in impossible))
 
 
 def _as_facts(facts: Any) -> Facts:

@@ -242,6 +242,18 @@ def load_facts(
     return facts if limit is None else facts.sample(limit, seed)
 
 
+def objects_by_relation(facts: Facts) -> dict[str, list[str]]:
+    """The true and the false objects of each relation, in alphabetical order.
+
+    Args:
+        facts: All facts of their pool count.
+    """
+    objects: dict[str, set[str]] = {}
+    for fact in facts.pool:
+        objects.setdefault(fact.relation_id, set()).update((fact.target_true, fact.target_false))
+    return {relation: sorted(names) for relation, names in objects.items()}
+
+
 def _row(fact: Fact) -> tuple[int | str, str, str, str, str, str]:
     return (fact.case_id, fact.relation_id, fact.prompt, fact.subject, fact.target_true, fact.target_false)
 
