@@ -160,7 +160,7 @@ def test_one_count_is_a_count(model):
 
 
 def test_facts_twice(model):
-    with pytest.raises(LcalensError, match=r"^facts.*case_id=0 occurs twice"):
+    with pytest.raises(LcalensError, match=r"^facts.*case_id 0 occurs twice"):
         run(model, [*FACTS, FACTS[0]])
 
 

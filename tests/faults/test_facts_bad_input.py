@@ -82,13 +82,13 @@ def file(tmp_path, data):
 
 LONG = "x" * 10_001
 BAD_RECORDS = {
-    "number": (3, "record=3 is a int: give a dict"),
-    "null": (None, "record=None is a NoneType"),
-    "list": ([GOOD], "record=<list of 1> is a list"),
-    "string": ("text", "record='text' is a str"),
-    "empty": ({}, "missing key 'requested_rewrite' or 'prompt': add it (the keys found are none)"),
+    "number": (3, "record: 3 is a int; give a dict"),
+    "null": (None, "record: None is a NoneType"),
+    "list": ([GOOD], "record: <list of 1> is a list"),
+    "string": ("text", "record: 'text' is a str"),
+    "empty": ({}, "missing key 'requested_rewrite' or 'prompt'; add it (the keys found are none)"),
     "other": ({"a": 1, "b": 2}, "(the keys found are 'a', 'b')"),
-    "rewrite a list": ({"requested_rewrite": [{}]}, "requested_rewrite=<list of 1> is a list: give a dict"),
+    "rewrite a list": ({"requested_rewrite": [{}]}, "requested_rewrite: <list of 1> is a list; give a dict"),
     **{
         f"no {key}": (nested(**{key: gone}), f"missing key 'requested_rewrite.{key}'")
         for key in ("prompt", "relation_id", "subject", "target_true", "target_new")
@@ -99,22 +99,22 @@ BAD_RECORDS = {
     "flat no subject": (flat(subject=ABSENT), "missing key 'subject'"),
     "flat no truth": (flat(ground_truth=ABSENT), "missing key 'target_true' or 'ground_truth'"),
     "flat no new": (flat(target_new=ABSENT), "missing key 'target_false' or 'target_new'"),
-    "subject a number": (nested(subject=7), "requested_rewrite.subject=7 is a int: give a string"),
+    "subject a number": (nested(subject=7), "requested_rewrite.subject: 7 is a int; give a string"),
     "subject NaN": (nested(subject=float("nan")), "missing key 'requested_rewrite.subject'"),
-    "subject infinite": (nested(subject=float("inf")), "requested_rewrite.subject=inf is a float"),
-    "subject bytes": (nested(subject=b"x"), "requested_rewrite.subject=b'x' is a bytes"),
-    "target a list": (nested(target_new=["Rome"]), "requested_rewrite.target_new=<list of 1> is a list"),
-    "target str a number": (nested(target_new={"str": 5}), "requested_rewrite.target_new.str=5 is a int"),
-    "relation a number": (nested(relation_id=36), "requested_rewrite.relation_id=36 is a int"),
-    "flat relation a number": (flat(relation_id=36), "relation_id=36 is a int"),
-    "flat target a number": (flat(ground_truth=5), "ground_truth=5 is a int"),
+    "subject infinite": (nested(subject=float("inf")), "requested_rewrite.subject: inf is a float"),
+    "subject bytes": (nested(subject=b"x"), "requested_rewrite.subject: b'x' is a bytes"),
+    "target a list": (nested(target_new=["Rome"]), "requested_rewrite.target_new: <list of 1> is a list"),
+    "target str a number": (nested(target_new={"str": 5}), "requested_rewrite.target_new.str: 5 is a int"),
+    "relation a number": (nested(relation_id=36), "requested_rewrite.relation_id: 36 is a int"),
+    "flat relation a number": (flat(relation_id=36), "relation_id: 36 is a int"),
+    "flat target a number": (flat(ground_truth=5), "ground_truth: 5 is a int"),
     **{
-        f"{key} {name}": (nested(**{key: value}), f"requested_rewrite.{key}={value!r} is empty or only white space")
+        f"{key} {name}": (nested(**{key: value}), f"requested_rewrite.{key}: {value!r} is empty or only white space")
         for key in ("prompt", "relation_id", "subject", "target_true", "target_new")
         for name, value in {"empty": "", "blank": " \t\n\u3000"}.items()
     },
     "no placeholder": (nested(prompt="The capital of France is"), "has no placeholder for the subject"),
-    "two placeholders": (nested(prompt="{} and {}"), "has 2 placeholders for the subject: give exactly one '{}'"),
+    "two placeholders": (nested(prompt="{} and {}"), "has 2 placeholders for the subject; give exactly one '{}'"),
     "numbered placeholder": (nested(prompt="The capital of {0} is"), "has no placeholder"),
     "subject not in prompt": (flat(subject="Spain"), "holds neither '{}' nor the subject 'Spain'"),
     "subject twice": (flat(prompt="France, France"), "holds the subject 'France' more than once"),
@@ -125,15 +125,15 @@ BAD_RECORDS = {
         "is not relation_prefix + subject + relation_suffix",
     ),
     "tracing disagrees on space": (flat(TRACING, subject="France"), "make the four agree"),
-    "same objects": (nested(target_new={"str": "Paris"}), "target_false='Paris' is the same text as target_true"),
+    "same objects": (nested(target_new={"str": "Paris"}), "target_false: 'Paris' is the same text as target_true"),
     "same but for case": (nested(target_new={"str": " pARIS "}), "is the same text as target_true"),
     "same but for sharp s": (nested(target_new={"str": "GROSS"}, target_true={"str": "groß"}), "is the same text"),
     **{
-        f"{key} long": (nested(**{key: LONG}), f"requested_rewrite.{key}='xxx")
+        f"{key} long": (nested(**{key: LONG}), f"requested_rewrite.{key}: 'xxx")
         for key in ("prompt", "relation_id", "subject", "target_true", "target_new")
     },
-    "long says so": (nested(subject=LONG), "has 10,001 characters: give at most 10,000"),
-    "surrogate": (nested(subject="a\ud800"), "holds a lone surrogate, U+D800, at character 1: remove it"),
+    "long says so": (nested(subject=LONG), "has 10,001 characters; give at most 10,000"),
+    "surrogate": (nested(subject="a\ud800"), "holds a lone surrogate, U+D800, at character 1; remove it"),
     "low surrogate": (nested(target_true="\udfff"), "holds a lone surrogate, U+DFFF"),
     "surrogate in prompt": (nested(prompt="{} \udc80 is"), "holds a lone surrogate"),
     "NUL": (nested(subject="Fra\0nce"), "holds a control character, U+0000, at character 3"),
@@ -148,15 +148,15 @@ BAD_RECORDS = {
     "object with a newline": (nested(target_true="Paris\n"), "holds a control character, U+000A"),
     "object with a no-break space": (nested(target_true="\u00a0Paris"), "begins with U+00A0 (NO-BREAK SPACE)"),
     "same but for its form": (nested(target_true="Curaçao", target_new="Curac\u0327ao"), "is the same text"),
-    "bool id": (nested(case_id=True), "case_id=True is a bool: give an integer or a string"),
-    "float id": (nested(case_id=1.5), "case_id=1.5 is a float"),
-    "infinite id": (nested(case_id=float("inf")), "case_id=inf is a float"),
-    "id beyond what a float holds": (nested(case_id=1e17), "case_id=1e+17 is a float"),
-    "list id": (nested(case_id=[1]), "case_id=<list of 1> is a list"),
-    "blank id": (nested(case_id=" "), "case_id=' ' is empty"),
-    "NUL id": (nested(case_id="a\0b"), "case_id='a\\x00b' holds a control character"),
+    "bool id": (nested(case_id=True), "case_id: True is a bool; give an integer or a string"),
+    "float id": (nested(case_id=1.5), "case_id: 1.5 is a float"),
+    "infinite id": (nested(case_id=float("inf")), "case_id: inf is a float"),
+    "id beyond what a float holds": (nested(case_id=1e17), "case_id: 1e+17 is a float"),
+    "list id": (nested(case_id=[1]), "case_id: <list of 1> is a list"),
+    "blank id": (nested(case_id=" "), "case_id: ' ' is empty"),
+    "NUL id": (nested(case_id="a\0b"), "case_id: 'a\\x00b' holds a control character"),
     "endless id": (nested(case_id=10**5000), "has more than 1,000 digits"),
-    "duplicate id": (nested(case_id=1), "case_id=1 is a duplicate, of record 0"),
+    "duplicate id": (nested(case_id=1), "case_id: 1 is a duplicate, of record 0"),
 }
 
 
@@ -170,7 +170,7 @@ def test_bad_record_is_skipped_and_said(record, reason):
     assert reason in skipped.reason
     assert len(skipped.reason) < 400
     message = refused([GOOD, record, nested(case_id=3)], strict=True)
-    assert "source='records': record 1: " in message
+    assert "source: 'records', record 1: " in message
     assert reason in message
     assert "pass strict=False" in message
 
@@ -209,7 +209,7 @@ def test_nan_only_spoils_the_field_it_is_in(tmp_path):
     assert "NaN" in text
     loaded = load_facts(file(tmp_path, text.encode()))
     assert [fact.case_id for fact in loaded] == [1]
-    assert "subject=inf is a float" in loaded.skipped[0].reason
+    assert "subject: inf is a float" in loaded.skipped[0].reason
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def test_the_longest_text_allowed():
 
 def test_all_bad_lists_the_first_three_reasons():
     message = refused([3, {}, nested(case_id=True), "four", 5])
-    assert "source='records' holds no valid fact in 5 records" in message
-    assert "record 0: record=3" in message
+    assert "source: 'records' holds no valid fact in 5 records" in message
+    assert "record 0: record: 3" in message
     assert "record 1: missing key" in message
-    assert "record 2: case_id=True" in message
+    assert "record 2: case_id: True" in message
     assert "four" not in message
 
 
@@ -260,7 +260,7 @@ def test_malformed_line_is_skipped_with_its_number(tmp_path):
     assert starts == ["line 3", "line 4", "line 5", "line 6", "line 8"]
     assert "is not JSON (" in loaded.skipped[0].reason
     assert "nested too deeply" in loaded.skipped[2].reason
-    assert "subject='' is empty" in loaded.skipped[3].reason
+    assert "subject: '' is empty" in loaded.skipped[3].reason
     assert all(len(item.reason) < 300 for item in loaded.skipped)
     assert "record 1: line 3: the line '{" in refused(path, strict=True)
 
@@ -306,7 +306,7 @@ def test_truncated_list_says_where(tmp_path):
         (json.dumps([GOOD]).encode("utf-16-le"), "is UTF-16 or UTF-32, not UTF-8"),
         (json.dumps([GOOD]).encode("utf-16-be"), "is UTF-16 or UTF-32, not UTF-8"),
         (json.dumps([GOOD]).encode("utf-32"), "is UTF-16 or UTF-32, not UTF-8"),
-        ('["São Paulo"]'.encode("latin-1"), "is not UTF-8 at byte 3: save it again as UTF-8"),
+        ('["São Paulo"]'.encode("latin-1"), "is not UTF-8 at byte 3; save it again as UTF-8"),
         (b"\xef\xbb\xbf" + '["São Paulo"]'.encode("latin-1"), "is not UTF-8 at byte 6"),
         (b'["\xed\xa0\x80"]', "is not UTF-8 at byte 2"),
     ],
@@ -368,8 +368,8 @@ def test_any_record_is_kept_or_skipped(record):
 
 def test_missing_file_directory_pipe_and_size(tmp_path, monkeypatch):
     for source in (tmp_path / "none", str(tmp_path / "none"), "no/such/facts.jsonl", "facts.json.gz", "a/b.parquet"):
-        assert "is not an existing file: check the path, or use 'sample'" in refused(source)
-    assert "is a directory: give the file in it" in refused(tmp_path)
+        assert "is not an existing file; check the path, or use 'sample'" in refused(source)
+    assert "is a directory; give the file in it" in refused(tmp_path)
     long = tmp_path / ("d" * 100) / "its-name.json"
     assert "its-name.json'" in refused(long)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -382,9 +382,9 @@ def test_missing_file_directory_pipe_and_size(tmp_path, monkeypatch):
     (tmp_path / "zipped").write_bytes(gzip.compress(b"[" + b" " * 10_000 + json.dumps(GOOD).encode() + b"]"))
     monkeypatch.setattr(files, "MAX_BYTES", path.stat().st_size)
     assert len(load_facts(path)) == 1
-    assert "bytes: split it into smaller files" in refused(tmp_path / "zipped")
+    assert "bytes; split it into smaller files" in refused(tmp_path / "zipped")
     monkeypatch.setattr(files, "MAX_BYTES", path.stat().st_size - 1)
-    assert "bytes: split it into smaller files" in refused(path)
+    assert "bytes; split it into smaller files" in refused(path)
 
 
 def test_gzip_that_unpacks_to_fill_the_memory(tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_no_permission(tmp_path, monkeypatch):
 
     path = file(tmp_path, [GOOD])
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "cannot be read ([Errno 13] Permission denied): check the path and its permissions" in refused(path)
+    assert "cannot be read ([Errno 13] Permission denied); check the path and its permissions" in refused(path)
 
 
 def test_error_through_the_environment_variable_names_it(tmp_path, monkeypatch):
@@ -422,22 +422,22 @@ def test_error_through_the_environment_variable_names_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("sampel", "source='sampel' is neither 'sample', 'counterfact', an existing file nor a hub id"),
-        ("", "source='' is empty"),
-        ("  ", "source='  ' is empty"),
-        ("a\0b", "source='a\\x00b' is neither"),
+        ("sampel", "source: 'sampel' is neither 'sample', 'counterfact', an existing file nor a hub id"),
+        ("", "source: '' is empty"),
+        ("  ", "source: '  ' is empty"),
+        ("a\0b", "source: 'a\\x00b' is neither"),
         ("~nobody-of-that-name/x", "is not an existing file"),
         ("../other/data", "is not an existing file"),
         ("x" * 100_000, "is neither"),
         (json.dumps([GOOD]), "is neither"),
-        (None, "source=None is a NoneType: give a path"),
-        (3, "source=3 is a int"),
-        (b"sample", "source=b'sample' is a bytes"),
-        (GOOD, "source=<dict of 2> is one mapping: give a list of records"),
+        (None, "source: None is a NoneType; give a path"),
+        (3, "source: 3 is a int"),
+        (b"sample", "source: b'sample' is a bytes"),
+        (GOOD, "source: <dict of 2> is one mapping; give a list of records"),
         ({}, "is one mapping"),
-        ([], "source='records' holds no records"),
+        ([], "source: 'records' holds no records"),
         (iter(()), "holds no records"),
-        (["sample"], "record='sample' is a str"),
+        (["sample"], "record: 'sample' is a str"),
     ],
 )
 def test_bad_source(source, words):
@@ -450,15 +450,15 @@ def test_bad_source(source, words):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (datasets.exceptions.DatasetNotFoundError("no"), "nor a public data set on the hub: check the spelling"),
+        (datasets.exceptions.DatasetNotFoundError("no"), "nor a public data set on the hub; check the spelling"),
         (
             ConnectionError("Couldn't reach it"),
-            'the hub could not be reached ("Couldn\'t reach it"): connect to the network',
+            'the hub could not be reached ("Couldn\'t reach it"); connect to the network',
         ),
         (TimeoutError("slow"), "the hub could not be reached"),
         (
             ValueError("Config name is missing"),
-            "could not be loaded (ValueError: 'Config name is missing'): load it with",
+            "could not be loaded (ValueError: 'Config name is missing'); load it with",
         ),
         (RuntimeError("Dataset scripts are no longer supported"), "could not be loaded (RuntimeError"),
         (ValueError("x" * 10_000), "could not be loaded"),
@@ -493,14 +493,14 @@ def test_hub_data_set_of_another_kind(monkeypatch):
     rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=rows))
     message = refused("owner/name")
-    assert "source='owner/name' holds no valid fact in 2 records" in message
+    assert "source: 'owner/name' holds no valid fact in 2 records" in message
     assert "the keys found are 'text'" in message
 
 
 def test_unknown_relation_lists_the_known():
     records = [nested(1), nested(2, relation_id="P17")]
     for relations in ("P99", ["P36", "P99"]):
-        assert "relations='P99' does not occur in 'records': give one of 'P17', 'P36'" in refused(
+        assert "relations: 'P99' does not occur in 'records'; give one of 'P17', 'P36'" in refused(
             records, relations=relations
         )
     assert " and 150 more" in refused([nested(i, relation_id=f"P{i:03}") for i in range(200)], relations="none")
@@ -511,19 +511,19 @@ def test_unknown_relation_lists_the_known():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"relations": []}, "relations=<list of 0> names no relation: give at least one, or None"),
-        ({"relations": 36}, "relations=36 is a int"),
-        ({"relations": ["P36", 36]}, "relations holds 36, a int"),
-        ({"relations": b"P36"}, "relations=b'P36' is a bytes"),
-        ({"limit": 0}, "limit=0 cannot be used: give an integer of at least 1"),
-        ({"limit": -3}, "limit=-3 cannot be used"),
-        ({"limit": True}, "limit=True cannot be used"),
-        ({"limit": 2.0}, "limit=2.0 cannot be used"),
-        ({"limit": "2"}, "limit='2' cannot be used"),
-        ({"seed": None}, "seed=None cannot be used: give an integer"),
-        ({"seed": False}, "seed=False cannot be used"),
-        ({"seed": 0.5}, "seed=0.5 cannot be used"),
-        ({"strict": 1}, "strict=1 is a int: give True or False"),
+        ({"relations": []}, "relations: <list of 0> names no relation; give at least one, or None"),
+        ({"relations": 36}, "relations: 36 is a int"),
+        ({"relations": ["P36", 36]}, "relations: 36 is a int"),
+        ({"relations": b"P36"}, "relations: b'P36' is a bytes"),
+        ({"limit": 0}, "limit: 0 cannot be used; give an integer of at least 1"),
+        ({"limit": -3}, "limit: -3 cannot be used"),
+        ({"limit": True}, "limit: True cannot be used"),
+        ({"limit": 2.0}, "limit: 2.0 cannot be used"),
+        ({"limit": "2"}, "limit: '2' cannot be used"),
+        ({"seed": None}, "seed: None cannot be used; give an integer"),
+        ({"seed": False}, "seed: False cannot be used"),
+        ({"seed": 0.5}, "seed: 0.5 cannot be used"),
+        ({"strict": 1}, "strict: 1 is a int; give True or False"),
     ],
 )
 def test_bad_arguments(arguments, words):
@@ -544,15 +544,15 @@ def test_numpy_integers_are_integers():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"case_id": True}, "case_id=True is a bool"),
-        ({"case_id": None}, "case_id=None is a NoneType"),
-        ({"relation_id": ""}, "relation_id='' is empty"),
-        ({"prompt": "no place"}, "prompt='no place' has no placeholder"),
-        ({"prompt": "{}{}"}, "prompt='{}{}' has 2 placeholders"),
-        ({"subject": 3}, "subject=3 is a int: give a string"),
-        ({"subject": "\ud800"}, "subject='\\ud800' holds a lone surrogate"),
-        ({"target_true": "rome"}, "target_false='Rome' is the same text as target_true: give another object"),
-        ({"target_false": "x\0y"}, "target_false='x\\x00y' holds a control character"),
+        ({"case_id": True}, "case_id: True is a bool"),
+        ({"case_id": None}, "case_id: None is a NoneType"),
+        ({"relation_id": ""}, "relation_id: '' is empty"),
+        ({"prompt": "no place"}, "prompt: 'no place' has no placeholder"),
+        ({"prompt": "{}{}"}, "prompt: '{}{}' has 2 placeholders"),
+        ({"subject": 3}, "subject: 3 is a int; give a string"),
+        ({"subject": "\ud800"}, "subject: '\\ud800' holds a lone surrogate"),
+        ({"target_true": "rome"}, "target_false: 'Rome' is the same text as target_true; give another object"),
+        ({"target_false": "x\0y"}, "target_false: 'x\\x00y' holds a control character"),
     ],
 )
 def test_fact_checks_itself(changes, words):
@@ -565,15 +565,15 @@ def test_fact_checks_itself(changes, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"facts": [FACT, GOOD]}, "facts[1]=<dict of 2> is a dict: give a Fact, or use load_facts"),
-        ({"facts": FACT}, "facts=Fact(case_id=1"),
-        ({"facts": "sample"}, "facts='sample' is a str: give a list of Fact"),
-        ({"facts": None}, "facts=None is a NoneType"),
-        ({"facts": [FACT, FACT]}, "facts: case_id=1 occurs twice"),
-        ({"facts": [FACT], "pool": []}, "pool=<tuple of 0> lacks 1 of the facts"),
-        ({"facts": [FACT], "pool": [3]}, "pool[0]=3 is a int"),
-        ({"facts": [FACT], "skipped": [FACT]}, "skipped[0]=Fact("),
-        ({"facts": [FACT], "source": None}, "source=None is a NoneType"),
+        ({"facts": [FACT, GOOD]}, "facts[1]: <dict of 2> is a dict; give a Fact, or use load_facts"),
+        ({"facts": FACT}, "facts: Fact(case_id=1"),
+        ({"facts": "sample"}, "facts: 'sample' is a str; give a list of Fact"),
+        ({"facts": None}, "facts: None is a NoneType"),
+        ({"facts": [FACT, FACT]}, "facts: case_id 1 occurs twice"),
+        ({"facts": [FACT], "pool": []}, "pool: <tuple of 0> lacks 1 of the facts"),
+        ({"facts": [FACT], "pool": [3]}, "pool[0]: 3 is a int"),
+        ({"facts": [FACT], "skipped": [FACT]}, "skipped[0]: Fact("),
+        ({"facts": [FACT], "source": None}, "source: None is a NoneType"),
     ],
 )
 def test_facts_checks_its_arguments(arguments, words):
@@ -585,9 +585,9 @@ def test_facts_checks_its_arguments(arguments, words):
 def test_sample_and_index_check_their_arguments():
     facts = Facts([FACT], skipped=[Skipped(0, None, "x")])
     for n in (0, -1, True, 1.0, None):
-        with pytest.raises(LcalensError, match=r"n=.* cannot be used: give an integer of at least 1"):
+        with pytest.raises(LcalensError, match=r"n: .* cannot be used; give an integer of at least 1"):
             facts.sample(n)  # pyright: ignore
-    with pytest.raises(LcalensError, match="seed='a' cannot be used"):
+    with pytest.raises(LcalensError, match="seed: 'a' cannot be used"):
         facts.sample(1, seed="a")  # pyright: ignore
     with pytest.raises(TypeError):
         facts["a"]  # pyright: ignore
@@ -599,5 +599,5 @@ class Hostile:
 
 
 def test_a_value_that_cannot_be_shown_does_not_hide_the_error():
-    assert "limit=<Hostile> cannot be used" in refused([GOOD], limit=Hostile())
-    assert "record=<Hostile> is a Hostile" in load_facts([GOOD, Hostile()]).skipped[0].reason
+    assert "limit: <Hostile> cannot be used" in refused([GOOD], limit=Hostile())
+    assert "record: <Hostile> is a Hostile" in load_facts([GOOD, Hostile()]).skipped[0].reason

@@ -311,7 +311,7 @@ def test_comp_mech_records_have_a_premise_before_their_base_prompt():
         assert load_facts([same], strict=True)[0] == wanted
     for other, reason in (
         (record | {"prompt": "Seattle City Light stands in"}, "are two prompts"),
-        (record | {"base_prompt": "Seattle is based in"}, "base_prompt='Seattle is based in' holds neither"),
+        (record | {"base_prompt": "Seattle is based in"}, "base_prompt: 'Seattle is based in' holds neither"),
         (record | {"base_prompt": "Seattle City Light, Seattle City Light"}, "more than once"),
     ):
         with pytest.raises(LcalensError, match=reason):

@@ -52,19 +52,19 @@ class Facts(Sequence[Fact]):
         self._pool = self._facts if pool is None else _items("pool", pool, Fact)
         self._skipped = _items("skipped", skipped, Skipped)
         if not isinstance(source, str):
-            raise LcalensError(f"source={shown(source)} is a {type(source).__name__}: give a name, a string")
+            raise LcalensError(f"source: {shown(source)} is a {type(source).__name__}; give a name, a string.")
         self._source = source
         self._digest: str | None = None
         for name, group in (("facts", self._facts), ("pool", self._pool)):
             seen: set[int | str] = set()
             for fact in group:
                 if fact.case_id in seen:
-                    raise LcalensError(f"{name}: case_id={shown(fact.case_id)} occurs twice: give each fact its own")
+                    raise LcalensError(f"{name}: case_id {shown(fact.case_id)} occurs twice; give each fact its own.")
                 seen.add(fact.case_id)
         if missing := set(self._facts) - set(self._pool):
             raise LcalensError(
-                f"pool={shown(self._pool)} lacks {len(missing)} of the facts, such as {shown(min(missing, key=str))}: "
-                "give all the facts of the source, or leave it out"
+                f"pool: {shown(self._pool)} lacks {len(missing)} of the facts, such as {shown(min(missing, key=str))}; "
+                "give all the facts of the source, or leave it out."
             )
 
     @property
@@ -139,7 +139,7 @@ class Facts(Sequence[Fact]):
                 listed = ", ".join(shown(name, 30) for name in known[:_SHOWN_RELATIONS])
                 more = f" and {len(known) - _SHOWN_RELATIONS} more" if len(known) > _SHOWN_RELATIONS else ""
                 raise LcalensError(
-                    f"relations={shown(relation)} does not occur in {shown(self._source)}: give one of {listed}{more}"
+                    f"relations: {shown(relation)} does not occur in {shown(self._source)}; give one of {listed}{more}."
                 )
         return self._derive(fact for fact in self._facts if fact.relation_id in wanted)
 
@@ -234,7 +234,7 @@ def load_facts(
     limit = None if limit is None else _integer("limit", limit, 1)
     relations = None if relations is None else _relation_ids(relations)
     if not isinstance(strict, bool):
-        raise LcalensError(f"strict={shown(strict)} is a {type(strict).__name__}: give True or False")
+        raise LcalensError(f"strict: {shown(strict)} is a {type(strict).__name__}; give True or False.")
     records = read(source)
     valid, skipped = check(records, strict=strict)
     facts = Facts(valid, skipped=skipped, source=records.name)
@@ -260,13 +260,13 @@ def _row(fact: Fact) -> tuple[int | str, str, str, str, str, str]:
 
 def _items(name: str, items: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise LcalensError(f"{name}={shown(items)} is a {type(items).__name__}: give a list of {kind.__name__}")
+        raise LcalensError(f"{name}: {shown(items)} is a {type(items).__name__}; give a list of {kind.__name__}.")
     values = tuple(items)
     for index, item in enumerate(values):
         if not isinstance(item, kind):
             raise LcalensError(
-                f"{name}[{index}]={shown(item)} is a {type(item).__name__}: give a {kind.__name__}, "
-                "or use load_facts for records"
+                f"{name}[{index}]: {shown(item)} is a {type(item).__name__}; give a {kind.__name__}, "
+                "or use load_facts for records."
             )
     return values
 
@@ -278,7 +278,7 @@ def _integer(name: str, value: Any, least: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or (least is not None and number < least):
-        raise LcalensError(f"{name}={shown(value)} cannot be used: give {kind}")
+        raise LcalensError(f"{name}: {shown(value)} cannot be used; give {kind}.")
     return number
 
 
@@ -287,15 +287,15 @@ def _relation_ids(relations: Any) -> tuple[str, ...]:
         return (relations,)
     if isinstance(relations, bytes) or not isinstance(relations, Iterable):
         raise LcalensError(
-            f"relations={shown(relations)} is a {type(relations).__name__}: give a relation id, or a list of them"
+            f"relations: {shown(relations)} is a {type(relations).__name__}; give a relation id, or a list of them."
         )
     wanted = tuple(relations)
     if not wanted:
-        raise LcalensError(f"relations={shown(relations)} names no relation: give at least one, or None for all")
+        raise LcalensError(f"relations: {shown(relations)} names no relation; give at least one, or None for all.")
     for relation in wanted:
         if not isinstance(relation, str):
             raise LcalensError(
-                f"relations holds {shown(relation)}, a {type(relation).__name__}: give relation ids, strings"
+                f"relations: {shown(relation)} is a {type(relation).__name__}; give relation ids, strings."
             )
     return wanted
 

@@ -39,13 +39,13 @@ def read_file(path: Path) -> Records:
         regular = stat.S_ISREG(status.st_mode)
         data = path.read_bytes() if regular and status.st_size <= MAX_BYTES else b""
     except FileNotFoundError as error:
-        raise LcalensError(f"source={where} is not an existing file: check the path, or {USE_SAMPLE}") from error
+        raise LcalensError(f"source: {where} is not an existing file; check the path, or {USE_SAMPLE}.") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise LcalensError(f"source={where} cannot be read ({error}): check the path and its permissions") from error
+        raise LcalensError(f"source: {where} cannot be read ({error}); check the path and its permissions.") from error
     if stat.S_ISDIR(status.st_mode):
-        raise LcalensError(f"source={where} is a directory: give the file in it")
+        raise LcalensError(f"source: {where} is a directory; give the file in it.")
     if not regular:
-        raise LcalensError(f"source={where} is not a regular file: copy its content to one")
+        raise LcalensError(f"source: {where} is not a regular file; copy its content to one.")
     if status.st_size > MAX_BYTES:
         raise _too_large(where)
     if data.startswith(b"\x1f\x8b"):
@@ -57,7 +57,7 @@ def read_file(path: Path) -> Records:
 
 
 def _too_large(where: str) -> LcalensError:
-    return LcalensError(f"source={where} holds more than {MAX_BYTES:,} bytes: split it into smaller files")
+    return LcalensError(f"source: {where} holds more than {MAX_BYTES:,} bytes; split it into smaller files.")
 
 
 def _unzip(where: str, data: bytes) -> bytes:
@@ -65,7 +65,7 @@ def _unzip(where: str, data: bytes) -> bytes:
         with gzip.open(io.BytesIO(data)) as stream:
             data = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise LcalensError(f"source={where} is damaged gzip ({error}): download or compress it again") from error
+        raise LcalensError(f"source: {where} is damaged gzip ({error}); download or compress it again.") from error
     if len(data) > MAX_BYTES:
         raise _too_large(where)
     return data
@@ -79,20 +79,20 @@ def _parse_parquet(where: str, data: bytes) -> list[Any]:
         return pyarrow.parquet.read_table(pa.BufferReader(data)).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = shown(str(error).split("\n")[0], 200)
-        raise LcalensError(f"source={where} is damaged parquet ({reason}): download or write it again") from error
+        raise LcalensError(f"source: {where} is damaged parquet ({reason}); download or write it again.") from error
 
 
 def _decode(where: str, data: bytes) -> str:
     # ASCII text in UTF-16 has a zero in every second byte, whether or not a byte-order mark leads it.
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
-        raise LcalensError(f"source={where} is UTF-16 or UTF-32, not UTF-8, at byte 0: save it again as UTF-8")
+        raise LcalensError(f"source: {where} is UTF-16 or UTF-32, not UTF-8, at byte 0; save it again as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # error.start counts from after the byte-order mark; a person with a hex editor counts from before it.
         mark = 3 if data.startswith(b"\xef\xbb\xbf") else 0
         raise LcalensError(
-            f"source={where} is not UTF-8 at byte {error.start + mark}: save it again as UTF-8 (it may be {_FORMATS})"
+            f"source: {where} is not UTF-8 at byte {error.start + mark}; save it again as UTF-8 (it may be {_FORMATS})."
         ) from error
 
 
@@ -112,20 +112,20 @@ def parse_text(where: str, data: bytes) -> tuple[list[Any], list[int] | None]:
     text = _decode(where, data)
     start = text.lstrip()[:1]
     if not start:
-        raise LcalensError(f"source={where} is an empty file: give {_FORMATS}")
+        raise LcalensError(f"source: {where} is an empty file; give {_FORMATS}.")
     if start == "[":
         try:
             return _loads(text), None
         except json.JSONDecodeError as error:
             raise LcalensError(
-                f"source={where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
-                f"mend it there, or download it again if it ends early"
+                f"source: {where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+                f"mend it there, or download it again if it ends early."
             ) from error
         except RecursionError as error:
-            raise LcalensError(f"source={where} is JSON nested too deeply: give a flat list of records") from error
+            raise LcalensError(f"source: {where} is JSON nested too deeply; give a flat list of records.") from error
     if start == "{":
         return _parse_lines(text)
-    raise LcalensError(f"source={where} begins with {shown(text.lstrip()[:20])}, which no JSON does: give {_FORMATS}")
+    raise LcalensError(f"source: {where} begins with {shown(text.lstrip()[:20])}, which no JSON does; give {_FORMATS}.")
 
 
 def _parse_lines(text: str) -> tuple[list[Any], list[int] | None]:
@@ -148,9 +148,9 @@ def _parse_line(line: str) -> Any:
     try:
         return _loads(line)
     except json.JSONDecodeError as error:
-        return Unreadable(f"the line {shown(line)} is not JSON ({error.msg} at column {error.colno}): mend it")
+        return Unreadable(f"the line {shown(line)} is not JSON ({error.msg} at column {error.colno}); mend it")
     except RecursionError:
-        return Unreadable(f"the line {shown(line)} is JSON nested too deeply: give a flat record")
+        return Unreadable(f"the line {shown(line)} is JSON nested too deeply; give a flat record")
 
 
 def _loads(text: str) -> Any:

@@ -48,22 +48,22 @@ def shown(value: object, width: int = 80) -> str:
 def _written(label: str, value: object, bad: re.Pattern[str] = _BAD_IN_NAME) -> str:
     """The value, seen to be a text that shows all it holds."""
     if not isinstance(value, str):
-        raise LcalensError(f"{label}={shown(value)} is a {type(value).__name__}: give a string")
+        raise LcalensError(f"{label}: {shown(value)} is a {type(value).__name__}; give a string.")
     if len(value) > MAX_CHARACTERS:
         raise LcalensError(
-            f"{label}={shown(value)} has {len(value):,} characters: give at most {MAX_CHARACTERS:,} of them"
+            f"{label}: {shown(value)} has {len(value):,} characters; give at most {MAX_CHARACTERS:,} of them."
         )
     if not value.strip():
-        raise LcalensError(f"{label}={shown(value)} is empty or only white space: give its text")
+        raise LcalensError(f"{label}: {shown(value)} is empty or only white space; give its text.")
     if match := bad.search(value):
         kind = "a lone surrogate" if "\ud800" <= match[0] <= "\udfff" else "a control character"
         raise LcalensError(
-            f"{label}={shown(value)} holds {kind}, U+{ord(match[0]):04X}, at character {match.start()}: remove it"
+            f"{label}: {shown(value)} holds {kind}, U+{ord(match[0]):04X}, at character {match.start()}; remove it."
         )
     at = first_unseen(value)
     if at is not None:
         raise LcalensError(
-            f"{label}={shown(value)} holds {named(value[at])} at character {at}, which cannot be seen: remove it"
+            f"{label}: {shown(value)} holds {named(value[at])} at character {at}, which cannot be seen; remove it."
         )
     return value
 
@@ -83,8 +83,8 @@ def _template(label: str, value: object) -> str:
     count = prompt.count(PLACEHOLDER)
     if count != 1:
         raise LcalensError(
-            f"{label}={shown(value)} has {count or 'no'} placeholder{'s' * (count > 1)} for the subject: "
-            f"give exactly one {PLACEHOLDER!r}"
+            f"{label}: {shown(value)} has {count or 'no'} placeholder{'s' * (count > 1)} for the subject; "
+            f"give exactly one {PLACEHOLDER!r}."
         )
     return prompt
 
@@ -96,10 +96,10 @@ def _case_id(label: str, value: object) -> int | str:
     if isinstance(value, Real) and not isinstance(value, Integral) and -(1 << 53) < float(value) < 1 << 53:
         value = int(number) if (number := float(value)).is_integer() else value
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise LcalensError(f"{label}={shown(value)} is a {type(value).__name__}: give an integer or a string")
+        raise LcalensError(f"{label}: {shown(value)} is a {type(value).__name__}; give an integer or a string.")
     number = int(value)
     if abs(number) >= 10**MAX_DIGITS:
-        raise LcalensError(f"{label}={shown(number)} has more than {MAX_DIGITS:,} digits: give a shorter one")
+        raise LcalensError(f"{label}: {shown(number)} has more than {MAX_DIGITS:,} digits; give a shorter one.")
     return number
 
 
@@ -146,7 +146,7 @@ class Fact:
             object.__setattr__(self, name, value)
         if _same(self.target_true) == _same(self.target_false):
             raise LcalensError(
-                f"target_false={shown(self.target_false)} is the same text as target_true: give another object"
+                f"target_false: {shown(self.target_false)} is the same text as target_true; give another object."
             )
 
     @property
@@ -230,7 +230,7 @@ def parse_record(record: object, position: int) -> Fact:
     if isinstance(record, Unreadable):
         raise LcalensError(record.reason)
     if not isinstance(record, Mapping):
-        raise LcalensError(f"record={shown(record)} is a {type(record).__name__}: give a dict")
+        raise LcalensError(f"record: {shown(record)} is a {type(record).__name__}; give a dict.")
     case_id = record.get("case_id")
     case_id = position if _missing(case_id) else _case_id("case_id", case_id)
     if not _missing(record.get("requested_rewrite")):
@@ -268,7 +268,7 @@ def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[
             return within + key, record[key]
     names = " or ".join(repr(within + key) for key in keys)
     present = ", ".join(shown(key, 30) for key in list(record)[:8]) or "none"
-    raise LcalensError(f"missing key {names}: add it (the keys found are {present})")
+    raise LcalensError(f"missing key {names}; add it (the keys found are {present}).")
 
 
 def _target(label: str, value: object) -> str:
@@ -280,7 +280,7 @@ def _target(label: str, value: object) -> str:
 def _parse_nested(rewrite: object, case_id: int | str) -> Fact:
     within = "requested_rewrite."
     if not isinstance(rewrite, Mapping):
-        raise LcalensError(f"requested_rewrite={shown(rewrite)} is a {type(rewrite).__name__}: give a dict")
+        raise LcalensError(f"requested_rewrite: {shown(rewrite)} is a {type(rewrite).__name__}; give a dict.")
     return Fact(
         case_id=case_id,
         relation_id=_text(*_required(rewrite, "relation_id", within=within)),
@@ -324,7 +324,7 @@ def _without_premise(label: str, prompt: str, base: str, subject: str) -> tuple[
     if prompt.endswith(base) or not _once(prompt, subject):
         return "base_prompt", base
     raise LcalensError(
-        f"prompt={shown(prompt)} and base_prompt={shown(base)} are two prompts: leave out the one that is not meant"
+        f"prompt: {shown(prompt)} and base_prompt {shown(base)} are two prompts; leave out the one that is not meant."
     )
 
 
@@ -332,7 +332,7 @@ def _join(prompt: str, prefix: str, subject: str, suffix: str) -> str:
     """The template of a record that says where its subject stands; the subject carries its own leading space."""
     if prompt != prefix + subject + suffix:
         raise LcalensError(
-            f"prompt={shown(prompt)} is not relation_prefix + subject + relation_suffix: make the four agree"
+            f"prompt: {shown(prompt)} is not relation_prefix + subject + relation_suffix; make the four agree."
         )
     # Where nothing stands before the subject, its space parts it from nothing.
     template = prefix + subject.replace(subject.strip(), PLACEHOLDER, 1) + suffix
@@ -348,8 +348,8 @@ def _unfill(label: str, prompt: str, subject: str) -> str:
     """The template of a prompt that already holds its subject."""
     if subject not in prompt:
         raise LcalensError(
-            f"{label}={shown(prompt)} holds neither {PLACEHOLDER!r} nor the subject {shown(subject, 40)}: "
-            f"put {PLACEHOLDER!r} where the subject stands"
+            f"{label}: {shown(prompt)} holds neither {PLACEHOLDER!r} nor the subject {shown(subject, 40)}; "
+            f"put {PLACEHOLDER!r} where the subject stands."
         )
     if _once(prompt, subject):
         return prompt.replace(subject, PLACEHOLDER)
@@ -357,7 +357,7 @@ def _unfill(label: str, prompt: str, subject: str) -> str:
     words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
     if len(words) != 1:
         raise LcalensError(
-            f"{label}={shown(prompt)} holds the subject {shown(subject, 40)} more than once: "
-            f"put {PLACEHOLDER!r} where the subject stands"
+            f"{label}: {shown(prompt)} holds the subject {shown(subject, 40)} more than once; "
+            f"put {PLACEHOLDER!r} where the subject stands."
         )
     return prompt[: words[0].start()] + PLACEHOLDER + prompt[words[0].end() :]

@@ -33,7 +33,7 @@ def read(source: object) -> Records:
     """
     records = _read(source)
     if not records.records:
-        raise LcalensError(f"source={shown(records.name)} holds no records: give at least one, or {USE_SAMPLE}")
+        raise LcalensError(f"source: {shown(records.name)} holds no records; give at least one, or {USE_SAMPLE}.")
     return records
 
 
@@ -49,10 +49,11 @@ def _read(source: object) -> Records:
         # The usual mapping of data sets is the one that datasets.load_dataset returns without a split.
         if source and all(_is_dataset(value) for value in source.values()):
             return Records("records", list(_one_split(source)))
-        raise LcalensError(f"source={shown(source)} is one mapping: give a list of records, [record]")
+        raise LcalensError(f"source: {shown(source)} is one mapping; give a list of records, [record].")
     if isinstance(source, bytes | bytearray) or not isinstance(source, Iterable):
         raise LcalensError(
-            f"source={shown(source)} is a {type(source).__name__}: give a path, a hub id, a list of dicts, or 'sample'"
+            f"source: {shown(source)} is a {type(source).__name__}; give a path, a hub id, a list of dicts, "
+            "or 'sample'."
         )
     return Records("records", list(source))
 
@@ -69,7 +70,7 @@ def _read_named(source: str) -> Records:
         except LcalensError as error:
             raise LcalensError(f"environment variable {COUNTERFACT_VARIABLE}: {error}") from error
     if not source.strip():
-        raise LcalensError(f"source={shown(source)} is empty: {USE_SAMPLE}")
+        raise LcalensError(f"source: {shown(source)} is empty; {USE_SAMPLE}.")
     try:
         path = Path(source).expanduser()
     except RuntimeError:  # "~name" of a user this machine does not have
@@ -79,10 +80,10 @@ def _read_named(source: str) -> Records:
     if _HUB_ID.fullmatch(source) and not _FILE_ENDING.search(source):
         return read_hub(source)
     if "/" in source or os.sep in source or _FILE_ENDING.search(source):
-        raise LcalensError(f"source={shown(source)} is not an existing file: check the path, or {USE_SAMPLE}")
+        raise LcalensError(f"source: {shown(source)} is not an existing file; check the path, or {USE_SAMPLE}.")
     raise LcalensError(
-        f"source={shown(source)} is neither 'sample', 'counterfact', an existing file nor a hub id 'owner/name': "
-        f"{USE_SAMPLE}"
+        f"source: {shown(source)} is neither 'sample', 'counterfact', an existing file nor a hub id 'owner/name'; "
+        f"{USE_SAMPLE}."
     )
 
 
@@ -91,7 +92,7 @@ def _read_sample() -> Records:
     try:
         data = resource.read_bytes()
     except OSError as error:
-        raise LcalensError("source='sample' is missing from this installation: install lcalens again") from error
+        raise LcalensError("source: 'sample' is missing from this installation; install lcalens again.") from error
     records, lines = parse_text("'sample'", data)
     return Records("sample", records, lines)
 
@@ -119,25 +120,25 @@ def read_hub(hub_id: str) -> Records:
     import datasets
     import datasets.exceptions
 
-    where = f"source={shown(hub_id)}"
+    where = f"source: {shown(hub_id)}"
     try:
         loaded = datasets.load_dataset(hub_id)
         records = list(_one_split(loaded) if isinstance(loaded, Mapping) else loaded)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise LcalensError(
-            f"{where} is neither an existing file nor a public data set on the hub: check the spelling, "
-            f"log in if it is private, or {USE_SAMPLE}"
+            f"{where} is neither an existing file nor a public data set on the hub; check the spelling, "
+            f"log in if it is private, or {USE_SAMPLE}."
         ) from error
     except (ConnectionError, TimeoutError) as error:
         raise LcalensError(
-            f"{where} is not an existing file, and the hub could not be reached ({shown(str(error), 200)}): connect to "
+            f"{where} is not an existing file, and the hub could not be reached ({shown(str(error), 200)}); connect to "
             f"the network and leave HF_HUB_OFFLINE unset, give the path of a file ({COUNTERFACT_VARIABLE} for "
-            f"'counterfact'), or {USE_SAMPLE}"
+            f"'counterfact'), or {USE_SAMPLE}."
         ) from error
     except Exception as error:  # datasets raises whatever its readers and its network library do
         raise LcalensError(
-            f"{where} could not be loaded ({type(error).__name__}: {shown(str(error), 200)}): load it with "
-            f"datasets.load_dataset and give its rows as source, or {USE_SAMPLE}"
+            f"{where} could not be loaded ({type(error).__name__}: {shown(str(error), 200)}); load it with "
+            f"datasets.load_dataset and give its rows as source, or {USE_SAMPLE}."
         ) from error
     return Records(hub_id, records)
 
@@ -162,19 +163,21 @@ def check(records: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]
             fact = parse_record(record, position)
             if fact.case_id in kept:
                 raise LcalensError(
-                    f"case_id={shown(fact.case_id)} is a duplicate, of record {kept[fact.case_id][0]}: give it another"
+                    f"case_id: {shown(fact.case_id)} is a duplicate, of record {kept[fact.case_id][0]}; "
+                    "give it another."
                 )
         except LcalensError as error:
-            reason = f"line {records.lines[position]}: {error}" if records.lines else str(error)
+            problem = str(error).rstrip(".")
+            reason = f"line {records.lines[position]}: {problem}" if records.lines else problem
             if strict:
                 raise LcalensError(
-                    f"source={shown(records.name)}: record {position}: {reason}; or pass strict=False to skip it"
+                    f"source: {shown(records.name)}, record {position}: {reason}; or pass strict=False to skip it."
                 ) from error
             skipped.append(Skipped(position, known_case_id(record), reason))
         else:
             kept[fact.case_id] = (position, fact)
     if not kept:
         count = f"{len(skipped)} record{'s' if len(skipped) > 1 else ''}"
-        reasons = "; ".join(f"record {item.position}: {item.reason}" for item in skipped[:3])
-        raise LcalensError(f"source={shown(records.name)} holds no valid fact in {count}: mend them ({reasons})")
+        reasons = " / ".join(f"record {item.position}: {item.reason}" for item in skipped[:3])
+        raise LcalensError(f"source: {shown(records.name)} holds no valid fact in {count}; mend them ({reasons}).")
     return [fact for _, fact in kept.values()], skipped
