@@ -243,12 +243,6 @@ class _Plain(ast.NodeTransformer):
 
 
 @lru_cache(maxsize=1 << 14)
-def _files_in(node: ast.AST) -> list[str]:
-    """The names of files that strings in it give."""
-    texts = [
-        str(item.value) for item in ast.walk(node) if isinstance(item, ast.Constant) and isinstance(item.value, str)
-    ]
-    return [text.rpartition("/")[2] for text in texts if text.endswith(_FILES)]
 
 
 def _is_never_run(statement: ast.stmt) -> bool:

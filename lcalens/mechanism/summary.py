@@ -45,17 +45,6 @@ def interval(name: str, found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dic
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
-def unit_of(metric: Any) -> str:
-    """The unit of a metric: `logits`, `nats`, `probability`; a function's own is its name.
-
-    Args:
-        metric: A metric's name, or a function.
-    """
-    if not isinstance(metric, str):
-        return getattr(metric, "__name__", "own")
-    return UNITS.get(metric, metric)
-
-
 def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[int]:
     """Positions as JSON can hold them.
 

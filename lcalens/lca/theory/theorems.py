@@ -165,9 +165,9 @@ def theorem4_threshold(concepts: LatentConcepts, *, a: float, b: float) -> float
     scale = np.abs(logits.numpy()).max(1) + np.finfo(float).tiny
     if (leads[:, 0] <= TIE * scale[0]).any():
         return math.inf
-    roots = [np.roots(lead) for lead in leads]
-    real = [float(root.real) for found in roots for root in found if abs(root.imag) <= TIE * max(1, abs(root.real))]
-    return b + max(real) if real else -math.inf
+    roots = np.concatenate([np.roots(lead) for lead in leads])
+    real = roots.real[np.abs(roots.imag) <= TIE * np.maximum(1, np.abs(roots.real))]
+    return b + float(real.max()) if len(real) else -math.inf
 
 
 def _in_the_limit(margin: float, error: float, epsilon: float) -> Verdict:

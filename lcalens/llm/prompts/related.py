@@ -138,8 +138,8 @@ class EmbeddingNeighbours:
         """The nearest neighbour of another object of the same kind."""
         neighbour = self.related(target, stratum)
         shunned = {neighbour, target, *avoid} | {self.related(word, stratum) for word in avoid}
-        alike = sorted({word for kind in self._kinds if target in kind for word in kind} - shunned)
-        for another in generator.sample(alike, len(alike)):
+        alike = set().union(*(kind for kind in self._kinds if target in kind)) - shunned
+        for another in generator.sample(sorted(alike), len(alike)):
             if not same_stem(another, target):
                 word = self.related(another, stratum)
                 if word not in shunned and not any(same_stem(word, near) for near in (target, *avoid)):
