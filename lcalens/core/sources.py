@@ -243,8 +243,6 @@ class _Plain(ast.NodeTransformer):
 
 
 @lru_cache(maxsize=1 << 14)
-
-
 def _is_never_run(statement: ast.stmt) -> bool:
     """`if TYPE_CHECKING:` and `if __name__ == "__main__":`, when the module is imported."""
     if not isinstance(statement, ast.If):

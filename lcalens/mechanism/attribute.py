@@ -123,7 +123,7 @@ def attribute(
     effect = np.full((size, *(len(axis) for axis in labels.values()), groups), np.nan)
     exact = np.full((size, len(decoder.layers), groups), np.nan)
     base, source = np.full((2, size), np.nan)
-    parts = np.full((len(_PARTS), 2, size), np.nan)
+    balance = np.full((len(_PARTS), 2, size), np.nan)
     integrates = method == "integrated-gradients"
     done, total = 0, size * (len(decoder.layers) if integrates else 1)
     with frozen(model), progress_callback(progress, unit="examples") as report:
@@ -136,18 +136,18 @@ def attribute(
         for rows, pairs in _pairs(contrast, places, decoder, direction):
             if integrates:
                 measure = _measure(metric, decoder, pairs, rows, direction)
-                found = integrated_effects(decoder, pairs, site, steps, tick, measure)
+                effects = integrated_effects(decoder, pairs, site, steps, tick, measure)
             elif method == "direct":
-                found, parts[..., rows] = _direct(decoder, pairs, site, positions == "each")
+                effects, balance[..., rows] = _direct(decoder, pairs, site, positions == "each")
             else:
-                found = patching_effects(decoder, pairs, site, _measure(metric, decoder, pairs, rows, direction))
+                effects = patching_effects(decoder, pairs, site, _measure(metric, decoder, pairs, rows, direction))
             if not integrates:
                 tick(len(rows))
-            own = groups - pairs.chosen.shape[1]  # positions are counted from the end
-            effect[rows, ..., own:] = _numbers(found.effect)
-            base[rows], source[rows] = _numbers(found.base), _numbers(found.source)
-            if found.exact is not None:
-                exact[rows, :, own:] = _numbers(found.exact)
+            missing = groups - pairs.chosen.shape[1]  # positions are counted from the end
+            effect[rows, ..., missing:] = _numbers(effects.effect)
+            base[rows], source[rows] = _numbers(effects.base), _numbers(effects.source)
+            if effects.exact is not None:
+                exact[rows, :, missing:] = _numbers(effects.exact)
     if positions == "each":
         labels["position"] = tuple(range(-groups, 0))
     else:
@@ -164,7 +164,7 @@ def attribute(
     if integrates:
         tables["completeness"] = _completeness(effect, exact, labels)
     if method == "direct":
-        tables["balance"] = _balance(parts, direction)
+        tables["balance"] = _balance(balance, direction)
     return Result(
         kind="attribution",
         axes={EXAMPLE: tuple(range(size)), **labels},
@@ -217,20 +217,20 @@ def _pairs(
     """Examples of the same lengths and number of groups, as many together as memory allows, and which they are."""
     device = decoder.layers[0].device
     for bucket in contrast.buckets():
-        own = [places[index] for index in bucket.indices.tolist()]
-        reach = max(-min(map(min, groups)) for groups in own)
+        places_in_bucket = [places[index] for index in bucket.indices.tolist()]
+        reach = max(-min(map(min, groups)) for groups in places_in_bucket)
         # Examples of the same lengths have as many groups: one, or one for each position that both runs have.
-        chosen = torch.zeros(len(own), len(own[0]), reach, dtype=torch.bool)
-        for row, groups in enumerate(own):
+        chosen = torch.zeros(len(places_in_bucket), len(places_in_bucket[0]), reach, dtype=torch.bool)
+        for row, groups in enumerate(places_in_bucket):
             for number, group in enumerate(groups):
                 chosen[row, number, list(group)] = True
         runs = (bucket.hijacked, bucket.clean) if direction == "restore" else (bucket.clean, bucket.hijacked)
         whole = Pairs(*(tensor.to(device) for tensor in (*runs, bucket.true, bucket.false, chosen)))
         length = max(run.shape[1] for run in runs)
         size = max(1, rows_at_once(decoder, length) // length)
-        for first in range(0, len(own), size):
-            some = slice(first, first + size)
-            yield bucket.indices[some].numpy(), whole[some]
+        for first in range(0, len(places_in_bucket), size):
+            chunk = slice(first, first + size)
+            yield bucket.indices[chunk].numpy(), whole[chunk]
 
 
 def _measure(
@@ -267,8 +267,8 @@ def _direct(decoder: Decoder, pairs: Pairs, site: str, by_source: bool) -> tuple
     return Effects(source - base, runs[0].metric, runs[1].metric), balance
 
 
-def _balance(parts: Float[np.ndarray, "part run example"], direction: str) -> pd.DataFrame:
-    base, source = np.vstack([means := parts.mean(-1), means.sum(0)]).T
+def _balance(balance: Float[np.ndarray, "part run example"], direction: str) -> pd.DataFrame:
+    base, source = np.vstack([means := balance.mean(-1), means.sum(0)]).T
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
     named = {"part": [*_PARTS, "total"], "clean": clean, "hijacked": hijacked}
     return lengthen(

@@ -23,14 +23,14 @@ def answer_logits(model: Any, contrast: Contrast) -> Float[np.ndarray, "example 
         contrast: The runs.
     """
     device = next(model.original_model.parameters()).device
-    found = np.zeros((len(contrast), 2, 2))
+    answer_pairs = np.zeros((len(contrast), 2, 2))
     for bucket in contrast.buckets():
         answers = torch.stack([bucket.true, bucket.false], 1)
         for column, tokens in enumerate((bucket.clean, bucket.hijacked)):
             for rows in torch.arange(len(tokens)).split(max(1, _TOKENS // tokens.shape[1])):
                 logits = model(tokens[rows].to(device))[:, -1].double().cpu()
-                found[bucket.indices[rows].numpy(), column] = logits.gather(1, answers[rows]).numpy()
-    return found
+                answer_pairs[bucket.indices[rows].numpy(), column] = logits.gather(1, answers[rows]).numpy()
+    return answer_pairs
 
 
 def capped_ends(model: Any, contrast: Contrast) -> dict[str, Float[np.ndarray, " example"]]:
@@ -99,10 +99,10 @@ def resolution_record(dtype: str, grid: float | None, largest: float) -> dict[st
     """
     if grid is None:
         return {}
-    said = {"dtype": dtype, "grid": grid, "largest_effect": largest}
+    record = {"dtype": dtype, "grid": grid, "largest_effect": largest}
     if largest < _NEAR * grid:
-        said["says"] = (
+        record["says"] = (
             f"near the grid: effects of at most {largest:.3g} logits, where {dtype}'s logits are {grid:.3g} apart; "
             "load the model in float32 to tell them from rounding."
         )
-    return {"resolution": said}
+    return {"resolution": record}

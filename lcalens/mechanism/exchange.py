@@ -81,8 +81,8 @@ def exchange(
     with progress_callback(progress, unit="examples") as report:
         for bucket in batches(contrast, decoder):
             rows = bucket.indices.cpu().numpy()
-            found = exchange_bucket(decoder, bucket, chosen, metric)
-            ends[rows], values[rows] = (part.double().cpu().numpy() for part in found)
+            metrics = exchange_bucket(decoder, bucket, chosen, metric)
+            ends[rows], values[rows] = (numbers.double().cpu().numpy() for numbers in metrics)
             done += len(rows)
             report(done, len(contrast), "exchange")
     return patching_result(
@@ -96,7 +96,7 @@ def exchange(
             model,
             path="layer by layer",
             settings={
-                "sets": [[list(head) for head in one] for one in chosen],
+                "sets": [[list(head) for head in heads] for heads in chosen],
                 "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
             }
             | contrast_record(contrast, metric),
@@ -162,20 +162,20 @@ class _Twins:
     last: list[Tensor] = field(default_factory=list)
 
     def __call__(self, site: str, index: int, value: Tensor) -> Tensor:
-        here = [(at, head) for at, heads in enumerate(self.sets) for layer, head in heads if layer == index]
-        if not here or site not in ("pattern", "z"):
+        swapped = [(at, head) for at, heads in enumerate(self.sets) for layer, head in heads if layer == index]
+        if not swapped or site not in ("pattern", "z"):
             return value
         layer = self.decoder.layers[index]
         by_set = rearrange(value.clone(), "batch (set twin) ... -> batch set twin ...", twin=len(TWINS))
         pattern, values, both = (TWINS.index(twin) for twin in TWINS)
         if site == "pattern":
             rows = self.source.kept["pattern"][index][:, :, -1]  # (batch, head, key)
-            for at, head in here:
+            for at, head in swapped:
                 by_set[:, at, [pattern, both], head, -1] = rows[:, None, head]
             self.last[:] = [by_set]
         else:
             (looked,) = self.last
-            for at, head in here:
+            for at, head in swapped:
                 source = self.source.values[index][:, head * layer.kv_heads // layer.heads]  # (batch, position, width)
                 by_set[:, at, [values, both], -1, head] = looked[:, at, [values, both], head, -1] @ source
         return rearrange(by_set, "batch set twin ... -> batch (set twin) ...")

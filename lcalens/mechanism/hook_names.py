@@ -97,9 +97,9 @@ def read_place(site: Any, name: str = "site") -> Place:
             return Place(plain, None)
         match = _FULL.fullmatch(site)
         if match is not None and match["point"] in _BY_POINT:
-            found = _BY_POINT[match["point"]]
-            if "attn." not in site or SITES[found].startswith("attn."):
-                return Place(found, None if match["layer"] is None else int(match["layer"]))
+            known_site = _BY_POINT[match["point"]]
+            if "attn." not in site or SITES[known_site].startswith("attn."):
+                return Place(known_site, None if match["layer"] is None else int(match["layer"]))
         if match is not None and match["point"] == "hook_resid_mid":
             raise LcalensError(
                 f"{name}: an edit at {site!r:.60} misses the skip connection in TransformerLens; take resid_pre, "

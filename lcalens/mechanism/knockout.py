@@ -87,11 +87,11 @@ def knockout(
     done = 0
     with progress_callback(progress, unit="examples") as report:
         for bucket in contrast.buckets():
-            for some in torch.arange(len(bucket.indices)).split(_EXAMPLES):
-                part = Bucket(*(tensor[some] for tensor in bucket))
-                rows = part.indices.numpy()
-                found = _cut(decoder, contrast, part, span, positions, chosen, renormalise, metric)
-                values[rows], ends[rows] = found[0].reshape(len(rows), *shape), found[1]
+            for chosen_rows in torch.arange(len(bucket.indices)).split(_EXAMPLES):
+                examples = Bucket(*(tensor[chosen_rows] for tensor in bucket))
+                rows = examples.indices.numpy()
+                cut = _cut(decoder, contrast, examples, span, positions, chosen, renormalise, metric)
+                values[rows], ends[rows] = cut[0].reshape(len(rows), *shape), cut[1]
                 done += len(rows)
                 report(done, len(contrast), f"no attention to {span}")
     labels = {"layer": tuple(range(shape[0])), "head": tuple(range(shape[1]))} if shape else {}

@@ -82,9 +82,9 @@ def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:
         )
     means = measured.mean(np.ones((1, len(measured.part))))[0]
     grid = means.reshape(len(measured.axes["layer"]), len(heads))
-    found = lead(grid, count, by=by, kind=result.kind, examples=len(measured.part))
+    leaders = lead(grid, count, by=by, kind=result.kind, examples=len(measured.part))
     layers = measured.axes["layer"]  # a hook's name may have asked for one alone
-    return Leading(tuple((int(layers[layer]), int(heads[head])) for layer, head in found), found.rule)
+    return Leading(tuple((int(layers[layer]), int(heads[head])) for layer, head in leaders), leaders.rule)
 
 
 def lead(means: Float[np.ndarray, "layer head"], k: int, *, by: By, kind: str, examples: int) -> Leading:

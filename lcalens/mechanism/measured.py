@@ -72,13 +72,13 @@ def measure(name: str, result: Any, quantity: str | None) -> Measured:
         LcalensError: It has no such quantity, or no examples or sites.
     """
     chosen = _checked(name, result, quantity)
-    ones = np.ones(len(result.examples))
+    one_each = np.ones(len(result.examples))
     if chosen == "recovery" and result.kind in _PATCHED:
         clean, hijacked = (result.examples[end].to_numpy(np.float64) for end in _ENDS)
         axes, values = _flat(result, result.values["value"])
         base = clean if _direction(result) == "corrupt" else hijacked
         return Measured(axes, values - base[:, None], clean - hijacked)
-    return Measured(*_flat(result, result.values[chosen]), ones)
+    return Measured(*_flat(result, result.values[chosen]), one_each)
 
 
 def measure_hijack(name: str, result: Any) -> Measured:
@@ -100,16 +100,16 @@ def _direction(result: Result) -> Any:
     return result.provenance.get("direction", "restore")
 
 
-def check_same_sites(name: str, one: Measured, two: Measured) -> None:
+def check_same_sites(name: str, first: Measured, second: Measured) -> None:
     """Refuse results over different sites.
 
     Raises:
         LcalensError: They are.
     """
-    if one.axes != two.axes:
-        told = [", ".join(f"{axis} {len(labels)}" for axis, labels in m.axes.items()) for m in (one, two)]
+    if first.axes != second.axes:
+        sizes = [", ".join(f"{axis} {len(labels)}" for axis, labels in m.axes.items()) for m in (first, second)]
         raise LcalensError(
-            f"{name}: its sites ({told[1]}) are not those of the other result ({told[0]}), or named apart."
+            f"{name}: its sites ({sizes[1]}) are not those of the other result ({sizes[0]}), or named apart."
         )
 
 
@@ -132,14 +132,14 @@ def shared_examples(a: Result, b: Result) -> tuple[Int[np.ndarray, " shared"], I
     where: dict[str, list[int]] = {}
     for row, key in enumerate(keys[1]):
         where.setdefault(key, []).append(row)
-    found = []
+    pairs = []
     for row, key in enumerate(keys[0]):
-        for other in where.get(key, []):
-            if np.allclose(metrics[0][row], metrics[1][other], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
-                where[key].remove(other)
-                found.append((row, other))
+        for candidate in where.get(key, []):
+            if np.allclose(metrics[0][row], metrics[1][candidate], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+                where[key].remove(candidate)
+                pairs.append((row, candidate))
                 break
-    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return rows[:, 0], rows[:, 1]
 
 

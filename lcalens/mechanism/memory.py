@@ -40,9 +40,9 @@ def halving(measure: Callable[[Bucket, float], Arrays], bucket: Bucket, budget: 
     if size == 1 and budget <= _LEAST:
         raise LcalensError(f"memory: it ran out with one example and the least batch ({reason:.80}); free some.")
     cuts = [slice(0, (size + 1) // 2), slice((size + 1) // 2, size)] if size > 1 else [slice(0, 1)]
-    found = [halving(measure, Bucket(*(tensor[cut] for tensor in bucket)), budget / 2) for cut in cuts]
-    parts = [arrays for arrays, _ in found]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, 1 + max(n for _, n in found)
+    halves = [halving(measure, Bucket(*(tensor[cut] for tensor in bucket)), budget / 2) for cut in cuts]
+    joined = {name: np.concatenate([arrays[name] for arrays, _ in halves]) for name in halves[0][0]}
+    return joined, 1 + max(times for _, times in halves)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -72,26 +72,26 @@ def ranking(
     weights = bootstrap_weights(len(measured.part), clusters_of(result.examples, cluster), resamples, seed)
     once = np.ones((1, len(measured.part)))
     value, rank = measured.mean(once)[0], _ranks(measured.mean(once, absolute=absolute))[0]
-    found: dict[str, np.ndarray] = {"rank": rank, "value": value}
-    found |= _interval("value_", measured, weights, tail)
+    columns: dict[str, np.ndarray] = {"rank": rank, "value": value}
+    columns |= _interval("value_", measured, weights, tail)
     if len(measured.part) > 1:
-        drawn = np.vstack([_ranks(measured.mean(some, absolute=absolute)) for some in in_chunks(weights, len(value))])
-        found["rank_low"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, tail, axis=0, method="lower"))
-        found["rank_high"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, 1 - tail, axis=0, method="higher"))
+        drawn = np.vstack([_ranks(measured.mean(chunk, absolute=absolute)) for chunk in in_chunks(weights, len(value))])
+        columns["rank_low"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, tail, axis=0, method="lower"))
+        columns["rank_high"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, 1 - tail, axis=0, method="higher"))
     else:
-        found |= {"rank_low": np.full(len(value), np.nan), "rank_high": np.full(len(value), np.nan)}
+        columns |= {"rank_low": np.full(len(value), np.nan), "rank_high": np.full(len(value), np.nan)}
     if held_out is not None:
-        other = measure("held_out", held_out, quantity)
-        check_same_sites("held_out", measured, other)
+        held = measure("held_out", held_out, quantity)
+        check_same_sites("held_out", measured, held)
         shared = len(shared_examples(result, held_out)[0])
         if shared:
             raise LcalensError(
-                f"held_out: {shared} of its {len(other.part)} examples are among those ranked; measure it on others, "
+                f"held_out: {shared} of its {len(held.part)} examples are among those ranked; measure it on others, "
                 "such as contrast[100:] where contrast[:100] was ranked."
             )
-        found["held_out"] = other.mean(np.ones((1, len(other.part))))[0]
-        own = bootstrap_weights(len(other.part), clusters_of(held_out.examples, cluster), resamples, seed)
-        found |= _interval("held_out_", other, own, tail)
+        columns["held_out"] = held.mean(np.ones((1, len(held.part))))[0]
+        held_weights = bootstrap_weights(len(held.part), clusters_of(held_out.examples, cluster), resamples, seed)
+        columns |= _interval("held_out_", held, held_weights, tail)
     chosen = quantity or DEFAULT.get(result.kind, next(iter(result.values)))
     shape = tuple(len(labels) for labels in measured.axes.values())
     grid = np.indices(shape).reshape(len(shape), -1)
@@ -99,12 +99,12 @@ def ranking(
         axis: pd.Series(labels).iloc[at].to_numpy()
         for (axis, labels), at in zip(measured.axes.items(), grid, strict=True)
     }
-    units = {"rank": "rank"} | {name: result.units.get(chosen, "") for name in ("value", "held_out") if name in found}
-    wide = pd.DataFrame({**named, **found}).sort_values("rank", kind="stable", ignore_index=True)
+    units = {"rank": "rank"} | {name: result.units.get(chosen, "") for name in ("value", "held_out") if name in columns}
+    wide = pd.DataFrame({**named, **columns}).sort_values("rank", kind="stable", ignore_index=True)
     return Result(
         kind="ranking",
         axes=measured.axes,
-        values={name: values.reshape(shape) for name, values in found.items()},
+        values={name: values.reshape(shape) for name, values in columns.items()},
         tables={"summary": lengthen(wide, units)},
         units=units,
         provenance={
@@ -158,8 +158,8 @@ def agreement(
     if len(names) != 2:
         raise LcalensError(f"quantity: expected a name, or one for each of the two results, got {quantity!r:.60}.")
     first, second = (
-        measure_hijack(name, result) if own is None else measure(name, result, own)
-        for name, result, own in zip("ab", (a, b), names, strict=True)
+        measure_hijack(name, result) if asked is None else measure(name, result, asked)
+        for name, result, asked in zip("ab", (a, b), names, strict=True)
     )
     check_same_sites("b", first, second)
     common = shared_examples(a, b)
@@ -169,8 +169,8 @@ def agreement(
     usable = np.isfinite(first.part).any(0) & np.isfinite(second.part).any(0)
     sites = int(usable.sum())
     check_int("k", k, low=1, high=sites, why="there are no more sites")
-    one, two = (np.ones((1, len(measured.part))) for measured in (first, second))
-    value = _compare(first.mean(one)[:, usable], second.mean(two)[:, usable], k)[:, 0]
+    plain = [measured.mean(np.ones((1, len(measured.part))))[:, usable] for measured in (first, second)]
+    value = _compare(*plain, k)[:, 0]
     groups = [clusters_of(a.examples), clusters_of(b.examples)]
     if shared and groups[0] is not None:
         groups[0] = groups[0][common[0]]
@@ -179,11 +179,11 @@ def agreement(
     tail = (1 - confidence) / 2
     low, high = np.full((2, len(value)), np.nan)
     if min(len(first.part), len(second.part)) > 1:
-        pairs = zip(*(in_chunks(own, first.part.shape[1]) for own in weights), strict=True)
+        pairs = zip(*(in_chunks(sample_weights, first.part.shape[1]) for sample_weights in weights), strict=True)
         drawn = np.hstack([_compare(first.mean(x)[:, usable], second.mean(y)[:, usable], k) for x, y in pairs])
         low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1) if not np.isnan(value).all() else (low, high)
     measures = ("spearman", "spearman of magnitudes", f"overlap of the top {k}")
-    found = {
+    columns = {
         "agreement": value,
         "agreement_low": low,
         "agreement_high": high,
@@ -193,8 +193,8 @@ def agreement(
     return Result(
         kind="agreement",
         axes={"measure": measures},
-        values=found,
-        tables={"summary": lengthen(pd.DataFrame({"measure": measures} | found), units)},
+        values=columns,
+        tables={"summary": lengthen(pd.DataFrame({"measure": measures} | columns), units)},
         units=units,
         provenance={
             "of": [{"kind": result.kind, "provenance": dict(result.provenance)} for result in (a, b)],
@@ -220,25 +220,25 @@ def _interval(prefix: str, measured: Measured, weights: np.ndarray, tail: float)
 def _ranks(means: Float[np.ndarray, "sample place"]) -> Float[np.ndarray, "sample place"]:
     """Ranks by magnitude, 1 the greatest; ties share the best."""
     absent = np.isnan(means)
-    found = rankdata(np.where(absent, np.inf, -np.abs(means)), method="min", axis=1).astype(np.float64)
-    found[absent] = np.nan if len(means) == 1 else found.shape[1]
-    return found
+    ranks = rankdata(np.where(absent, np.inf, -np.abs(means)), method="min", axis=1).astype(np.float64)
+    ranks[absent] = np.nan if len(means) == 1 else ranks.shape[1]
+    return ranks
 
 
 def _compare(
-    one: Float[np.ndarray, "sample place"], two: Float[np.ndarray, "sample place"], k: int
+    first: Float[np.ndarray, "sample place"], second: Float[np.ndarray, "sample place"], k: int
 ) -> Float[np.ndarray, "3 sample"]:
-    greatest = [np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k] for x in (one, two)]
+    greatest = [np.argsort(-np.abs(x), axis=1, kind="stable")[:, :k] for x in (first, second)]
     flags: list[Bool[np.ndarray, "sample place"]] = []
-    for x, leading in zip((one, two), greatest, strict=True):
+    for x, leading in zip((first, second), greatest, strict=True):
         flags.append(np.zeros(x.shape, dtype=bool))
         np.put_along_axis(flags[-1], leading, True, axis=1)
     overlap = (flags[0] & flags[1]).sum(1) / k
-    return np.stack([_spearman(one, two), _spearman(np.abs(one), np.abs(two)), overlap])
+    return np.stack([_spearman(first, second), _spearman(np.abs(first), np.abs(second)), overlap])
 
 
-def _spearman(one: Float[np.ndarray, "sample place"], two: Float[np.ndarray, "sample place"]) -> np.ndarray:
-    ranks = [rankdata(x, axis=1) for x in (one, two)]
+def _spearman(first: Float[np.ndarray, "sample place"], second: Float[np.ndarray, "sample place"]) -> np.ndarray:
+    ranks = [rankdata(x, axis=1) for x in (first, second)]
     x, y = (r - r.mean(1, keepdims=True) for r in ranks)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))

@@ -106,11 +106,11 @@ def split(
                 direct_effects(decoder, tokens, bucket.true, bucket.false) for tokens in (bucket.clean, bucket.hijacked)
             )
             grouped, alone = (_sides([row[i] for i in rows], bucket) for row in (labels, lone))
-            for name, part in divide(clean, hijacked, grouped, alone, len(names)).items():
-                values[name][rows] = part.cpu().numpy()
-            for kept, run in zip(balance, (clean, hijacked), strict=True):
-                for name, part in (run.balance | {"metric": run.metric, "error": run.error}).items():
-                    kept.setdefault(name, np.zeros(len(contrast)))[rows] = part.cpu().numpy()
+            for name, effects in divide(clean, hijacked, grouped, alone, len(names)).items():
+                values[name][rows] = effects.cpu().numpy()
+            for tallies, run in zip(balance, (clean, hijacked), strict=True):
+                for name, effects in (run.balance | {"metric": run.metric, "error": run.error}).items():
+                    tallies.setdefault(name, np.zeros(len(contrast)))[rows] = effects.cpu().numpy()
             done += len(rows)
             report(done, total, "split")
         clusters = clusters_of(contrast.examples)
@@ -128,9 +128,9 @@ def split(
                 )
                 done += len(bucket.indices)
                 report(done, total, "twin")
-            own = None if clusters is None else clusters[reported]
+            twin_clusters = None if clusters is None else clusters[reported]
             clean_metric, hijacked_metric = (run["metric"][reported] for run in balance)
-            tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, own)
+            tables["twin"] = _twin_table(clean_metric, hijacked_metric, patched, twin_clusters)
     largest = float(np.abs(values[_TOTAL].sum(-1).mean(0)).max())
     ends, record, grid = of_the_logits(model, contrast, "logit-difference", largest)
     if grid is not None:
@@ -171,24 +171,24 @@ def _sides(rows: Sequence[Any], bucket: Bucket) -> tuple[Tensor, Tensor]:
 
 
 def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict[str, Any]:
-    there = ~np.isnan(values)
-    found = values[there].astype(float)
-    low, high = clustered_mean_interval(found, None if clusters is None else clusters[there])
-    return {"value": float(found.mean()), "value_low": low, "value_high": high, "unit": "logits"}
+    measured = ~np.isnan(values)
+    numbers = values[measured].astype(float)
+    low, high = clustered_mean_interval(numbers, None if clusters is None else clusters[measured])
+    return {"value": float(numbers.mean()), "value_low": low, "value_high": high, "unit": "logits"}
 
 
 def _summary(
     values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.ndarray, clusters: np.ndarray | None
 ) -> pd.DataFrame:
     """By group, and over all of them: each part's mean over the examples that have it, summed over heads."""
-    there = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
+    measured = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
     rows = []
     for group, which in [*((name, [i]) for i, name in enumerate(names)), ("all", list(range(len(names))))]:
-        for part, array in values.items():
-            mask = there.get(part, np.ones(len(aligned), dtype=bool))
+        for quantity, array in values.items():
+            mask = measured.get(quantity, np.ones(len(aligned), dtype=bool))
             if mask.any():
-                found = np.where(mask, array[..., which].sum((1, 2, 3)), np.nan)
-                rows.append({"group": group, "quantity": part} | _interval(found, clusters) | {"n": int(mask.sum())})
+                sums = np.where(mask, array[..., which].sum((1, 2, 3)), np.nan)
+                rows.append({"group": group, "quantity": quantity} | _interval(sums, clusters) | {"n": int(mask.sum())})
     return pd.DataFrame(rows)
 
 
@@ -219,7 +219,7 @@ def _balance_table(
         changes = {"clean": clean[name], "hijacked": hijacked[name], "change": hijacked[name] - clean[name]}
         part = _TOTAL if name == "metric" else name
         rows += [
-            {"part": part, "quantity": quantity} | _interval(found, clusters) for quantity, found in changes.items()
+            {"part": part, "quantity": quantity} | _interval(numbers, clusters) for quantity, numbers in changes.items()
         ]
     return pd.DataFrame(rows)
 

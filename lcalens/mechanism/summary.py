@@ -35,14 +35,14 @@ def site_table(
     return lengthen(wide, units)
 
 
-def interval(name: str, found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+def interval(name: str, estimate: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     """A quantity and the ends of its interval, by the names of the schema.
 
     Args:
         name: The quantity's.
-        found: Its value, and the low and the high end.
+        estimate: Its value, and the low and the high end.
     """
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
 
 
 def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[int]:

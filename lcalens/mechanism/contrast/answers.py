@@ -31,7 +31,7 @@ def answer_ids(
     check_join(join)
     if not answers:
         return {}
-    clean, hijacked = (_behind(name, answers, *given, tokenizer, join) for given in prompts)
+    clean, hijacked = (_behind(name, answers, *prompt, tokenizer, join) for prompt in prompts)
     for i, (before, after) in zip(answers, zip(clean, hijacked, strict=True), strict=True):
         if before.ids[before.start :] != after.ids[after.start :]:
             raise LcalensError(
@@ -55,15 +55,15 @@ def _behind(
     bare = [_without_start(row, special) for row in rows]
     # Token ids are read as the text they spell, if it is such a text: only then does a word have a place behind it.
     written = [texts[i] for i in answers] if texts is not None else [_spelled(tokenizer, row) for row in bare]
-    found = follow(tokenizer, written, list(answers.values()), join=join, argument=name)
-    for i, row, item in zip(answers, bare, found, strict=True):
+    answers_behind = follow(tokenizer, written, list(answers.values()), join=join, argument=name)
+    for i, row, item in zip(answers, bare, answers_behind, strict=True):
         if texts is None and _without_start(item.ids[: item.start], special) != row:
             raise LcalensError(
                 f"{name}: the tokens of example {i} are not those of a text, so no word has a place behind them; give "
                 "the answer's token ids, or the prompts as texts."
             )
-    check_answers(name, list(answers.values()), found)
-    return found
+    check_answers(name, list(answers.values()), answers_behind)
+    return answers_behind
 
 
 def _without_start(ids: Ids, special: set[int]) -> Ids:

@@ -110,9 +110,10 @@ class Contrast:
             raise LcalensError(f"hijacked: {len(hijacked_ids)} examples for {size} clean ones; give as many.")
         prompts = ((clean_ids, clean_texts), (hijacked_ids, texts))
         answers = {
-            name: _answers(name, given, prompts, tokenizer, join) for name, given in (("true", true), ("false", false))
+            name: _answers(name, answer, prompts, tokenizer, join)
+            for name, answer in (("true", true), ("false", false))
         }
-        found = read_spans(spans, [len(row) for row in hijacked_ids], texts, kept, tokenizer)
+        token_spans = read_spans(spans, [len(row) for row in hijacked_ids], texts, kept, tokenizer)
         if examples is None:
             given_texts = {"clean_text": clean_texts, "hijacked_text": texts}
             examples = pd.DataFrame(
@@ -135,8 +136,8 @@ class Contrast:
         left_out.insert(0, "index", same)
         left_out.insert(1, "reason", [f"both answers begin with token {answers['true'][i][0]}" for i in same])
         whole = _make(
-            tuple(clean_ids), tuple(hijacked_ids), tuple(answers["true"]), tuple(answers["false"]), found, examples,
-            _joined(excluded, left_out),
+            tuple(clean_ids), tuple(hijacked_ids), tuple(answers["true"]), tuple(answers["false"]), token_spans,
+            examples, _joined(excluded, left_out),
         )  # fmt: skip
         vars(self).update(vars(whole._take(keep)))
 
@@ -229,30 +230,30 @@ class Contrast:
 
 def _make(*values: Any) -> Contrast:
     """A contrast of what is known to be sound, its fields in order."""
-    made = object.__new__(Contrast)
-    vars(made).update(zip(Contrast.__dataclass_fields__, values, strict=True))
-    return made
+    contrast = object.__new__(Contrast)
+    vars(contrast).update(zip(Contrast.__dataclass_fields__, values, strict=True))
+    return contrast
 
 
-def _joined(before: Any, own: pd.DataFrame) -> pd.DataFrame:
+def _joined(before: Any, new: pd.DataFrame) -> pd.DataFrame:
     if before is None:
-        return own
+        return new
     if not isinstance(before, pd.DataFrame) or not {"index", "reason"} <= set(before.columns):
         raise LcalensError(f"excluded: expected a pandas data frame with index and reason, got {before!r:.60}.")
-    return pd.concat([before, own], ignore_index=True) if len(own) else before.reset_index(drop=True)
+    return pd.concat([before, new], ignore_index=True) if len(new) else before.reset_index(drop=True)
 
 
-def _tokenizer(given: Any) -> Any:
-    if given is None or hasattr(given, "convert_ids_to_tokens"):
-        return given
-    if hasattr(given, "original_model"):
-        return source_tokenizer(given)
-    raise LcalensError(f"tokenizer: expected a Hugging Face tokenizer or a TransformerBridge, got {given!r:.60}.")
+def _tokenizer(source: Any) -> Any:
+    if source is None or hasattr(source, "convert_ids_to_tokens"):
+        return source
+    if hasattr(source, "original_model"):
+        return source_tokenizer(source)
+    raise LcalensError(f"tokenizer: expected a Hugging Face tokenizer or a TransformerBridge, got {source!r:.60}.")
 
 
-def _read(name: str, given: Any, mask: Any, tokenizer: Any) -> tuple[list[Ids], list[list[bool]] | None, Any]:
+def _read(name: str, examples: Any, mask: Any, tokenizer: Any) -> tuple[list[Ids], list[list[bool]] | None, Any]:
     """Token ids without padding; which of those given were kept; and the texts, where they were texts."""
-    rows = [given] if isinstance(given, str) else rows_of(name, given)
+    rows = [examples] if isinstance(examples, str) else rows_of(name, examples)
     if any(isinstance(row, str) for row in rows):
         for text in rows:
             check_written(name, text)
@@ -281,30 +282,32 @@ def _read(name: str, given: Any, mask: Any, tokenizer: Any) -> tuple[list[Ids], 
 
 
 def _answers(
-    name: str, given: Any, prompts: Sequence[tuple[list[Ids], list[str] | None]], tokenizer: Any, join: str | None
+    name: str, answers: Any, prompts: Sequence[tuple[list[Ids], list[str] | None]], tokenizer: Any, join: str | None
 ) -> list[Ids]:
     """Each example's answer as token ids."""
     size = len(prompts[0][0])
-    if isinstance(given, Tensor | np.ndarray) and given.ndim == 0:
-        given = given.item()
-    if isinstance(given, str | Integral):
-        listed = [given] * size
+    if isinstance(answers, Tensor | np.ndarray) and answers.ndim == 0:
+        answers = answers.item()
+    if isinstance(answers, str | Integral):
+        listed = [answers] * size
     else:
-        numbers = isinstance(given, Tensor | np.ndarray) and given.ndim == 1
-        listed = given.tolist() if numbers else list(given) if isinstance(given, Sequence) else rows_of(name, given)
+        numbers = isinstance(answers, Tensor | np.ndarray) and answers.ndim == 1
+        listed = (
+            answers.tolist() if numbers else list(answers) if isinstance(answers, Sequence) else rows_of(name, answers)
+        )
     if len(listed) != size:
         raise LcalensError(f"{name}: {len(listed)} answers for {size} examples; give one for all, or one for each.")
     texts = {i: answer for i, answer in enumerate(listed) if isinstance(answer, str)}
     if texts:
         _need(tokenizer, name)
     behind = answer_ids(name, texts, prompts, tokenizer, join)
-    found = []
+    ids_of_answers = []
     for i, answer in enumerate(listed):
         ids = behind[i] if i in texts else ids_of(name, [answer] if isinstance(answer, Integral) else answer)
         if not ids:
             raise LcalensError(f"{name}: {answer!r:.60} has no tokens; give at least one.")
-        found.append(ids)
-    return found
+        ids_of_answers.append(ids)
+    return ids_of_answers
 
 
 def _need(tokenizer: Any, name: str) -> None:

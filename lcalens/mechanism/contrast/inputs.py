@@ -44,30 +44,30 @@ def read_spans(
     Raises:
         LcalensError: A name that means something else, a span outside the tokens, a word that does not occur.
     """
-    found: dict[str, tuple[tuple[Span, ...], ...]] = {}
+    token_spans: dict[str, tuple[tuple[Span, ...], ...]] = {}
     if spans is not None and not isinstance(spans, Mapping):
         raise LcalensError(f"spans: expected a mapping from names to token spans, got {spans!r:.60}.")
-    for name, given in (spans or {}).items():
+    for name, places in (spans or {}).items():
         if not isinstance(name, str) or not name or name in _NOT_SPANS:
             raise LcalensError(
                 f"spans: {name!r:.60} cannot be a span's name; choose a word other than 'all' and 'each'."
             )
-        words = _words(given, len(lengths))
+        words = _words(places, len(lengths))
         if words is not None:
             rows = _spans_of_words(name, words, texts, tokenizer)
         else:
-            rows = [_pairs(name, row) for row in _each(name, given, len(lengths))]
+            rows = [_pairs(name, row) for row in _each(name, places, len(lengths))]
             if kept is not None:
                 rows = [_without_padding(name, row, flags) for row, flags in zip(rows, kept, strict=True)]
         for row, length in zip(rows, lengths, strict=True):
             bad = next((pair for pair in row if not 0 <= pair[0] < pair[1] <= length), None)
             if bad is not None:
                 raise LcalensError(f"spans: {name!r} at {bad} is no part of {length} hijacked tokens.")
-        found[name] = tuple(rows)
+        token_spans[name] = tuple(rows)
     last = tuple(((length - 1, length),) for length in lengths)
-    if found.setdefault(LAST, last) != last:
+    if token_spans.setdefault(LAST, last) != last:
         raise LcalensError("spans: 'last' is the last token of itself; give another name to what you mean.")
-    return found
+    return token_spans
 
 
 def place(
@@ -96,30 +96,30 @@ def place(
             raise LcalensError(
                 f"positions: {positions!r:.60} is not one of {', '.join([*spans, *_NOT_SPANS])}, nor indices."
             )
-        wanted = sorted({at - len(hijacked) for first, last in spans[positions] for at in range(first, last)})
-        if not wanted:
+        offsets = sorted({at - len(hijacked) for first, last in spans[positions] for at in range(first, last)})
+        if not offsets:
             raise LcalensError(
                 f"positions: example {example} has no span {positions!r}; choose others, contrast[[...]]."
             )
     else:
-        given = [positions] if isinstance(positions, Integral) else _listed(positions)
-        if not given or any(isinstance(at, bool) or not isinstance(at, Integral) for at in given):
+        indices = [positions] if isinstance(positions, Integral) else _listed(positions)
+        if not indices or any(isinstance(at, bool) or not isinstance(at, Integral) for at in indices):
             raise LcalensError(
                 f"positions: expected a span's name, 'last', 'all', 'each' or integers, got {positions!r:.60}."
             )
-        outside = [at for at in given if not -len(hijacked) <= int(at) < len(hijacked)]
+        outside = [at for at in indices if not -len(hijacked) <= int(at) < len(hijacked)]
         if outside:
             raise LcalensError(
                 f"positions: {outside[0]!r:.40} is outside the {len(hijacked)} hijacked tokens of example {example}."
             )
-        wanted = sorted({int(at) if at < 0 else int(at) - len(hijacked) for at in given})
-    if wanted[0] < -shared:
+        offsets = sorted({int(at) if at < 0 else int(at) - len(hijacked) for at in indices})
+    if offsets[0] < -shared:
         raise LcalensError(
-            f"positions: {positions!r:.60} reaches {-wanted[0]} tokens back in example {example}, but its {len(clean)} "
-            f"clean and {len(hijacked)} hijacked tokens align in the last {shared} only. Use knockout to take away "
-            "what the clean run does not have, or a control of equal length."
+            f"positions: {positions!r:.60} reaches {-offsets[0]} tokens back in example {example}, but its "
+            f"{len(clean)} clean and {len(hijacked)} hijacked tokens align in the last {shared} only. Use knockout to take "
+            "away what the clean run does not have, or a control of equal length."
         )
-    return (tuple(wanted),)
+    return (tuple(offsets),)
 
 
 def shared_length(clean: Sequence[int], hijacked: Sequence[int]) -> int:
@@ -132,15 +132,17 @@ def shared_length(clean: Sequence[int], hijacked: Sequence[int]) -> int:
     return max(1, shorter - 1) if len(clean) != len(hijacked) and clean[0] == hijacked[0] else shorter
 
 
-def rows_of(name: str, given: Any) -> list[Any]:
+def rows_of(name: str, examples: Any) -> list[Any]:
     """Examples one by one, from a tensor or sequence of them or from one alone."""
-    if isinstance(given, Tensor | np.ndarray):
-        if given.ndim not in (1, 2) or not len(given):
-            raise LcalensError(f"{name}: expected token ids of 1 or 2 dimensions, got the shape {tuple(given.shape)}.")
-        return [given] if given.ndim == 1 else list(given)
-    if not isinstance(given, Sequence) or isinstance(given, bytes) or not given:
-        raise LcalensError(f"{name}: expected text, a tensor of token ids, or sequences of them, got {given!r:.60}.")
-    return [given] if all(isinstance(item, Integral) for item in given) else list(given)
+    if isinstance(examples, Tensor | np.ndarray):
+        if examples.ndim not in (1, 2) or not len(examples):
+            raise LcalensError(
+                f"{name}: expected token ids of 1 or 2 dimensions, got the shape {tuple(examples.shape)}."
+            )
+        return [examples] if examples.ndim == 1 else list(examples)
+    if not isinstance(examples, Sequence) or isinstance(examples, bytes) or not examples:
+        raise LcalensError(f"{name}: expected text, a tensor of token ids, or sequences of them, got {examples!r:.60}.")
+    return [examples] if all(isinstance(item, Integral) for item in examples) else list(examples)
 
 
 def ids_of(name: str, row: Any) -> Group:
@@ -168,7 +170,7 @@ def mask_of(name: str, mask: Any, ids: Sequence[Sequence[int]]) -> list[list[boo
 def choose(which: Any, size: int) -> list[int]:
     """The indices of the examples that a slice, an index, several indices or a mask means."""
     if isinstance(which, slice):
-        found = list(range(size))[which]
+        indices = list(range(size))[which]
     else:
         listed = which.tolist() if hasattr(which, "tolist") else which
         listed = [listed] if isinstance(listed, Integral) and not isinstance(listed, bool) else listed
@@ -177,15 +179,15 @@ def choose(which: Any, size: int) -> list[int]:
         if listed and all(isinstance(item, bool | np.bool_) for item in listed):
             if len(listed) != size:
                 raise LcalensError(f"contrast: a mask of {len(listed)} for {size} examples; give one for each.")
-            found = [index for index, chosen in enumerate(listed) if chosen]
+            indices = [index for index, chosen in enumerate(listed) if chosen]
         else:
             outside = [item for item in listed if not -size <= int(item) < size]
             if outside:
                 raise LcalensError(f"contrast: there is no example {outside[0]!r:.40} among {size}.")
-            found = [int(item) % size for item in listed]
-    if not found:
+            indices = [int(item) % size for item in listed]
+    if not indices:
         raise LcalensError(f"contrast: {which!r:.60} chooses none of the {size} examples.")
-    return found
+    return indices
 
 
 def _listed(values: Any) -> list[Any]:
@@ -197,10 +199,10 @@ def _is_pair(value: Any) -> bool:
     return len(value) == 2 and all(isinstance(at, Integral) and not isinstance(at, bool) for at in value)
 
 
-def _words(given: Any, count: int) -> list[str] | None:
-    if isinstance(given, str):
-        return [given] * count
-    listed = _listed(given)
+def _words(words: Any, count: int) -> list[str] | None:
+    if isinstance(words, str):
+        return [words] * count
+    listed = _listed(words)
     return listed if len(listed) == count and all(isinstance(word, str) for word in listed) else None
 
 
@@ -223,9 +225,9 @@ def _occurrences(word: str, text: str) -> Iterator[Span]:
         at = text.find(word, at + len(word))
 
 
-def _each(name: str, given: Any, count: int) -> list[Any]:
+def _each(name: str, places: Any, count: int) -> list[Any]:
     """One item an example; a single pair holds for every example."""
-    listed = _listed(given)
+    listed = _listed(places)
     if _is_pair(listed):
         return [listed] * count
     if len(listed) != count:
@@ -236,11 +238,11 @@ def _each(name: str, given: Any, count: int) -> list[Any]:
     return listed
 
 
-def _pairs(name: str, given: Any) -> tuple[Span, ...]:
-    listed = _listed(given)
+def _pairs(name: str, places: Any) -> tuple[Span, ...]:
+    listed = _listed(places)
     pairs = [listed] if _is_pair(listed) else [_listed(pair) for pair in listed]
-    if not all(_is_pair(pair) for pair in pairs) or (not listed and not isinstance(given, list | tuple)):
-        raise LcalensError(f"spans: {name!r} holds {given!r:.60}; give pairs of integers (first, one past the last).")
+    if not all(_is_pair(pair) for pair in pairs) or (not listed and not isinstance(places, list | tuple)):
+        raise LcalensError(f"spans: {name!r} holds {places!r:.60}; give pairs of integers (first, one past the last).")
     return tuple((int(first), int(last)) for first, last in pairs)
 
 
