@@ -116,8 +116,8 @@ def place(
     if offsets[0] < -shared:
         raise LcalensError(
             f"positions: {positions!r:.60} reaches {-offsets[0]} tokens back in example {example}, but its "
-            f"{len(clean)} clean and {len(hijacked)} hijacked tokens align in the last {shared} only. Use knockout to take "
-            "away what the clean run does not have, or a control of equal length."
+            f"{len(clean)} clean and {len(hijacked)} hijacked tokens align in the last {shared} only. Use knockout to "
+            "take away what the clean run does not have, or a control of equal length."
         )
     return (tuple(offsets),)
 
