@@ -67,7 +67,10 @@ class CellStore:
         self._cells = None
         if folder is not None:
             if not isinstance(folder, str | os.PathLike):
-                raise LcalensError(f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}).")
+                raise LcalensError(
+                    f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}); "
+                    "leave it out to keep nothing."
+                )
             self._cells = Path(folder) / "cells"
             try:
                 self._cells.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,9 @@ class CellStore:
                         unfinished.unlink(missing_ok=True)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise LcalensError(f"out: {str(folder)!r} cannot be written ({reason}).") from error
+                raise LcalensError(
+                    f"out: {str(folder)!r} cannot be written ({reason}); give another folder."
+                ) from error
 
     def __contains__(self, key: str) -> bool:
         """Whether the folder has such a cell, damaged or not."""
@@ -124,4 +129,7 @@ class CellStore:
             unfinished.replace(self._cells / f"{key}.safetensors")
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise LcalensError(f"out: a finished part cannot be written ({error.strerror or error}).") from error
+            raise LcalensError(
+                f"out: a finished part cannot be written ({error.strerror or error}); free some space, or give "
+                "another folder."
+            ) from error

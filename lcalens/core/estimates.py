@@ -110,7 +110,7 @@ def over_seeds(values: Numbers) -> Estimate:
     """
     measured = np.asarray(values, dtype=float)
     if measured.ndim != 1 or not len(measured):
-        raise LcalensError(f"values: expected one number a seed, got an array of shape {measured.shape}.")
+        raise LcalensError(f"values: expected one number per seed, got an array of shape {measured.shape}.")
     return Estimate(float(measured.mean()), *student_interval(measured))
 
 
@@ -157,7 +157,7 @@ def matched(before: Numbers, after: Numbers) -> Estimate:
     """
     first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if first.shape != second.shape or first.ndim != 1:
-        raise LcalensError(f"after: {second.shape} facts beside {first.shape} before; give one number a fact.")
+        raise LcalensError(f"after: {second.shape} facts beside {first.shape} before; give one number per fact.")
     if not len(first):
         return NOTHING
     gained, lost = (second > first).sum() + 0.5, (second < first).sum() + 0.5

@@ -136,7 +136,10 @@ class Result:
             LcalensError: There is no axis `example`, or no such quantity or column.
         """
         if EXAMPLE not in self.axes:
-            raise LcalensError(f"mean: a result of kind {self.kind!r} has no axis {EXAMPLE!r} to average over.")
+            raise LcalensError(
+                f"mean: a result of kind {self.kind!r} has no axis {EXAMPLE!r} to average over; "
+                "take its tables, or to_frame()."
+            )
         name = self.quantities[0] if quantity is None else check_choice("quantity", quantity, self.quantities)
         if cluster is not None:
             check_choice("cluster", cluster, map(str, self.examples.columns))
@@ -239,9 +242,13 @@ class Result:
             raise
         except FileNotFoundError as error:
             name = Path(error.filename or place).name
-            raise LcalensError(f"folder: {str(folder)!r} holds no result ({name} is missing).") from error
+            raise LcalensError(
+                f"folder: {str(folder)!r} holds no result ({name} is missing); give a folder that save() wrote."
+            ) from error
         except Exception as error:
-            raise LcalensError(f"folder: the result in {str(folder)!r} is damaged ({error!s:.120}).") from error
+            raise LcalensError(
+                f"folder: the result in {str(folder)!r} is damaged ({error!s:.120}); measure it again."
+            ) from error
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())

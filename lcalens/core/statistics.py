@@ -34,7 +34,7 @@ def student_interval(values: Float[np.ndarray, " run"], *, confidence: float = C
     """Student's t interval of a mean; NaN for both ends where there are fewer than two values.
 
     Args:
-        values: Independent measurements, such as one a seed.
+        values: Independent measurements, such as one per seed.
         confidence: The interval's coverage.
     """
     if len(values) < 2:

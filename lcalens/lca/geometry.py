@@ -157,7 +157,7 @@ def gram_hamming_fit(concepts: LatentConcepts, embedding: Float[Tensor, "vocab d
         LcalensError: The embedding has not V rows, or a number in it is not finite.
     """
     if len(embedding) != concepts.vocab_size:
-        raise LcalensError(f"embedding: expected {concepts.vocab_size} rows, one a token, got {len(embedding)}.")
+        raise LcalensError(f"embedding: expected {concepts.vocab_size} rows, one per token, got {len(embedding)}.")
     rows, m = torch.from_numpy(_array("embedding", embedding)), concepts.m
     counts, sums, squares = np.zeros(m + 1), np.zeros(m + 1), np.zeros(m + 1)
     low, high = np.full(m + 1, np.inf), np.full(m + 1, -np.inf)

@@ -29,7 +29,7 @@ def shapley(worth: Callable[[tuple[bool, ...]], Tensor], players: int) -> list[T
     """Each player's Shapley value, exactly, over all 2^players coalitions; they sum to all's worth minus nobody's.
 
     Args:
-        worth: From who takes part, a bool a player, to what they are worth.
+        worth: From who takes part, a bool per player, to what they are worth.
         players: How many.
     """
     worths = {who: worth(who) for who in product((False, True), repeat=players)}

@@ -52,7 +52,7 @@ def split(
     Only runs of the same length are divided. Else what comes from positions that one run alone has is `inserted`
     (negative where only the clean run has them), and the others' change is `shared`, undivided.
 
-    In the toy model recall hangs on the token alone. So its recall change is identically 0 if positions are grouped by
+    In the toy model recall depends only on the token. So its recall change is identically 0 if positions are grouped by
     token, whatever the hijack; by position, as here, it is what other tokens in the same places recall.
 
     Args:

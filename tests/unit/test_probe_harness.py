@@ -198,7 +198,7 @@ def test_intervals_over_seeds_are_students():
     assert both.excess[1:] == pytest.approx((expected.low, expected.high))
     with pytest.raises(LcalensError, match="give one a seed"):
         paired("here", values, values[:3])
-    with pytest.raises(LcalensError, match="one number a seed"):
+    with pytest.raises(LcalensError, match="one number per seed"):
         over_seeds([])
 
 

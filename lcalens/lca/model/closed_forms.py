@@ -165,7 +165,7 @@ def closed_form_model(embedding: Float[Tensor, "vocab d"], value: Float[Tensor, 
     size, width = embedding.shape
     m = size.bit_length() - 1
     if size != 1 << m:
-        raise LcalensError(f"embedding: expected 2^m rows, one a token, got {size}.")
+        raise LcalensError(f"embedding: expected 2^m rows, one per token, got {size}.")
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: the caller's stream stays put
         model = LCAForCausalLM(LCAConfig(m=m, d_model=width, value="identity", attention="zero"))
     with torch.no_grad():

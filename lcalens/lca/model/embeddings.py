@@ -40,7 +40,7 @@ def gaussian_embedding(vocab_size: int, d: int, generator: torch.Generator) -> F
 def orthonormal_embedding(vocab_size: int, d: int, generator: torch.Generator) -> Float[Tensor, "vocab d"]:
     """Orthogonal embeddings of length 1, in a uniformly random direction (Theorem 1); double precision.
 
-    The paper asks for orthonormal rows of W_E; its columns are meant, one a token, hence d >= V.
+    The paper asks for orthonormal rows of W_E; its columns are meant, one per token, hence d >= V.
 
     Args:
         vocab_size: V.

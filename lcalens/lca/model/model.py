@@ -35,7 +35,7 @@ class LCAConfig(PreTrainedConfig):
         m: Latent bits; the vocabulary is V = 2^m.
         d_model: d, the size of an embedding.
         d_head: d_a, the size of queries and keys.
-        embedding: W_E at the start: `gaussian`, N(0, 1/d), or `orthonormal` columns, one a token (d >= V).
+        embedding: W_E at the start: `gaussian`, N(0, 1/d), or `orthonormal` columns, one per token (d >= V).
         value: W_V at the start: `uniform` on +-1/sqrt(d), or the `identity`.
         attention: W_K and W_Q at the start: `uniform` on +-1/sqrt(d), or `zero`, which attends to all tokens alike.
         train_embedding: Whether W_E has a gradient.
@@ -258,7 +258,7 @@ class LCAForCausalLM(PreTrainedModel):
     def from_counts(
         self, counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch vocab"]:
-        """The last position's logits, at a cost of O(V) a context whatever its length.
+        """The last position's logits, at a cost of O(V) per context whatever its length.
 
         Args:
             counts: How often each token occurs in the context, the last one included.

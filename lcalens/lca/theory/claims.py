@@ -45,7 +45,7 @@ class Claim:
         expected: The value or the bound that the statement puts on it.
         verdict: `holds`, `holds in part` or `does not hold`; the rule is in the function's docstring.
         numbers: What else was measured.
-        details: The measurements behind it, one a row.
+        details: The measurements behind it, one per row.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Claim:
 
 
 def claims_frame(claims: Sequence[Claim]) -> pd.DataFrame:
-    """One row a claim, without `numbers` and `details`.
+    """One row per claim, without `numbers` and `details`.
 
     Args:
         claims: The claims.

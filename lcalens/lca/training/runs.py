@@ -54,7 +54,7 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a run: its recipe, `seed`, `accuracy`, `bayes`, `diverged`."""
+        """A row per run: its recipe, `seed`, `accuracy`, `bayes`, `diverged`."""
         return pd.DataFrame(
             [
                 asdict(run.config)

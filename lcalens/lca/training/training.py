@@ -95,7 +95,7 @@ def _plan(concepts: Any, config: Any, seeds: Any) -> list[tuple[TrainConfig, int
         raise LcalensError(f"config: expected a TrainConfig or several, got {config!r:.60} ({type(config).__name__}).")
     numbers = list(seeds) if isinstance(seeds, Iterable) else []
     if not numbers:
-        raise LcalensError(f"seeds: expected whole numbers, one a run, got {seeds!r:.60}.")
+        raise LcalensError(f"seeds: expected whole numbers, one per run, got {seeds!r:.60}.")
     for seed in numbers:
         check_int("seeds", seed, low=0)
     for recipe in configs:

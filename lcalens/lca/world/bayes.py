@@ -149,7 +149,7 @@ def kl_divergence(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
 
 
 def chernoff_information(concepts: LatentConcepts) -> Float[Tensor, " vocab"]:
-    """The Chernoff information between p(. | y) and p(. | y') by y XOR y', in nats a token.
+    """The Chernoff information between p(. | y) and p(. | y') by y XOR y', in nats per token.
 
     It is infinite where they share no token. XOR with y XOR y' swaps the two distributions, so the exponent is
     symmetric in lambda and its optimum is 1/2: the Bhattacharyya distance, exactly.

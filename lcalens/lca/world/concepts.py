@@ -290,7 +290,7 @@ def _weights(weights: Any, concepts: int) -> list[float]:
     """Weights that sum to 1."""
     numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
     if len(numbers) != concepts:
-        raise LcalensError(f"weights: expected {concepts} numbers, one a concept, got {weights!r:.80}.")
+        raise LcalensError(f"weights: expected {concepts} numbers, one per concept, got {weights!r:.80}.")
     numbers = [check_real("weights", weight, low=0) for weight in numbers]
     most = max(numbers)
     if most == 0:

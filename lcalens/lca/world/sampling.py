@@ -115,7 +115,7 @@ def words(seeds: Int[Tensor, " block"], batch: int, per_row: int) -> Int[Tensor,
     """The words that belong to each row of each block: block b's row r starts at word r * per_row of its stream.
 
     Args:
-        seeds: One a block.
+        seeds: One per block.
         batch: Rows in a block.
         per_row: Words that a row reads.
     """
@@ -159,7 +159,7 @@ class Sampler:
         """Contexts with their tokens in order, and their concepts.
 
         Args:
-            seeds: One a block.
+            seeds: One per block.
             batch: Contexts in a block.
             length: Tokens in a context.
         """
@@ -179,10 +179,10 @@ class Sampler:
         weight: Float[Tensor, " counts"] | None = None,
         into: Counts | None = None,
     ) -> Counts:
-        """The same contexts as `tokens`, counted; one row a context, the blocks one after the other.
+        """The same contexts as `tokens`, counted; one row per context, the blocks one after the other.
 
         Args:
-            seeds: One a block.
+            seeds: One per block.
             batch: Contexts in a block.
             length: Tokens in a context.
             weight: Written in place of each count, for counts from 0 to `length`: their logarithms, say.

@@ -61,7 +61,7 @@ def summarise(
     """The tables `summary`, `controls`, `by_relation` and `impossible` of an efficacy result.
 
     Args:
-        examples: One row a fact, with `relation_id` and `known`.
+        examples: One row per fact, with `relation_id` and `known`.
         axes: The result's axes: example, scheme, n; n begins with 0.
         values: `logp_true` and `logp_false` over them, in nats.
         impossible: How many facts each (scheme, n, reason) ruled out.

@@ -27,7 +27,7 @@ class Trial:
     """What the model itself said, before it was bridged.
 
     Attributes:
-        rows: Token ids, one row a length.
+        rows: Token ids, one row per length.
         logits: The model's logits for each row.
     """
 

@@ -72,7 +72,7 @@ class Contrast:
         true: The true answers' token ids. Measurements use the first, except of whole answers.
         false: The false answers' token ids.
         spans: For each name and example, token spans in the hijacked tokens; `last` is always there.
-        examples: One row an example. Where a tokenizer was given, `true_tokens` and `false_tokens` spell the answers.
+        examples: One row per example. Where a tokenizer was given, `true_tokens` and `false_tokens` spell the answers.
         excluded: What was left out: `index` (among what was given), `reason`, and what else identifies it.
 
     Raises:

@@ -226,7 +226,7 @@ def _occurrences(word: str, text: str) -> Iterator[Span]:
 
 
 def _each(name: str, places: Any, count: int) -> list[Any]:
-    """One item an example; a single pair holds for every example."""
+    """One item per example; a single pair holds for every example."""
     listed = _listed(places)
     if _is_pair(listed):
         return [listed] * count
