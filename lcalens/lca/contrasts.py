@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int, check_real
@@ -76,45 +76,47 @@ def contrast_concepts(
     generator = read_generator(seed, generator)
 
     tokens, y = concepts.sample(size, length, generator)
-    device = tokens.device
-    weights = concepts.offset_distance.to(device)
-    # With the control `other`, y~ needs a companion at its distance: only the complement of y has none.
-    possible = (weights > 0) & (weights < m if kind == "other" else True)
-    if distance is not None:
-        possible = weights == distance
-    offsets = torch.nonzero(possible).squeeze(1)
-    offset = offsets[torch.randint(len(offsets), (size,), generator=generator, device=device)]
-    redrawn = torch.rand(size, length, generator=generator, device=device, dtype=torch.float64) < share
+    distances = concepts.offset_distance.to(tokens.device)
+    offset = _offsets(distances, distance, m, kind, size, generator)
+    redrawn = torch.rand(size, length, generator=generator, device=tokens.device, dtype=torch.float64) < share
     redrawn[:, -1] = False
+    if not bool(redrawn.any()):
+        raise LcalensError(f"share: {share} redraws nothing in any of {size} contexts of {length} tokens; give more.")
     hijacked = concepts.hijack(tokens, y, y ^ offset, positions=redrawn, generator=generator)
-    from_whom = y if kind == "same" else y ^ _another(offset, weights, generator)
+    from_whom = y if kind == "same" else y ^ _another(offset, distances, generator)
     clean = concepts.hijack(tokens, y, from_whom, positions=redrawn, generator=generator)
-
     examples = pd.DataFrame(
         {
             "y": y.cpu().numpy(),
             "other": (y ^ offset).cpu().numpy(),
             "control": from_whom.cpu().numpy(),
-            "distance": weights[offset].cpu().numpy(),
+            "distance": distances[offset].cpu().numpy(),
             "share": share,
         }
     )
-    some = redrawn.any(1).cpu()
-    keep = torch.nonzero(some).squeeze(1).tolist()
-    if not keep:
-        raise LcalensError(f"share: {share} redraws nothing in any of {size} contexts of {length} tokens; give more.")
-    untouched = torch.nonzero(~some).squeeze(1).tolist()
+    return _contrast(clean.cpu(), hijacked.cpu(), redrawn.cpu(), examples)
+
+
+def _contrast(
+    clean: Int[Tensor, "batch length"],
+    hijacked: Int[Tensor, "batch length"],
+    redrawn: Bool[Tensor, "batch length"],
+    examples: pd.DataFrame,
+) -> Contrast:
+    """The examples in which something was redrawn, and a table of the others."""
+    touched = redrawn.any(1)
+    keep, untouched = (torch.nonzero(rows).squeeze(1).tolist() for rows in (touched, ~touched))
     excluded = examples.iloc[untouched].reset_index(drop=True)
     excluded.insert(0, "index", untouched)
     excluded.insert(1, "reason", "no position was redrawn")
-    places = _runs(redrawn)
+    places, kept = _runs(redrawn), examples.iloc[keep].reset_index(drop=True)
     return Contrast(
-        clean.cpu()[keep],
-        hijacked.cpu()[keep],
-        true=y.cpu()[keep],
-        false=(y ^ offset).cpu()[keep],
+        clean[keep],
+        hijacked[keep],
+        true=torch.from_numpy(kept["y"].to_numpy(copy=True)),
+        false=torch.from_numpy(kept["other"].to_numpy(copy=True)),
         spans={"redrawn": [places[i] for i in keep]},
-        examples=examples.iloc[keep].reset_index(drop=True),
+        examples=kept,
         excluded=excluded,
     )
 
@@ -128,6 +130,18 @@ def _limit(limit: Any, size: Any) -> int:
     message = "contrast_concepts: size is limit since lcalens 0.2; the old name goes in 0.3. Write limit=."
     warnings.warn(message, DeprecationWarning, stacklevel=3)
     return check_int("size", size, low=1)
+
+
+def _offsets(
+    distances: Int[Tensor, " vocab"], distance: int | None, m: int, kind: str, size: int, generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    """y~ XOR y of each example, uniform among those that its distance and its control allow."""
+    # With the control `other`, y~ needs a companion at its distance: only the complement of y has none.
+    possible = (distances > 0) & (distances < m if kind == "other" else True)
+    if distance is not None:
+        possible = distances == distance
+    offsets = torch.nonzero(possible).squeeze(1)
+    return offsets[torch.randint(len(offsets), (size,), generator=generator, device=distances.device)]
 
 
 def _another(offset: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
