@@ -16,8 +16,8 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: 
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or int(value) < low or (high is not None and int(value) > high):
-        wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-        raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
+        range_in_words = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        raise LcalensError(f"{name}: expected {range_in_words}, got {value!r:.60}{'; ' + why if why else ''}.")
     return int(value)
 
 
@@ -32,8 +32,8 @@ def check_real(name: str, value: Any, *, low: float | int, high: float | int = m
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or not low <= number <= high:
-        wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise LcalensError(f"{name}: expected {wanted}, got {value!r:.60}{'; ' + why if why else ''}.")
+        range_in_words = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        raise LcalensError(f"{name}: expected {range_in_words}, got {value!r:.60}{'; ' + why if why else ''}.")
     return number
 
 

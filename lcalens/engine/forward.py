@@ -49,9 +49,9 @@ class Trace:
         Args:
             which: Of the batch.
         """
-        some = [[value[which] for value in values] for values in (self.resid, self.keys, self.values)]
+        streams = [[value[which] for value in values] for values in (self.resid, self.keys, self.values)]
         kept = {name: [value[which] for value in values] for name, values in self.kept.items()}
-        return Trace(self.tokens[which], resid=some[0], keys=some[1], values=some[2], kept=kept)
+        return Trace(self.tokens[which], resid=streams[0], keys=streams[1], values=streams[2], kept=kept)
 
 
 def trace(
@@ -78,20 +78,24 @@ def trace(
 
 
 def trace_both(
-    decoder: Decoder, one: Int[Tensor, "batch position"], other: Int[Tensor, "batch length"], *, keep: Collection[str]
+    decoder: Decoder,
+    first: Int[Tensor, "batch position"],
+    second: Int[Tensor, "batch length"],
+    *,
+    keep: Collection[str],
 ) -> tuple[Trace, Trace]:
     """Two runs of the same examples, together where their lengths allow it, which is faster.
 
     Args:
         decoder: The model.
-        one: Of one length.
-        other: Of one length, not necessarily the same.
+        first: Of one length.
+        second: Of one length, not necessarily the same.
         keep: As for `trace`.
     """
-    if one.shape != other.shape:
-        return trace(decoder, one, keep=keep), trace(decoder, other, keep=keep)
-    both = trace(decoder, torch.cat([one, other]), keep=keep)
-    return both.rows(slice(len(one))), both.rows(slice(len(one), None))
+    if first.shape != second.shape:
+        return trace(decoder, first, keep=keep), trace(decoder, second, keep=keep)
+    both = trace(decoder, torch.cat([first, second]), keep=keep)
+    return both.rows(slice(len(first))), both.rows(slice(len(first), None))
 
 
 def run(

@@ -230,8 +230,8 @@ def variants_of(
         size = max(1, int(budget // (row_bytes(decoder) * batch * each * (length - start))))
         parts = []
         for lowest in range(0, len(layers), size):
-            wanted = layers[lowest : lowest + size]
-            patch = Patch(decoder, base, source, site, rows, others, start, wanted)
+            chunk = layers[lowest : lowest + size]
+            patch = Patch(decoder, base, source, site, rows, others, start, chunk)
             parts.append(run(decoder, None, start=start, before=base, join=patch.join, reads=1 + beyond))
         yield torch.cat(parts, 1)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
@@ -15,7 +16,7 @@ from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
 from lcalens.core.tensors import check_finite, one_dtype
 from lcalens.core.text import check_written, join_sentences
-from lcalens.core.tokens import Answer, check_answers, encode, follow, pad, source_tokenizer, spell
+from lcalens.core.tokens import Answer, Encoded, check_answers, encode, follow, pad, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, score
 
 
@@ -75,22 +76,13 @@ def ask(
         )
     followed = _followed(tokenizer, prompt, texts, answers, chat, join)
     check_length(model, max(len(item.ids) for item in (*encoded, *followed)))
-
-    ids, probabilities = [], []
-    for item in encoded:
-        batch = pad([item], device=next(model.original_model.parameters()).device)
-        with one_dtype("model"):
-            logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
-        check_finite(logits)
-        best = logits.softmax(-1).topk(top)
-        ids.append(best.indices.cpu().numpy())
-        probabilities.append(best.values.cpu().double().numpy())
+    ids, probabilities = _top_tokens(model, encoded, top)
     return Result(
         kind="answers",
         axes={"context": tuple(texts), "rank": tuple(range(1, top + 1))},
-        values={"probability": np.array(probabilities), "token_id": np.array(ids).astype(float)},
+        values={"probability": probabilities, "token_id": ids.astype(float)},
         tables={
-            "answers": _beside(tokenizer, list(texts), np.array(ids), np.array(probabilities)),
+            "answers": _beside(tokenizer, list(texts), ids, probabilities),
             "scored": _scored(model, tokenizer, list(texts), answers, followed),
         },
         provenance=provenance_of(
@@ -110,6 +102,22 @@ def ask(
             },
         ),
     )
+
+
+def _top_tokens(
+    model: Any, contexts: Sequence[Encoded], top: int
+) -> tuple[Int[np.ndarray, "context rank"], Float[np.ndarray, "context rank"]]:
+    """The most probable next tokens of each context, and their probabilities."""
+    ids, probabilities = [], []
+    for context in contexts:
+        batch = pad([context], device=next(model.original_model.parameters()).device)
+        with one_dtype("model"):
+            logits = model(batch.ids, attention_mask=batch.attention_mask)[0, -1].float()
+        check_finite(logits)
+        best = logits.softmax(-1).topk(top)
+        ids.append(best.indices.cpu().numpy())
+        probabilities.append(best.values.cpu().double().numpy())
+    return np.array(ids), np.array(probabilities)
 
 
 def _listed(name: str, texts: Any) -> list[Any]:

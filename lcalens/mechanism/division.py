@@ -72,8 +72,8 @@ def group_names(contrast: Contrast, groups: Any) -> tuple[str, ...]:
         LcalensError: They are no spans of the contrast.
     """
     if groups is None:
-        own = tuple(name for name in contrast.spans if name not in _ORDER)
-        return own + tuple(name for name in _ORDER if name in contrast.spans)
+        spans_of_user = tuple(name for name in contrast.spans if name not in _ORDER)
+        return spans_of_user + tuple(name for name in _ORDER if name in contrast.spans)
     listed = [groups] if isinstance(groups, str) else list(groups) if isinstance(groups, Sequence) else groups
     if not isinstance(listed, list) or not listed or any(name not in [*contrast.spans] for name in listed):
         raise LcalensError(f"groups: expected names of spans ({', '.join(contrast.spans)}), got {groups!r:.80}.")
@@ -89,14 +89,14 @@ def group_positions(contrast: Contrast, names: tuple[str, ...]) -> tuple[Labels,
     """
     labels, lone = [], []
     for index, (clean, hijacked) in enumerate(zip(contrast.clean, contrast.hijacked, strict=True)):
-        own = [len(names)] * len(hijacked)
+        groups_hijacked = [len(names)] * len(hijacked)
         for label in reversed(range(len(names))):
             for first, last in contrast.spans[names[label]][index]:
-                own[first:last] = [label] * (last - first)
+                groups_hijacked[first:last] = [label] * (last - first)
         alone = [[at in only for at in range(len(run))]
                  for only, run in zip(lone_positions(clean, hijacked), (clean, hijacked), strict=True)]  # fmt: skip
-        partners = iter([label for label, only in zip(own, alone[1], strict=True) if not only])
-        labels.append(([len(names) if only else next(partners) for only in alone[0]], own))
+        partners = iter([label for label, only in zip(groups_hijacked, alone[1], strict=True) if not only])
+        labels.append(([len(names) if only else next(partners) for only in alone[0]], groups_hijacked))
         lone.append((alone[0], alone[1]))
     return labels, lone
 

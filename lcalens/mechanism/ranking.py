@@ -211,9 +211,9 @@ def agreement(
 def _interval(prefix: str, measured: Measured, weights: np.ndarray, tail: float) -> dict[str, np.ndarray]:
     ends = np.full((2, measured.part.shape[1]), np.nan)
     if len(measured.part) > 1:
-        there = np.isfinite(measured.part).any(0)
-        drawn = [measured.mean(some)[:, there] for some in in_chunks(weights, measured.part.shape[1])]
-        ends[:, there] = np.nanquantile(np.vstack(drawn), [tail, 1 - tail], axis=0)
+        measurable = np.isfinite(measured.part).any(0)
+        drawn = [measured.mean(chunk)[:, measurable] for chunk in in_chunks(weights, measured.part.shape[1])]
+        ends[:, measurable] = np.nanquantile(np.vstack(drawn), [tail, 1 - tail], axis=0)
     return {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
 
 

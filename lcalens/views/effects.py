@@ -77,10 +77,10 @@ def plot_effects(
 def _numbers(result: "Result", quantity: str | None) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """What is shown, named, with the ends of its interval, over the axes but `example`."""
     table = result.wide()
-    there = [name for name in ("effect", "recovery") if name in table]
-    chosen = there[0] if quantity is None else quantity
-    if chosen not in there:
-        raise LcalensError(f"quantity: {quantity!r:.60} is not one of {', '.join(there)}.")
+    quantities = [name for name in ("effect", "recovery") if name in table]
+    chosen = quantities[0] if quantity is None else quantity
+    if chosen not in quantities:
+        raise LcalensError(f"quantity: {quantity!r:.60} is not one of {', '.join(quantities)}.")
     shape = tuple(len(at) for axis, at in result.axes.items() if axis != EXAMPLE)
     nothing = np.full(len(table), np.nan)
     mean, low, high = (

@@ -84,8 +84,8 @@ def token_labels(model: Any, contrast: Any, *, run: Literal["clean", "hijacked"]
     rows: tuple[tuple[int, ...], ...] = getattr(contrast, run)
     labels = []
     for back in range(max(map(len, rows)), 0, -1):
-        there = {row[-back] if len(row) >= back else None for row in rows}
-        (token,) = there if len(there) == 1 else (None,)
+        tokens = {row[-back] if len(row) >= back else None for row in rows}
+        (token,) = tokens if len(tokens) == 1 else (None,)
         labels.append(_span_at(contrast, back, run) if token is None else read_token(tokenizer, token))
     return tuple(labels)
 

@@ -29,9 +29,9 @@ def plot_training(result: "Result") -> "Figure":
         values = key if isinstance(key, tuple) else (key,)
         label = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                           for name, value in zip(varied, values, strict=True)) or "model"  # fmt: skip
-        there = ~np.isnan(result.values["accuracy"][rows]).all(0)  # a run that diverged has no end
-        steps, curves = (result.values[name][rows][:, there] for name in ("step", "accuracy"))
-        if not there.any():
+        evaluated = ~np.isnan(result.values["accuracy"][rows]).all(0)  # a run that diverged has no end
+        steps, curves = (result.values[name][rows][:, evaluated] for name in ("step", "accuracy"))
+        if not evaluated.any():
             continue
         steps = np.nanmax(steps, axis=0)
         panel.plot(steps, np.nanmean(curves, axis=0), color=color, lw=1.4, label=plain(short(label, 40)))

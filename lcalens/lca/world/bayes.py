@@ -73,15 +73,15 @@ def mixture_posterior(
     """
     check_int("m", concepts.m, low=2, high=_MIXTURE_LATENTS, why="the sum runs over V x V x V terms")
     check_real("share", share, low=0, high=1)
-    wanted = range(1, concepts.m + 1) if distances is None else distances
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
+    chosen = range(1, concepts.m + 1) if distances is None else distances
+    if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not chosen:
         raise LcalensError(f"distances: expected Hamming distances from 1 to {concepts.m}, got {distances!r:.60}.")
-    wanted = [check_int("distances", distance, low=1, high=concepts.m) for distance in wanted]
+    chosen = [check_int("distances", distance, low=1, high=concepts.m) for distance in chosen]
     size = concepts.vocab_size
     p, log_pi = concepts.offset_log_p.exp().to(last.device), concepts.offset_log_pi.to(last.device)
     others = counts.double() - torch.nn.functional.one_hot(last, size)
     offsets = torch.arange(size, device=last.device)
-    keep = torch.isin(concepts.offset_distance, torch.tensor(wanted))
+    keep = torch.isin(concepts.offset_distance, torch.tensor(chosen))
     apart = torch.nonzero(keep).squeeze(1).to(last.device)  # y~ XOR y
     mixed = (1 - share) * p + share * p[offsets ^ apart[:, None]]  # (y~ XOR y, offset)
     possible = mixed > 0

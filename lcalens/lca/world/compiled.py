@@ -87,16 +87,16 @@ def _built() -> Path:
         [compiler, "--version"], capture_output=True, check=True, timeout=_BUILD_SECONDS, stdin=subprocess.DEVNULL
     ).stdout
     digest = hashlib.sha256()
-    for part in (_SOURCE.read_bytes(), " ".join(_OPTIONS).encode(), version, _processor().encode()):
-        digest.update(hashlib.sha256(part).digest())
+    for content in (_SOURCE.read_bytes(), " ".join(_OPTIONS).encode(), version, _processor().encode()):
+        digest.update(hashlib.sha256(content).digest())
     target = cache_root() / "native" / f"sampling-{digest.hexdigest()[:32]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = Path(folder) / target.name
-            command = [compiler, *_OPTIONS, "-o", str(part), str(_SOURCE)]
+            library = Path(folder) / target.name
+            command = [compiler, *_OPTIONS, "-o", str(library), str(_SOURCE)]
             subprocess.run(command, capture_output=True, check=True, timeout=_BUILD_SECONDS, stdin=subprocess.DEVNULL)
-            part.replace(target)
+            library.replace(target)
     return target
 
 

@@ -122,15 +122,15 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
         targets = torch.tensor([paths[read.sequence][read.token] for _, _, read in reads], device=logits.device)
         chosen = logits[where[0], where[1]].float()
         right = chosen.gather(1, targets[:, None]).squeeze(1)
-        found = (right - chosen.logsumexp(-1)).double().cpu().numpy()
+        scored = (right - chosen.logsumexp(-1)).double().cpu().numpy()
         # Equal to the largest logit, not to its index: a tie is the model's answer too.
         best = (right >= chosen.amax(-1)).cpu().numpy()
-        check_finite(torch.from_numpy(found))
+        check_finite(torch.from_numpy(scored))
         index = np.array([read.sequence for _, _, read in reads])
-        np.add.at(logp, index, found)
+        np.add.at(logp, index, scored)
         np.logical_and.at(greedy, index, best)
         opening = np.array([read.token for _, _, read in reads]) == starts[index]
-        first_logp[index[opening]], first_greedy[index[opening]] = found[opening], best[opening]
+        first_logp[index[opening]], first_greedy[index[opening]] = scored[opening], best[opening]
     return Scores(logp, greedy, first_logp, first_greedy, path, tokens)
 
 

@@ -132,16 +132,16 @@ class Facts(Sequence[Fact]):
         """
         if relations is None:
             return self._derive(self._facts)
-        wanted = _relation_ids(relations)
+        chosen = _relation_ids(relations)
         known = self.relations
-        for relation in wanted:
+        for relation in chosen:
             if relation not in known:
                 listed = ", ".join(shown(name, 30) for name in known[:_SHOWN_RELATIONS])
                 more = f" and {len(known) - _SHOWN_RELATIONS} more" if len(known) > _SHOWN_RELATIONS else ""
                 raise LcalensError(
                     f"relations: {shown(relation)} does not occur in {shown(self._source)}; give one of {listed}{more}."
                 )
-        return self._derive(fact for fact in self._facts if fact.relation_id in wanted)
+        return self._derive(fact for fact in self._facts if fact.relation_id in chosen)
 
     def to_frame(self) -> "pd.DataFrame":
         """The facts as a table, which `load_facts` reads back.
@@ -289,15 +289,15 @@ def _relation_ids(relations: Any) -> tuple[str, ...]:
         raise LcalensError(
             f"relations: {shown(relations)} is a {type(relations).__name__}; give a relation id, or a list of them."
         )
-    wanted = tuple(relations)
-    if not wanted:
+    ids = tuple(relations)
+    if not ids:
         raise LcalensError(f"relations: {shown(relations)} names no relation; give at least one, or None for all.")
-    for relation in wanted:
+    for relation in ids:
         if not isinstance(relation, str):
             raise LcalensError(
                 f"relations: {shown(relation)} is a {type(relation).__name__}; give relation ids, strings."
             )
-    return wanted
+    return ids
 
 
 def _count(number: int, noun: str) -> str:

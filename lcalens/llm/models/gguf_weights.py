@@ -24,8 +24,8 @@ def weights_of(gguf: GGUF, config: Any) -> dict[str, torch.Tensor]:
     Raises:
         LcalensError: The file lacks a tensor, holds one that the model has no place for, or one of another shape.
     """
-    wanted = _parameters(config)
-    names = _names(gguf.metadata.architecture, config, wanted)
+    shapes = _parameters(config)
+    names = _names(gguf.metadata.architecture, config, shapes)
     absent = sorted(set(names.values()) - set(gguf.tensors))
     file = gguf.paths[0].name
     if absent:
@@ -43,10 +43,10 @@ def weights_of(gguf: GGUF, config: Any) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for name, source in names.items():
         values = np.ascontiguousarray(undo(source, gguf.read(source), config))
-        if values.shape != wanted[name]:
+        if values.shape != shapes[name]:
             raise LcalensError(
                 f"source: {file}: {source} has the shape {values.shape}, and the model that the file describes takes "
-                f"{wanted[name]}; it is damaged or of another model."
+                f"{shapes[name]}; it is damaged or of another model."
             )
         # The reader maps the file: what is kept must not hang on it.
         weights[name] = torch.from_numpy(values.copy())
@@ -65,14 +65,14 @@ def _parameters(config: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _names(architecture: str, config: Any, wanted: dict[str, tuple[int, ...]]) -> dict[str, str]:
+def _names(architecture: str, config: Any, parameters: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """Each parameter's name in the file, by llama.cpp's own table."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
     table = get_tensor_name_map(arch, config.num_hidden_layers)
     names: dict[str, str] = {}
-    for name in wanted:
+    for name in parameters:
         base, _, kind = name.rpartition(".")
         theirs = table.get_name(base)
         if theirs is None:

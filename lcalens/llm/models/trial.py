@@ -165,8 +165,8 @@ def _lengths(text: Any) -> Sequence[int]:
     nested = [value for value in rope.values() if isinstance(value, dict)] if isinstance(rope, dict) else []
     limits = [getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
     limits += [entry.get("original_max_position_embeddings") for entry in [rope, *nested] if isinstance(entry, dict)]
-    wanted = {*_LENGTHS, *(int(limit) + 3 for limit in limits if isinstance(limit, int) and limit > 0)}
-    return sorted(length for length in wanted if length <= longest) or [1]
+    lengths = {*_LENGTHS, *(int(limit) + 3 for limit in limits if isinstance(limit, int) and limit > 0)}
+    return sorted(length for length in lengths if length <= longest) or [1]
 
 
 def _ordinary_tokens(config: Any, text: Any) -> Int[torch.Tensor, " tokens"]:

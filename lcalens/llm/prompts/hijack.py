@@ -84,7 +84,7 @@ def hijack_prompts(
         LcalensError: An unknown scheme, a malformed template, counts that are not whole numbers from 0 up.
     """
     chosen = find_scheme(scheme)
-    wanted = check_counts(counts)
+    numbers = check_counts(counts)
     facts = facts if isinstance(facts, Facts) else Facts(list(facts))
     around = Surroundings(facts, RelatedTable() if words is None else words, seed)
     prompts, impossible = [], []
@@ -92,10 +92,10 @@ def hijack_prompts(
         sentences: list[Sentence] = []
         reason = "too few sentences of this kind exist"
         try:
-            sentences.extend(islice(chosen.sentences(fact, around), max(wanted)))
+            sentences.extend(islice(chosen.sentences(fact, around), max(numbers)))
         except Impossible as error:
             reason = str(error)
-        for n in wanted:
+        for n in numbers:
             if n <= len(sentences):
                 prompts.append(put_before(fact, chosen.name, sentences[:n]))
             else:
