@@ -170,7 +170,7 @@ def agreement(
     sites = int(usable.sum())
     check_int("k", k, low=1, high=sites, why="there are no more sites")
     plain = [measured.mean(np.ones((1, len(measured.part))))[:, usable] for measured in (first, second)]
-    value = _compare(*plain, k)[:, 0]
+    value = _compare(plain[0], plain[1], k)[:, 0]
     groups = [clusters_of(a.examples), clusters_of(b.examples)]
     if shared and groups[0] is not None:
         groups[0] = groups[0][common[0]]
