@@ -33,6 +33,7 @@ _HOMES = {
     "leading": "lcalens.mechanism.leading",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
+    "memory_estimate": "lcalens.mechanism.estimate",
     "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
     "run_with_cache": "lcalens.mechanism.cache",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast
+    from lcalens.mechanism.estimate import memory_estimate as memory_estimate
     from lcalens.mechanism.exchange import exchange as exchange
     from lcalens.mechanism.hook_names import hook_name as hook_name
     from lcalens.mechanism.hook_names import site_of as site_of

@@ -145,7 +145,7 @@ def patch(
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
     with progress_callback(progress, unit="examples") as report:
-        for job in _jobs(contrast, places, decoder, asked, budget):
+        for job in jobs(contrast, places, decoder, asked, budget):
             rows = job.bucket.indices.numpy()
             what = [*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]]
             key = "" if out is None else cell_key((_measure, read_decoder), what)
@@ -213,8 +213,16 @@ def _patched_layers(asked: Place) -> range | None:
     return None if asked.layer is None else range(asked.layer, asked.layer + 1)
 
 
-def _jobs(contrast: Contrast, places: Any, decoder: Decoder | str, asked: Place, budget: float) -> Iterator[Job]:
-    """Examples of the same lengths and positions, as many together as still run faster."""
+def jobs(contrast: Contrast, places: Any, decoder: Decoder | str, asked: Place, budget: float) -> Iterator[Job]:
+    """Examples of the same lengths and positions, as many together as still run faster.
+
+    Args:
+        contrast: The examples.
+        places: Each one's groups of positions.
+        decoder: The model read layer by layer, or why it cannot be.
+        asked: The site, and the layer asked for.
+        budget: Bytes that the growing batch may take.
+    """
     per_example, bound = 1, _ROWS
     if isinstance(decoder, Decoder):
         layer = decoder.layers[0]

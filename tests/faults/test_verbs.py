@@ -22,6 +22,7 @@ from lcalens import (
     knockout,
     lca_bridge,
     load_model,
+    memory_estimate,
     patch,
     ranking,
     run_with_cache,
@@ -65,6 +66,7 @@ TAKES_A_MODEL = {
     "patch by zeros": (patch, {"source": "zero"}),
     "patch by means": (patch, {"source": "mean", "positions": "all"}),
     "run_with_cache": (run_with_cache, {}),
+    "memory_estimate": (memory_estimate, {}),
     "knockout": (knockout, {}),
     "knockout of each head": (knockout, {"heads": "each"}),
     "exchange": (exchange, {"sets": [[(0, 0)]]}),
@@ -110,6 +112,7 @@ FAULTS = {
                {f"blocks.{layer}.attn.hook_z": np.ones((4, 4, HEADS, 4)) for layer in range(LAYERS)},
                {f"blocks.{layer}.attn.hook_z": torch.ones(3, 4, HEADS, 4) for layer in range(LAYERS)}],
     "names_filter": [1.5, True, "", b"z", [], ["z", "x"], [None], "blocks.9.attn.hook_z", object, lambda name: False],
+    "verb": [*ODD, "split", "Patch"],
     "run": [*ODD, "Clean", "both"],
     "metric": [*(value for value in ODD if value is not object), "Logit-difference", "loss"],
     "memory": [*NOT_A_NUMBER, 0, -1, 1e-9, math.inf, 10**400],
@@ -155,7 +158,7 @@ def fits(verb, name, value):
 @pytest.mark.parametrize("column", TAKES_A_MODEL)
 def test_every_bad_value_in_every_verb_is_refused_by_name(column, gpt2):
     verb, given = TAKES_A_MODEL[column]
-    unknown = set(arguments(verb)) - set(FAULTS) - {"tokenizer", "title"}
+    unknown = set(arguments(verb)) - set(FAULTS) - {"tokenizer", "title", "arguments"}
     assert not unknown, f"{verb.__name__} has arguments without bad values: {sorted(unknown)}"
     whole = {"model": gpt2, "contrast": made_contrast()} | given
     if "progress" in arguments(verb):

@@ -1,17 +1,11 @@
 """Whether a model fits: its parameters counted from the configuration, against the memory that is free."""
 
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from lcalens.core.errors import LcalensError
-
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+from lcalens.core.memory import free_memory
 
 
 def count_parameters(config: Any) -> int:
@@ -22,25 +16,6 @@ def count_parameters(config: Any) -> int:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken: of the accelerator, or of this machine and of the container it may be.
-
-    Swap counts, and what a container has in its file cache does not count as taken twice: the estimate errs on the
-    side of trying.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
-    for limit, usage in _CGROUPS:
-        try:
-            allowed, used = (int(Path(path).read_text()) for path in (limit, usage))
-        except (OSError, ValueError):  # no such container, or no limit ("max")
-            continue
-        process_bytes = psutil.Process().memory_info().rss  # the rest of the usage is mostly files, which make way
-        free = min(free, allowed - min(used, process_bytes))
-    return free
 
 
 def check_memory(source: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:
