@@ -27,6 +27,7 @@ _HOMES = {
     "contrast_facts": "lcalens.llm.contrasts",
     "efficacy": "lcalens.llm.efficacy.measure",
     "exchange": "lcalens.mechanism.exchange",
+    "held_out": "lcalens.llm.facts.halves",
     "hook_name": "lcalens.mechanism.hook_names",
     "knockout": "lcalens.mechanism.knockout",
     "lca_bridge": "lcalens.lca.model.bridge",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from lcalens.llm.efficacy.measure import efficacy as efficacy
     from lcalens.llm.facts.facts import Fact as Fact
     from lcalens.llm.facts.facts import load_facts as load_facts
+    from lcalens.llm.facts.halves import held_out as held_out
     from lcalens.llm.models.load import load_model as load_model
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache

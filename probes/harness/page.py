@@ -68,9 +68,8 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
         lines += [*_judged(verdict), ""]
     if outcome.verdicts:
         lines += [FAMILIES, "", *_beforehand(probe), ""]
-    for rule, evidence in outcome.report.evidence:
-        if not evidence:
-            lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
+    for rule in outcome.unmeasured:
+        lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
     for number, caption in enumerate(outcome.report.figures, 1):
         lines += [f"![{caption}](figures/{outcome.name}-{number}.png)", "", f"*{caption}*", ""]
     if not outcome.verdicts:

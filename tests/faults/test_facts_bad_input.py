@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts import files
 from lcalens.llm.facts.facts import Fact, Facts, Skipped, load_facts
+from lcalens.llm.facts.halves import held_out
 
 GOOD = {
     "case_id": 1,
@@ -601,3 +602,11 @@ class Hostile:
 def test_a_value_that_cannot_be_shown_does_not_hide_the_error():
     assert "limit: <Hostile> cannot be used" in refused([GOOD], limit=Hostile())
     assert "record: <Hostile> is a Hostile" in load_facts([GOOD, Hostile()]).skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "without"), [([FACT], ()), (None, ()), (Facts([FACT]), "12"), (Facts([FACT]), 12), (Facts([FACT]), b"1")]
+)
+def test_a_half_of_what_is_no_facts_is_refused(facts, without):
+    with pytest.raises(LcalensError, match="give"):
+        held_out(facts, without=without)

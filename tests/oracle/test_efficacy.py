@@ -110,6 +110,7 @@ def check_against_loop(result, slow, texts, *, facts=FACTS, scoring="whole", cha
         assert row.logp_true == pytest.approx(true[scoring][0], abs=1e-4, rel=1e-5)
         assert row.logp_false == pytest.approx(false[scoring][0], abs=1e-4, rel=1e-5)
         assert row.greedy == true[scoring][1]
+        assert row.greedy_false == false[scoring][1]
     return frame
 
 
@@ -522,9 +523,9 @@ def test_a_case_id_of_many_digits_can_be_saved(standin, tmp_path):
 
 def test_the_tidy_table_says_all(every):
     long = every.to_frame()
-    assert set(long["quantity"]) == {"logp_true", "logp_false", "greedy"}
+    assert set(long["quantity"]) == {"logp_true", "logp_false", "greedy", "greedy_false"}
     frame = every.wide("values")
-    assert len(long) == 3 * len(frame)
+    assert len(long) == 4 * len(frame)
     assert {"case_id", "relation_id", "subject", "target_true", "target_false", "scheme", "n"} <= set(frame)
     assert {"logp_true", "logp_false", "greedy", "known"} <= set(frame)
     assert (frame["logp_true"] <= 0).all()

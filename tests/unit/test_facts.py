@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 import lcalens
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import Fact, Facts, Skipped, load_facts
+from lcalens.llm.facts.halves import held_out
 
 COUNTERFACT = os.environ.get("LCALENS_COUNTERFACT", "")
 SAMPLE = Path(lcalens.__file__).parent / "llm" / "data" / "sample_facts.json"
@@ -576,6 +578,28 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+# --- the half that is held out ----------------------------------------------------------------------------------
+
+
+def test_the_held_out_half_depends_on_the_identifier_alone():
+    facts = Facts(many(400))
+    held = held_out(facts)
+    expected = [f for f in facts if int(hashlib.sha256(str(f.case_id).encode()).hexdigest()[:2], 16) % 2]
+    assert list(held) == expected
+    assert 150 < len(held) < 250
+    assert held.pool == facts.pool  # sentences about other subjects come from any record
+    assert list(held_out(facts.sample(50))) == [fact for fact in facts.sample(50) if fact in expected]
+    as_text = Facts([make(str(fact.case_id), subject=fact.subject) for fact in facts])
+    assert [int(fact.case_id) for fact in held_out(as_text)] == [fact.case_id for fact in held]
+
+
+def test_what_was_published_is_left_out_of_the_held_out_half():
+    facts = Facts(many(100))
+    ids = [fact.case_id for fact in held_out(facts)]
+    assert [fact.case_id for fact in held_out(facts, without=[ids[0], str(ids[1])])] == ids[2:]
+    assert not len(held_out(facts, without=ids))
+
+
 # --- the sample, and the real data ----------------------------------------------------------------------------------
 
 
@@ -593,6 +617,9 @@ def test_sample_keeps_its_promises(tmp_path, monkeypatch):
         subjects.setdefault(fact.target_true, set()).add(fact.subject)
     lonely = [fact for fact in facts if len(subjects.get(fact.target_false, set()) - {fact.subject}) < 3]
     assert not lonely
+    counts = Counter(fact.relation_id for fact in facts)
+    assert all(counts[relation] >= 40 for relation in ("P103", "P131", "P190", "P641", "P1412"))
+    assert not [fact for fact in facts if fact.target_true == fact.target_false]
 
 
 @pytest.mark.skipif(not os.path.isfile(COUNTERFACT), reason="LCALENS_COUNTERFACT names no file")

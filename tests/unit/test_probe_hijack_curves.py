@@ -6,13 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import standins
+from matplotlib import pyplot
 
-from lcalens import load_facts
+from lcalens import held_out, load_facts
 from probes.harness.facts import FactCurves
-from probes.harness.work import COUNTERFACT, Work
+from probes.harness.work import COUNTERFACT, Work, facts_source, facts_table, judged_facts
 from probes.real import hijack_curves as probe
 
 SAMPLE = {"name": "sample", "digest": ""}
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    pyplot.close("all")
 
 
 def _cell(folder, **changes):
@@ -32,15 +39,17 @@ def test_rows_say_which_object_the_plain_model_prefers(standin, tmp_path, monkey
             for answer in (fact.target_false, fact.target_true):
                 ids = prompt + made.tokenizer(" " + answer).input_ids
                 logp.append(standins.brute_force(made.plain, tuple(ids), len(prompt), len(ids))[0])
-            assert row["false"][at][column] == (logp[0] > logp[1])
+            assert row["odds"][at][column] == pytest.approx(logp[0] - logp[1], abs=1e-4)
     assert row["relation"] == [fact.relation_id for fact in facts]
+    assert row["parameters"] == sum(weight.numel() for weight in made.plain.parameters())
+    assert set(np.ravel(row["says"])) <= {0.0, 1.0}
     assert (row["counts"], row["there"]) == ([0, 1], len(load_facts("sample")))
 
 
 def test_a_relation_that_the_facts_lack_and_a_model_without_a_template_give_no_rows(standin, tmp_path, monkeypatch):
     monkeypatch.delenv(COUNTERFACT, raising=False)
     folder = standin("gpt2").folder
-    assert probe.measure(_cell(folder, part="P190", scheme="negation"), Work(tmp_path)) == []
+    assert probe.measure(_cell(folder, part="P19", scheme="negation"), Work(tmp_path)) == []
     assert probe.measure(_cell(folder, part="sweep", chat=True), Work(tmp_path)) == []
 
 
@@ -57,22 +66,28 @@ def test_other_facts_make_other_cells(tmp_path, monkeypatch):
 FACTS = 60
 
 
-def _rows(strong, *, twin=True):
-    """Facts where every hijack flips half at n = 1 and all at n = 3, every reverse scheme none, and no control any."""
-    settings = probe.HijackCurves(counts=(0, 1, 3), few=(0, 1, 3))
+def _rows(strong, *, without=(), models=("smollm2",), facts=FACTS):
+    """Facts where every hijack flips half at n = 1 and all after, every reverse scheme none, and no control any."""
+    settings = probe.HijackCurves(models=models, counts=(0, 1, 3), few=(0, 1, 3))
     rng, rows = np.random.default_rng(0), []
-    began = (np.arange(FACTS) % 4 == 0).astype(float)
+    began = np.arange(facts) % 4 == 0
     for cell in probe.grid(settings):
-        if cell["part"] == "P190" and not twin:
+        if cell["part"] in without:
             continue
-        hijacks = cell["scheme"] in (*probe._CONTROLS, *settings.wordings)
-        end = (0.0 if "reverse" in cell["scheme"] else 1.0) if hijacks and strong else began
-        half = np.where(rng.permutation(FACTS) % 2 == 0, end, began)
-        false = np.stack([began, half, np.broadcast_to(end, FACTS)][: len(cell["counts"])], axis=1)
-        about = {"known": (began == 0).tolist(), "relation": [f"P{17 + i % 3 * 2}" for i in range(FACTS)]}
-        row = cell | {"source": SAMPLE, "counts": list(cell["counts"]), "false": false.tolist(), "there": 99} | about
-        rows.append(row | {"scoring": "whole"})
+        scheme = cell["scheme"]
+        reverse = "reverse" in scheme or "{target_true}" in scheme
+        hijacks = reverse or scheme in (*probe._CONTROLS, "related-form", *settings.wordings)
+        end = (np.zeros(facts) if reverse else np.ones(facts)) if hijacks and strong else began.astype(float)
+        half = np.where(rng.permutation(facts) % 2 == 0, end, began)
+        false = np.stack([began, half, end][: len(cell["counts"])], axis=1)
+        about = {"known": (~began).tolist(), "relation": [f"P{17 + i % 3 * 2}" for i in range(facts)]}
+        about |= {"odds": (2 * false - 1).tolist(), "says": np.zeros_like(false).tolist(), "parameters": 7}
+        rows.append(cell | {"source": SAMPLE, "counts": list(cell["counts"]), "there": 99, "scoring": "whole"} | about)
     return settings, pd.DataFrame(rows)
+
+
+def _verdicts(report):
+    return [rule.judge(evidence).word for rule, evidence in report.evidence if any(one.counted for one in evidence)]
 
 
 @pytest.mark.parametrize(("strong", "word"), [(True, "holds"), (False, "does not hold")])
@@ -80,36 +95,92 @@ def test_verdicts_on_rows_made_by_hand(strong, word, monkeypatch):
     monkeypatch.delenv(COUNTERFACT, raising=False)
     settings, rows = _rows(strong)
     report = probe.report(settings, rows)
-    assert [rule.judge(evidence).word for rule, evidence in report.evidence] == [word] * len(probe.RULES)
-    settings_of = [[one.setting for one in evidence] for _, evidence in report.evidence]
-    assert settings_of[1] == ["smollm2: negation, n = 3, 60 facts", "smollm2, P190: negation, n = 3, 60 facts"]
+    words = _verdicts(report)
+    words.pop(2) if not strong else None  # no change at all is no fall: "the more" asks for 0 or more
+    assert words == [word] * len(words)
+    assert len(words) >= len(probe.RULES) - 1
+    negated = report.evidence[1][1]
+    assert [(one.setting, one.counted) for one in negated[:2]] == [
+        ("SmolLM2-135M-Instruct (4-bit, dequantised): negation, n = 0 to 3, 60 facts", False),
+        ("SmolLM2-135M-Instruct (4-bit, dequantised), P103: negation, n = 0 to 3, 60 facts", True),
+    ]
     if strong:  # a quarter began false, all end so
         assert report.evidence[0][1][0].effect.mean == pytest.approx(0.75)
-        assert report.evidence[5][1][0].effect.mean == pytest.approx(-0.25)
-    es, retention = (report.tables[title] for title in list(report.tables)[1:3])
+        assert report.evidence[6][1][0].effect.mean == pytest.approx(-0.25)
+        grows = report.evidence[2][1][0]
+        drawn = rows[(rows["part"] == "random") & (rows["scheme"] == "dont-think")].iloc[0]["odds"]
+        assert grows.effect.mean == pytest.approx(np.mean([row[2] - row[1] for row in drawn]))
+        assert grows.setting.endswith(f"n = 1 to 3, 60 facts (ES {np.mean([row[1] > 0 for row in drawn]):.2f} to 1.00)")
+    tables = {title.split(",")[0]: table for title, table in report.tables.items()}
+    es, retention = tables["Efficacy score ES by n"], tables["Retention"]
     first = (es["scheme"] == "dont-think") & (es["facts of"] == "random")
-    assert es[first]["n = 3"].str.split().str[0].tolist() == (["1", "1"] if strong else ["0.25", "0"])
-    assert retention[first]["n = 3"].str.split().str[0].tolist() == (["0", "0"] if strong else ["0.75", "1"])
-    assert es[first]["facts"].tolist() == [60, 45]
+    assert es[first]["subset"].tolist() == ["all", "prefers-true", "known"]
+    assert es[first]["n = 3"].str.split().str[0].tolist() == (["1", "1", "1"] if strong else ["0.25", "0", "0"])
+    assert es[first]["facts"].tolist() == [60, 45, 45]
+    only = (retention["scheme"] == "dont-think") & (retention["facts of"] == "random")
+    assert retention[only]["n = 3"].str.split().str[0].tolist() == (["0"] if strong else ["0.75"])
 
 
-def test_without_p190_the_page_still_stands(monkeypatch):
+def test_few_facts_get_no_verdict_and_every_figure_of_the_paper_has_its_place(monkeypatch):
     monkeypatch.delenv(COUNTERFACT, raising=False)
-    report = probe.report(*_rows(True, twin=False))
-    assert [len(evidence) for _, evidence in report.evidence] == [1, 1, 2, 1, 1, 2]
-    assert "P190" in report.tables["The facts"]["relations missing"].iloc[0]
-    assert "P190: 0 facts" in report.notes[0]
+    report = probe.report(*_rows(True, facts=39))
+    assert not any(one.counted for _, evidence in report.evidence for one in evidence)
+    assert [one.figure.split()[1] for one in report.paper] == ["2a", "2b", "B.2", "B.3", "B.1", "B.4"]
+    assert all(one.caption in report.figures for one in report.paper)
+    assert any("shipped sample" in note for note in report.notes)
+
+
+def test_the_models_stand_by_size_and_are_named_in_full(monkeypatch):
+    monkeypatch.delenv(COUNTERFACT, raising=False)
+    settings, rows = _rows(True, models=("gpt2", "smollm2"))
+    rows["parameters"] = np.where(rows["model"] == "gpt2", 9, 7)
+    sizes = probe.report(settings, rows).tables["Models by size: change in ES on facts drawn at random"]
+    assert sizes["model"].tolist() == ["SmolLM2-135M-Instruct (4-bit, dequantised)", "GPT-2 (124M)"]
+
+
+def test_without_some_relations_the_page_still_stands(monkeypatch):
+    monkeypatch.delenv(COUNTERFACT, raising=False)
+    report = probe.report(*_rows(True, without=("P190", "P1412")))
+    assert [len(evidence) for _, evidence in report.evidence] == [1, 4, 5, 0, 1, 1, 5]
+    assert "P190 0," in " ".join(report.notes)
+
+
+def test_no_judged_fact_was_published(tmp_path, monkeypatch):
+    facts = load_facts("sample")
+    one, other = held_out(facts)[:2]
+    monkeypatch.setattr("probes.harness.work.published", lambda: {one.case_id})
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts.to_frame().to_dict("records")))
+    monkeypatch.setenv(COUNTERFACT, str(path))
+    judged = judged_facts(facts_source())
+    assert other in judged
+    assert one not in judged
+    assert set(judged) == set(held_out(facts)) - {one}
+    assert len(judged.pool) == len(facts)
+    table = dict(facts_table(facts_source()).to_numpy())
+    assert table["digest of these facts"] == judged.digest
+    assert "held_out" in table["judged on"]
+    monkeypatch.delenv(COUNTERFACT)
+    assert judged_facts(facts_source()) == facts
 
 
 def test_complete_cases_and_counts_that_few_facts_reach():
     nan = np.nan
     one = pd.DataFrame([[0, 1, 1], [0, 1, nan], [1, 1, nan], [0, nan, nan], [1, 0, nan]], columns=[0, 1, 3])
     other = pd.DataFrame([[0, 0, 0], [0, 1, 0], [1, nan, nan], [0, 0, 0], [1, 1, 1]], columns=[0, 1, 3])
-    curves = FactCurves({"one": one, "other": other}, ["P1", "P1", "P2", "P2", "P3"], [True, False, True, False, True])
+    of = ["P1", "P1", "P2", "P2", "P3"]
+    curves = FactCurves({"one": 2 * one - 1, "other": 2 * other - 1}, of, [True, False, True, False, True])
     (left, right), chosen = curves.together("one", "other")
     # n = 3 exists for 1 of the 4 facts that have n = 1, so it goes; of facts 0, 1, 4 both have n = 0 and 1.
     assert (list(left), list(right)) == ([0, 1], [0, 1])
     assert chosen.tolist() == [True, True, False, False, True]
     found = curves.evidence("m", "one", "other")
-    assert found.setting == "m: one, n = 1, 3 facts"
+    assert (found.setting, found.counted) == ("m: one, n = 0 to 1, 3 facts", False)
     assert (found.effect.mean, found.control.mean, found.excess.mean) == pytest.approx((1 / 3, 1 / 3, 0))
+    odds = curves.evidence("m", "one", "other", odds=True)
+    assert odds.effect.mean == pytest.approx(2 / 3)
+    assert {name: members.tolist() for name, members in curves.strata("one", chosen).items()} == {
+        "all": [True, True, True],
+        "prefers-true": [True, True, False],
+        "known": [True, False, True],
+    }

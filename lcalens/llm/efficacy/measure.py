@@ -27,7 +27,7 @@ from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 from lcalens.llm.prompts.words import RelatedWords
 
 _CELL_FACTS = 64
-_QUANTITIES = ("logp_true", "logp_false", "greedy")
+_QUANTITIES = ("logp_true", "logp_false", "greedy", "greedy_false")
 _MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
 
@@ -66,10 +66,11 @@ def efficacy(
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
-        A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats and `greedy` (1 where
-        greedy decoding gives the true object). Its tables: `summary` (ES, retention, mean log odds, changes, tests, for
-        three subsets of the facts: see `lcalens.llm.efficacy.tables`), `controls`, `by_relation`,
-        `impossible`, which counts what could not be made or not be scored exactly. `true_tokens` and `false_tokens` of
+        A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats, `greedy` (1 where
+        greedy decoding gives the true object) and `greedy_false` (the same of the false one). Its tables: `summary`
+        (ES, retention, mean log odds, changes, tests, for three subsets of the facts: see
+        `lcalens.llm.efficacy.tables`), `controls`, `by_relation`, `impossible`, which counts what could not be made or
+        not be scored exactly. `true_tokens` and `false_tokens` of
         its examples spell the tokens that are scored behind the clean prompt.
 
     Raises:
@@ -270,8 +271,8 @@ def _cell(
         return arrays
     scores = score(model, continuations)
     first = np.array([item.ids[item.start] for item in continuations])
-    whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2])
-    opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2])
+    whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2], scores.greedy[1::2])
+    opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2], scores.first_greedy[1::2])
     columns = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
     arrays = dict(zip(_MEASURED, columns, strict=True))
     paths.add(scores.path)
