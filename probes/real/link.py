@@ -1,12 +1,14 @@
 """Which heads carry a hijack, and is it where they look or what they recall (the question that the paper leaves open).
 
-On both worlds. Real models: heads are ranked by exact patching on one half of the facts, and all that is said of
-them is measured on the other. At the last position the leading heads' patterns, the values that they average, or both
-are made the clean run's, all heads together. The clean run has a neutral sentence in the hijack's place, or one that
-names another object. The toy's one head is treated the same; its clean run's tokens are redrawn from the concept
-itself, or from a third concept as far away.
+On both worlds. Real models: heads are ranked by exact patching on one half of the facts, and all that is said of them
+is measured on the other. *A few heads* are 5% of the model's, rounded down: those of the largest mean recovery. At
+the last position their patterns, the values that they average, or both are made the clean run's, all heads together.
+Beside them stand many sets of as many other heads, drawn at random from the same range of layers. The clean run has a
+neutral sentence in the hijack's place, or one that names another object. The toy's one head is treated the same; its
+clean run's tokens are redrawn from the concept itself, or from a third concept as far away.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ from lcalens import (
     exchange,
     lca_bridge,
     leading,
-    load_facts,
     patch,
 )
 from lcalens.core.estimates import Estimate, over_seeds, ratio_of_facts
@@ -34,19 +35,29 @@ from probes.harness.rules import ANY, Evidence, Rule, paired, unpaired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
-from probes.harness.work import Work, facts_source, facts_table, model_names
+from probes.harness.work import (
+    FEWEST,
+    Work,
+    facts_source,
+    facts_table,
+    judged_facts,
+    left_out,
+    model_label,
+    model_names,
+)
 
 RULES = (
     Rule(
-        claim="A few heads carry the hijack.",
+        claim="A few heads (5%) carry half of the hijack or more.",
+        headline="5% of the heads carry half of the hijack or more",
         source="the link",
         group="ours",
-        effect="the share of it that the leading heads carry together, on facts they were not ranked on",
+        effect="the share of the hijack that the leading heads carry together, on facts they were not ranked on",
         unit="share of the hijack",
         effect_range=ANY,
         control_range=ANY,
         minimum=0.5,
-        control="as many other heads of the same layers, drawn at random",
+        control="sets of as many other heads, drawn at random from the same range of layers, on average",
         margin=0.3,
     ),
     Rule(
@@ -75,12 +86,15 @@ RULES = (
     ),
 )
 CHOICES = """
-How many heads are *a few*, and which sentence is the clean one, decide what is found: the first figure and the second
-table have both. The heads that lead are those of the largest mean recovery, so heads that work against a hijack are not
-among them. Every exchange is of the last position alone. In the toy, the share of the context that is redrawn and the
-distance of the hijacking concept are open: the sweep goes over both. Shares are ratios of means, with 95% bootstrap
-intervals that resample whole relations; the toy's are Student's over seeds.
+How many heads are *a few*, and which sentence is the clean one, decide what is found: the first figure and the tables
+have both. Heads that work against a hijack are not among the leading ones. The sets drawn at random hold none of these;
+their range of layers is that of the leading heads, and widens by a layer on either side until there are enough sets to
+draw from. Every exchange is of the last position alone. The toy has one head in a world where every token may occur
+(N = all), so where it looks carries next to nothing by construction: its rows are shown, and not counted. The share of
+its context that is redrawn and the distance of the hijacking concept are open: the sweep goes over both. Shares are
+ratios of means, with 95% bootstrap intervals that resample whole relations; the toy's are Student's over seeds.
 """
+_PERCENT = 5
 _CONTROLS: dict[Any, Literal["neutral", "other-object"]] = {"same": "neutral", "other": "other-object"}
 
 
@@ -91,8 +105,9 @@ class Link(Settings):
     Attributes:
         models: As `lcalens.load_model` takes them; `paper` stands for the paper's own.
         facts: How many; heads are ranked on one half and measured on the other.
-        heads: Numbers of leading heads; the verdicts are of the largest.
-        draws: Random sets of heads.
+        heads: Numbers of leading heads for the curve; the verdicts are of 5% of the heads.
+        draws: Sets of heads drawn at random, no two alike.
+        drawn_facts: Facts on which they are measured, of those that the leading heads are measured on.
         m: Latent bits of the toys.
         length: Their context length L.
         steps: Their training steps.
@@ -104,7 +119,8 @@ class Link(Settings):
     models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     facts: int = 400
     heads: tuple[int, ...] = (1, 2, 5, 10)
-    draws: int = 5
+    draws: int = 200
+    drawn_facts: int = 50
     m: tuple[int, ...] = (6, 8)
     length: int = 64
     steps: int = 1000
@@ -120,7 +136,8 @@ PRESETS = {
         seeds=2,
         facts=8,
         heads=(1, 2),
-        draws=1,
+        draws=2,
+        drawn_facts=2,
         m=(4,),
         length=16,
         steps=30,
@@ -138,7 +155,7 @@ def grid(settings: Link) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = []
     for model in model_names(settings.models):
         of = {"model": model, "source": facts_source(), "facts": settings.facts}
-        heads = {"heads": list(settings.heads), "draws": settings.draws}
+        heads = {"heads": list(settings.heads), "draws": settings.draws, "drawn_facts": settings.drawn_facts}
         cells += [{"part": "heads", "control": control} | of | heads for control in _CONTROLS]
     for m in settings.m:
         of = {"m": m, "length": settings.length, "steps": settings.steps, "seeds": settings.seeds}
@@ -158,37 +175,59 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
 
 def _heads(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     model = work.model(cell["model"])
-    facts = load_facts(cell["source"]["name"], limit=cell["facts"])
+    facts = judged_facts(cell["source"]).sample(cell["facts"], 0)
     contrast = contrast_facts(model, facts, scheme="dont-think", control=_CONTROLS[cell["control"]])
     first, second = contrast[::2], contrast[1::2]
     ranked = patch(model, first, out=work.parts, progress=False)
     order = list(leading(ranked, ranked.values["value"][0].size, by="carrying"))
-    most = min(max(cell["heads"]), len(order) // 2)
-    sets = [order[:count] for count in cell["heads"]]
-    sets += [_others(order, most, seed) for seed in range(cell["draws"])]
-    found = exchange(model, second, sets, progress=False)
-    names = [f"{count} leading" for count in cell["heads"]] + ["random"] * cell["draws"]
+    few = max(1, len(order) * _PERCENT // 100)
+    counts = sorted({few, *(count for count in cell["heads"] if count < len(order))})
+    found = exchange(model, second, [order[:count] for count in counts], progress=False)
+    drawn, layers = control_sets(order, few, cell["draws"])
     yield {
         "set": "ends",
         "clean": found.examples["clean"].to_numpy(),
         "hijacked": found.examples["hijacked"].to_numpy(),
         "cluster": second.examples["cluster"].tolist(),
-        "names": [f"L{layer}H{head}" for layer, head in order[:most]],
+        "names": [f"L{layer}H{head}" for layer, head in order[:few]],
+        "layers": list(layers),
+        "heads": len(order),
+        "few": few,
     }
-    for number, (name, one) in enumerate(zip(names, sets, strict=True)):
+    for number, count in enumerate(counts):
         for twin, kind in enumerate(TWINS):
-            yield {"set": name, "twin": kind, "count": len(one), "patched": found.values["value"][:, number, twin]}
+            patched = found.values["value"][:, number, twin]
+            yield {"set": "leading", "twin": kind, "count": count, "patched": patched}
+    beside = exchange(model, second[: cell["drawn_facts"]], drawn, progress=False)
+    yield {"set": "drawn", "twin": "both", "count": few, "patched": beside.values["value"][:, :, TWINS.index("both")].T}
 
 
-def _others(order: list[Head], count: int, seed: int) -> list[Head]:
-    """As many heads as lead, layer by layer, none of them leading where there are others."""
-    generator = np.random.default_rng(seed)
-    chosen: list[Head] = []
-    for layer in sorted({layer for layer, _ in order[:count]}):
-        wanted = sum(at == layer for at, _ in order[:count])
-        rest = [head for head in order[count:] if head[0] == layer]
-        chosen += [rest[i] for i in generator.permutation(len(rest))[:wanted]]
-    return chosen or [order[-1]]
+def control_sets(order: list[Head], few: int, draws: int) -> tuple[list[list[Head]], tuple[int, int]]:
+    """Sets of heads that lead nothing, as many as lead, from the same range of layers; no two sets alike.
+
+    Args:
+        order: All heads, the leading ones first.
+        few: How many lead.
+        draws: How many sets; all there are, where a model has fewer.
+
+    Returns:
+        The sets, and the first and the last layer that they are from: the leading heads' range, widened by a layer on
+        either side until that many different sets exist.
+    """
+    lowest, highest = (end(layer for layer, _ in order[:few]) for end in (min, max))
+    last = max(layer for layer, _ in order)
+    others = sorted(order[few:])
+    while True:
+        within = [head for head in others if lowest <= head[0] <= highest]
+        if math.comb(len(within), few) >= draws or (lowest == 0 and highest == last):
+            break
+        lowest, highest = max(lowest - 1, 0), min(highest + 1, last)
+    wanted = min(draws, math.comb(len(within), few))
+    generator = np.random.default_rng(0)
+    sets: dict[tuple[Head, ...], None] = {}
+    while len(sets) < wanted:
+        sets[tuple(within[i] for i in sorted(generator.permutation(len(within))[:few]))] = None
+    return [list(one) for one in sets], (lowest, highest)
 
 
 def _toy(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
@@ -207,8 +246,7 @@ def _toy(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
 def report(settings: Link, rows: pd.DataFrame) -> Report:
     """Shares with intervals, world by world."""
     carried, tables = _carried(rows[rows["part"] == "heads"])
-    most = max(row["count"] for row in carried)
-    shown = [row for row in carried if row["count"] == most]
+    shown = [row for row in carried if row["few"]]
     toy = rows[rows["part"] == "toy"].astype({"m": int, "distance": int})
     first = toy[(toy["share"] == settings.shares[0]) & (toy["distance"] == settings.distances[0])]
     toys = {(f"toy, m = {m}", control): part for (m, control), part in first.groupby(["m", "control"], sort=False)}
@@ -217,25 +255,25 @@ def report(settings: Link, rows: pd.DataFrame) -> Report:
     patterns = []
     for model in dict.fromkeys(row["model"] for row in shown):
         same, other = (next(r for r in shown if (r["model"], r["control"]) == (model, c)) for c in _CONTROLS)
-        patterns.append(unpaired(model, same["pattern"], other["pattern"]))
+        counted = min(same["facts"], other["facts"]) >= FEWEST
+        patterns.append(unpaired(model, same["pattern"], other["pattern"], counted=counted))
     for (name, control), part in toys.items():
-        values.append(paired(f"{name}, {_CONTROLS[control]}", part["values"], part["pattern"]))
+        values.append(paired(f"{name}, {_CONTROLS[control]}", part["values"], part["pattern"], counted=False))
         drawn += [_dot(name, control, twin, over_seeds(part[twin])) for twin in TWINS]
     for name in dict.fromkeys(name for name, _ in toys):
-        patterns.append(paired(name, toys[name, "same"]["pattern"], toys[name, "other"]["pattern"]))
+        patterns.append(paired(name, toys[name, "same"]["pattern"], toys[name, "other"]["pattern"], counted=False))
     curve = [
         {"panel": row["model"], "count": row["count"], "series": f"{_CONTROLS[row['control']]}: {name}"}
         | row[kind]._asdict()
         for row in carried
-        for name, kind in (("leading", "both"), ("random", "random"))
-        if kind == "both" or row["count"] == most
+        for name, kind in (("leading", "both"), ("drawn at random", "drawn"))
+        if kind == "both" or row["few"]
     ]
     return Report(
-        evidence=((RULES[0], [row["leading over random"] for row in shown]), (RULES[1], values), (RULES[2], patterns)),
+        evidence=((RULES[0], [row["leading over drawn"] for row in shown]), (RULES[1], values), (RULES[2], patterns)),
         figures={
             "Share of the hijack that the leading heads carry together, over how many lead, against both clean "
-            "sentences; beside the most of them as many random heads of the same layers. 95% intervals over "
-            "relations.": curves(
+            "sentences; beside 5% of the heads as many drawn at random. 95% intervals over relations.": curves(
                 pd.DataFrame(curve), x="count", y="mean", xlabel="heads", ylabel="share carried", panel="panel",
                 series="series", log2=True,
             ),
@@ -249,48 +287,76 @@ def report(settings: Link, rows: pd.DataFrame) -> Report:
             "The toy's sweep: shares that patterns and values carry": _swept(toy),
             "The facts": facts_table(facts_source()),
         },
+        notes=left_out(facts_source()),
     )  # fmt: skip
 
 
 def _carried(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
     """For each model, control and number of leading heads: what each twin carries."""
-    found, leading = [], []
-    for (model, control), part in rows.groupby(["model", "control"], sort=False):
+    found, leading, beside = [], [], []
+    for (name, control), part in rows.groupby(["model", "control"], sort=False):
+        model, against = model_label(str(name)), _CONTROLS[control]
         ends = part[part["set"] == "ends"].iloc[0]
-        clean, hijacked, clusters = (np.array(ends[name]) for name in ("clean", "hijacked", "cluster"))
+        clean, hijacked, clusters = (np.array(ends[end]) for end in ("clean", "hijacked", "cluster"))
         whole = hijacked - clean
-
-        def moved(name: str, twin: str, part: pd.DataFrame = part, hijacked: np.ndarray = hijacked) -> np.ndarray:
-            return hijacked - np.mean(part[(part["set"] == name) & (part["twin"] == twin)]["patched"].tolist(), axis=0)
-
-        leading.append({"model": model, "against": _CONTROLS[control], "facts": len(whole)})
-        leading[-1]["heads"] = ", ".join(ends["names"])
-        for name in [name for name in dict.fromkeys(part["set"]) if name not in ("ends", "random")]:
-            row: dict[str, Any] = {"model": model, "control": control, "set": name, "count": int(name.split()[0])}
-            row |= {twin: ratio_of_facts(moved(name, twin), whole, clusters) for twin in TWINS}
-            both, random = moved(name, "both"), moved("random", "both")
-            setting = f"{model}, {_CONTROLS[control]}"
-            row["random"] = ratio_of_facts(random, whole, clusters)
-            row["leading over random"] = Evidence(
+        leading.append({"model": model, "against": against, "facts": len(whole), "heads": ", ".join(ends["names"])})
+        drawn = np.array(part[part["set"] == "drawn"].iloc[0]["patched"], dtype=float)
+        few, of_drawn = int(ends["few"]), slice(drawn.shape[1])
+        others = hijacked[of_drawn] - drawn
+        sets = part[part["set"] == "leading"]
+        for count, some in sets.groupby("count", sort=False):
+            moved = {row["twin"]: hijacked - np.array(row["patched"]) for row in some.to_dict("records")}
+            row: dict[str, Any] = {"model": model, "control": control, "count": count, "facts": len(whole)}
+            row |= {twin: ratio_of_facts(moved[twin], whole, clusters) for twin in TWINS} | {"few": count == few}
+            found.append(row)
+            if count != few:
+                continue
+            mean = others.mean(0)
+            apart = moved["both"][of_drawn] - mean
+            row["drawn"] = ratio_of_facts(mean, whole[of_drawn], clusters[of_drawn])
+            setting = f"{model}, {against}, {few} of {int(ends['heads'])} heads, {len(whole)} facts"
+            row["leading over drawn"] = Evidence(
                 setting=setting,
                 effect=row["both"],
-                control=row["random"],
-                excess=ratio_of_facts(both - random, whole, clusters),
+                control=row["drawn"],
+                excess=ratio_of_facts(apart, whole[of_drawn], clusters[of_drawn]),
+                counted=len(mean) >= FEWEST,
             )
-            apart = ratio_of_facts(moved(name, "values") - moved(name, "pattern"), whole, clusters)
+            values_apart = ratio_of_facts(moved["values"] - moved["pattern"], whole, clusters)
             row["values over patterns"] = Evidence(
-                setting=setting, effect=row["values"], control=row["pattern"], excess=apart
+                setting=setting,
+                effect=row["values"],
+                control=row["pattern"],
+                excess=values_apart,
+                counted=len(whole) >= FEWEST,
             )
-            found.append(row)
+            ours = float(moved["both"][of_drawn].mean() / whole[of_drawn].mean())
+            beside.append(
+                {"model": model, "against": against} | _place(ours, others.mean(1) / whole[of_drawn].mean())
+                | {"from layers": "{} to {}".format(*ends["layers"]), "facts": len(mean)}
+            )  # fmt: skip
     shares = [
-        {"model": row["model"], "against": _CONTROLS[row["control"]], "heads": row["set"]}
+        {"model": row["model"], "against": _CONTROLS[row["control"]], "heads": row["count"]}
         | {twin: str(row[twin]) for twin in TWINS}
-        | {"as many random heads as the most": str(row["random"])}
         for row in found
     ]
     return found, {
         "The leading heads, in order": pd.DataFrame(leading),
         "What they carry on facts they were not ranked on": pd.DataFrame(shares),
+        "Where the leading set lies among sets of as many other heads": pd.DataFrame(beside),
+    }
+
+
+def _place(ours: float, shares: np.ndarray) -> dict[str, Any]:
+    """Where the leading set's share lies among those of the sets that were drawn."""
+    low, middle, high = np.quantile(shares, (0.025, 0.5, 0.975))
+    return {
+        "leading set": f"{ours:.3g}",
+        "sets drawn": len(shares),
+        "their median": f"{middle:.3g}",
+        "their middle 95%": f"{low:.3g} to {high:.3g}",
+        "their largest": f"{shares.max():.3g}",
+        "of them below the leading set": f"{(shares < ours).sum()} of {len(shares)}",
     }
 
 

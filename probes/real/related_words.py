@@ -12,18 +12,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from lcalens import LatentConcepts, efficacy, load_facts
+from lcalens import LatentConcepts, efficacy
 from lcalens.core.estimates import over_seeds, ratio_of_facts
+from lcalens.llm.prompts.related import related_pairs
 from lcalens.llm.prompts.schemes import relations
 from probes.harness.figures import curves, dots
 from probes.harness.rules import ANY, Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
-from probes.harness.work import Work, facts_source, facts_table, model_names
+from probes.harness.work import (
+    FEWEST,
+    Work,
+    facts_source,
+    facts_table,
+    judged_facts,
+    left_out,
+    model_label,
+    model_names,
+)
 
 RULES = (
     Rule(
@@ -40,14 +51,20 @@ RULES = (
     ),
 )
 CHOICES = """
-Which words are related is open. Here they are of lcalens' shipped table: a *word* shares no stem and no token with the
-object (France: Paris), a *form* is another form of its name (France: French). In the toy, the share of the context that
-is replaced and the distance of y~ from y are open: the last table goes over both. Shares are ratios of means; real
-ones have 95% bootstrap intervals that resample whole relations, the toy's are Student's over seeds.
+Which words are related is open. Here they are of lcalens' shipped table, in three strata: a *name* is the country of a
+language (French: France, the rendering's own example), a *form* is any other form of the object's name (France:
+French), an *associate* shares no stem and no token with it (French: baguette). P1412, whose objects are languages,
+stands by itself: the table has no other forms of languages than their countries. In the toy, the share of the context
+that is replaced and the distance of y~ from y are open: the last table goes over both. Shares are ratios of means; real
+ones have 95% bootstrap intervals that resample whole relations (facts, where there is one relation), the toy's are
+Student's over seeds.
 """
-_STRATA = ("word", "form")
-_SCHEMES = ("dont-think", "neutral", *(f"{kind}-{stratum}" for stratum in _STRATA for kind in ("related", "unrelated")))
+_STRATA = {"name": "form", "form": "form", "associate": "word"}
+"""The strata, with what their schemes are called."""
+_KINDS = tuple(dict.fromkeys(_STRATA.values()))
+_SCHEMES = ("dont-think", "neutral", *(f"{word}-{kind}" for kind in _KINDS for word in ("related", "unrelated")))
 _WORDS = ("related", "unrelated")
+_RELATED_TO = "P1412"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +73,8 @@ class RelatedWords(Settings):
 
     Attributes:
         models: As `lcalens.load_model` takes them; `paper` stands for the paper's own.
-        facts: How many.
+        facts: How many of all relations.
+        p1412: How many of P1412 alone.
         fewest: Relations with fewer facts are left out of the figure.
         m: Latent bits of the toys.
         length: Their context length L.
@@ -68,6 +86,7 @@ class RelatedWords(Settings):
 
     models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     facts: int = 400
+    p1412: int = 100
     fewest: int = 6
     m: tuple[int, ...] = (6, 8)
     length: int = 64
@@ -83,6 +102,7 @@ PRESETS = {
         models=("smollm2",),
         seeds=2,
         facts=6,
+        p1412=2,
         fewest=1,
         m=(4,),
         length=16,
@@ -99,8 +119,9 @@ PRESETS = {
 def grid(settings: RelatedWords) -> list[dict[str, Any]]:
     """A cell a real model, and one a toy, share and distance."""
     cells: list[dict[str, Any]] = [
-        {"part": "real", "model": model, "source": facts_source(), "facts": settings.facts}
+        {"part": "real", "model": model, "source": facts_source(), "relations": relation, "facts": limit}
         for model in model_names(settings.models)
+        for relation, limit in ((None, settings.facts), (_RELATED_TO, settings.p1412))
     ]
     sizes = {name: getattr(settings, name) for name in ("length", "steps", "seeds", "contexts")}
     for m in settings.m:
@@ -112,16 +133,24 @@ def grid(settings: RelatedWords) -> list[dict[str, Any]]:
 def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     """A row a fact with the log odds behind each sentence; or a row a seed and distance with the shares kept."""
     if cell["part"] == "real":
-        return [{"part": "real", "model": cell["model"]} | row for row in _real(cell, work)]
+        about = {"part": "real", "model": cell["model"], "of": cell["relations"] or "all relations"}
+        return [about | row for row in _real(cell, work)]
     return [{name: cell[name] for name in ("part", "m", "share", "distance")} | row for row in _toy(cell, work)]
 
 
 def _real(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
-    facts = load_facts(cell["source"]["name"], limit=cell["facts"])
+    facts = judged_facts(cell["source"], cell["relations"])
+    if not len(facts):
+        return
+    facts = facts.sample(cell["facts"], 0)
+    kinds = {pair.object: pair.kind for pair in related_pairs() if pair.stratum == "form"}
     result = efficacy(work.model(cell["model"]), facts, schemes=_SCHEMES, counts=(1,), out=work.parts, progress=False)
     odds = (result.values["logp_false"] - result.values["logp_true"])[:, :, result.axes["n"].index(1)]
     for index, relation in enumerate(result.examples["relation_id"]):
-        yield {"relation": relation} | dict(zip(_SCHEMES, odds[index].tolist(), strict=True))
+        name = kinds.get(result.examples["target_false"].iloc[index]) == "country"
+        yield {"relation": relation, "form": "name" if name else "form"} | dict(
+            zip(_SCHEMES, odds[index].tolist(), strict=True)
+        )
 
 
 @torch.no_grad()
@@ -157,7 +186,7 @@ def _offset(concepts: LatentConcepts, distances: torch.Tensor, generator: torch.
 
 def report(settings: RelatedWords, rows: pd.DataFrame) -> Report:
     """Shares kept: by model, stratum and relation; by distance in the toy."""
-    evidence, dotted = _related(rows[rows["part"] == "real"], settings.fewest)
+    evidence, dotted, strata = _related(rows[rows["part"] == "real"], settings.fewest)
     toy = rows[rows["part"] == "toy"].astype({"m": int, "far": int, "distance": int})
     drawn, swept = [], []
     for (m, part_of, distance), part in toy.groupby(["m", "share", "distance"], sort=False):
@@ -186,39 +215,64 @@ def report(settings: RelatedWords, rows: pd.DataFrame) -> Report:
             ),
         },
         tables={
+            "By stratum: the share of the hijack that is kept": strata,
             "The toy's sweep: what a word next to y~ keeps": pd.DataFrame(swept),
             "The facts": facts_table(facts_source()),
         },
+        notes=left_out(facts_source()),
     )  # fmt: skip
 
 
-def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFrame]:
-    evidence, dotted = [], []
-    for model, part in rows.groupby("model", sort=False):
-        for stratum in _STRATA:
-            names = [f"{word}-{stratum}" for word in _WORDS]
-            there = part.dropna(subset=["dont-think", "neutral", *names])
-            whole = (there["dont-think"] - there["neutral"]).to_numpy()
-            kept = [(there[name] - there["neutral"]).to_numpy() for name in names]
-            of = there["relation"].to_numpy()
+def _related(rows: pd.DataFrame, fewest: int) -> tuple[list[Evidence], pd.DataFrame, pd.DataFrame]:
+    """Evidence, dots and a table, a row for each model, set of facts and stratum."""
+    evidence, dotted, table = [], [], []
+    for (name, of), part in rows.groupby(["model", "of"], sort=False):
+        model = model_label(str(name))
+        for stratum, kind in _STRATA.items():
+            there = part[part["form"] == stratum] if kind == "form" else part
+            there = there.dropna(subset=["dont-think", "neutral", *(f"{word}-{kind}" for word in _WORDS)])
             if not len(there):
                 continue
-            shares = [ratio_of_facts(one, whole, of) for one in (*kept, kept[0] - kept[1])]
-            setting = f"{model}, {stratum}, {len(there)} facts"
-            evidence.append(Evidence(setting=setting, effect=shares[0], control=shares[1], excess=shares[2]))
-            panel = {"panel": f"{model}: related {stratum}"}
+            whole, kept = _kept(there, kind)
+            clusters = there["relation"].to_numpy()
+            shares = [ratio_of_facts(one, whole, clusters) for one in (*kept, kept[0] - kept[1])]
+            evidence.append(
+                Evidence(
+                    setting=f"{model}, {of}: {stratum}, {len(there)} facts",
+                    effect=shares[0],
+                    control=shares[1],
+                    excess=shares[2],
+                    counted=len(there) >= FEWEST,
+                )
+            )
+            words = dict(zip((*_WORDS, "difference"), map(str, shares), strict=True))
+            table.append({"model": model, "facts of": of, "stratum": stratum, "facts": len(there)} | words)
+            panel = {"panel": f"{model}\n{stratum}"}
             dotted += [
-                panel | {"setting": "all", "word": word} | one._asdict()
+                panel | {"setting": of, "word": word} | one._asdict()
                 for word, one in zip(_WORDS, shares[:2], strict=True)
             ]
-            for relation in sorted(set(of)):
-                here = of == relation
-                if here.sum() >= fewest:
-                    for word, one in zip(_WORDS, kept, strict=True):
-                        found = ratio_of_facts(one[here], whole[here], of[here])
-                        name = f"{relations().get(relation, {}).get('label', '')} ({relation})"
-                        dotted.append(panel | {"setting": name.strip(), "word": word} | found._asdict())
-    return evidence, pd.DataFrame(dotted)
+            if of != _RELATED_TO:
+                dotted += [panel | dot for dot in _by_relation(there, kind, fewest)]
+    return evidence, pd.DataFrame(dotted), pd.DataFrame(table)
+
+
+def _kept(rows: pd.DataFrame, kind: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """For every fact the whole hijack, and what a related and an unrelated word keep of it, in log odds."""
+    neutral = rows["neutral"].to_numpy()
+    return rows["dont-think"].to_numpy() - neutral, [rows[f"{word}-{kind}"].to_numpy() - neutral for word in _WORDS]
+
+
+def _by_relation(rows: pd.DataFrame, kind: str, fewest: int) -> Iterator[dict[str, Any]]:
+    """A dot for each word and relation with enough facts."""
+    for relation, part in rows.groupby("relation"):
+        if len(part) < fewest:
+            continue
+        whole, kept = _kept(part, kind)
+        name = f"{relations().get(str(relation), {}).get('label', '')} ({relation})".strip()
+        for word, one in zip(_WORDS, kept, strict=True):
+            share = ratio_of_facts(one, whole, part["relation"].to_numpy())
+            yield {"setting": name, "word": word} | share._asdict()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The link's two probes: shares against rows written by hand, and toy words against a model whose recall is known."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,16 +13,16 @@ from probes.harness.work import Work
 from probes.real import link, related_words
 
 
-def heads_rows(model, control, moved):
-    """Twenty facts whose hijack adds 2 logits, of which each set's twins take `moved` away."""
-    clusters = np.repeat(["P1", "P2", "P3", "P4"], 5)
+def heads_rows(model, control, moved, few=2):
+    """Eighty facts whose hijack adds 2 logits, of which each set's twins take `moved` away; 50 have drawn sets."""
     part = {"part": "heads", "model": model, "control": control}
-    rows = [part | {"set": "ends", "clean": [0.0] * 20, "hijacked": [2.0] * 20, "cluster": clusters.tolist()}]
-    rows[0]["names"] = ["L0H1", "L1H0"]
-    for name, shares in moved.items():
+    ends = {"clean": [0.0] * 80, "hijacked": [2.0] * 80, "cluster": [f"P{i // 4}" for i in range(80)]}
+    rows = [part | {"set": "ends", "names": ["L0H1", "L1H0"], "layers": [0, 3], "heads": 40, "few": few} | ends]
+    drawn = moved.pop("random")
+    rows.append(part | {"set": "drawn", "twin": "both", "patched": [[2 - 2 * share] * 50 for share in drawn]})
+    for count, shares in moved.items():
         for twin, taken in zip(("pattern", "values", "both"), shares, strict=True):
-            count = 2 if name == "random" else int(name.split()[0])
-            rows.append(part | {"set": name, "twin": twin, "count": count, "patched": [2 - 2 * taken] * 20})
+            rows.append(part | {"set": "leading", "twin": twin, "count": count, "patched": [2 - 2 * taken] * 80})
     return rows
 
 
@@ -34,51 +36,73 @@ def shipped_sample(monkeypatch):
     monkeypatch.delenv("LCALENS_COUNTERFACT", raising=False)
 
 
-def report_of(**moved):
-    random = {"random": moved["random"]}
-    rows = heads_rows("one", "same", {"1 leading": (0.1, 0.2, 0.3), "2 leading": moved["neutral"]} | random)
-    rows += heads_rows("one", "other", {"1 leading": (0, 0.2, 0.2), "2 leading": moved["other"]} | random)
+def report_of(neutral, other, random):
+    rows = heads_rows("smollm2", "same", {1: (0.1, 0.2, 0.3), 2: neutral, "random": random})
+    rows += heads_rows("smollm2", "other", {1: (0, 0.2, 0.2), 2: other, "random": random})
     rows += toy_rows("same", 0.0, 1.0) + toy_rows("other", 0.0, 1.0)
     found = link.report(link.Link(m=(6,)), pd.DataFrame(rows))
     return found, [rule.judge(evidence) for rule, evidence in found.evidence]
 
 
 def test_shares_are_what_was_put_in_and_verdicts_follow():
-    found, (few, values, patterns) = report_of(neutral=(0.4, 0.7, 0.9), other=(0.0, 0.9, 0.9), random=(0, 0, 0.1))
-    assert few.word == "holds"
+    found, (few, values, patterns) = report_of((0.4, 0.7, 0.9), (0.0, 0.9, 0.9), (0.0, 0.2))
+    assert few.told() == "holds, 2 of 2"
     assert few.worst.effect == pytest.approx((0.9, 0.9, 0.9))
     assert few.worst.control == pytest.approx((0.1, 0.1, 0.1))
     assert few.worst.excess == pytest.approx((0.8, 0.8, 0.8))
+    name = "SmolLM2-135M-Instruct (4-bit, dequantised)"
+    assert [(one.setting, one.counted) for one in values.evidence] == [
+        (f"{name}, neutral, 2 of 40 heads, 80 facts", True),
+        (f"{name}, other-object, 2 of 40 heads, 80 facts", True),
+        ("toy, m = 6, neutral", False),
+        ("toy, m = 6, other-object", False),
+    ]
     assert values.word == "holds"
-    assert [one.setting for one in values.evidence] == [
-        "one, neutral", "one, other-object", "toy, m = 6, neutral", "toy, m = 6, other-object",
-    ]  # fmt: skip
-    assert patterns.word == "holds in part"  # in the toy there is nothing to look at
+    assert patterns.told() == "holds, 1 of 1"  # the toy has one head and N = all: shown, not counted
     assert patterns.met == (True, False)
     table = found.tables["What they carry on facts they were not ranked on"]
     assert table["both"].tolist() == ["0.3", "0.9", "0.2", "0.9"]
+    place = found.tables["Where the leading set lies among sets of as many other heads"].iloc[0]
+    assert (place["sets drawn"], place["of them below the leading set"]) == (2, "2 of 2")
+    assert (place["leading set"], place["their median"], place["their largest"]) == ("0.9", "0.1", "0.2")
 
 
 def test_random_heads_that_do_as_well_leave_nothing():
-    _, (few, _, _) = report_of(neutral=(0.4, 0.7, 0.9), other=(0.0, 0.9, 0.9), random=(0, 0, 0.8))
+    found, (few, _, _) = report_of((0.4, 0.7, 0.9), (0.0, 0.9, 0.9), (0.8, 0.95))
     assert few.word == "does not hold"
+    place = found.tables["Where the leading set lies among sets of as many other heads"].iloc[0]
+    assert place["of them below the leading set"] == "1 of 2"
 
 
-def test_random_sets_are_of_the_leading_layers_and_lead_nothing():
-    order = [(1, 0), (0, 3), (1, 2), (0, 0), (0, 1), (0, 2), (1, 1), (1, 3), (2, 0)]
-    for seed in range(20):
-        drawn = link._others(order, 3, seed)
-        assert sorted(layer for layer, _ in drawn) == [0, 1, 1]
-        assert not set(drawn) & set(order[:3])
-    assert len({tuple(link._others(order, 3, seed)) for seed in range(20)}) > 1
+def test_control_sets_are_of_the_leading_heads_range_of_layers_all_different_and_lead_nothing():
+    order = [(10, 0), (12, 3), *((layer, head) for layer in range(30) for head in range(9))]
+    order = list(dict.fromkeys(order))
+    sets, layers = link.control_sets(order, 2, 200)
+    assert layers == (10, 12)  # 25 other heads in three layers: 300 pairs
+    assert len({frozenset(one) for one in sets}) == len(sets) == 200
+    for one in sets:
+        assert len(one) == 2
+        assert not set(one) & set(order[:2])
+        assert all(10 <= layer <= 12 for layer, _ in one)
+    assert len({head for one in sets for head in one}) == 25
+    sets, layers = link.control_sets(order, 2, 400)
+    assert layers == (9, 13)  # widened: 43 other heads, 903 pairs
+    assert len(sets) == 400
+
+
+def test_a_small_model_has_all_the_control_sets_there_are():
+    order = [(0, 1), (1, 0), (0, 0), (1, 1), (2, 0), (2, 1)]
+    sets, layers = link.control_sets(order, 2, 200)
+    assert layers == (0, 2)
+    assert {frozenset(one) for one in sets} == {frozenset(pair) for pair in itertools.combinations(order[2:], 2)}
 
 
 def words(related, unrelated):
     """Facts of four relations whose object adds 2 and a neutral sentence 0 to the log odds."""
     kept = {"related-word": 2 * related, "unrelated-word": 2 * unrelated, "related-form": np.nan, "unrelated-form": 0.0}
-    row = {"part": "real", "model": "one", "dont-think": 1.0, "neutral": -1.0}
+    row = {"part": "real", "model": "gpt2", "of": "all relations", "dont-think": 1.0, "neutral": -1.0}
     kept = {name: value - 1 for name, value in kept.items()}
-    return [row | {"relation": f"P{i % 4}"} | kept for i in range(40)]
+    return [row | {"relation": f"P{i % 4}", "form": "form"} | kept for i in range(40)]
 
 
 def toy_words(related):
@@ -91,10 +115,29 @@ def test_what_a_word_keeps_is_a_share_of_what_the_object_does(kept, word):
     rows = pd.DataFrame([*words(*kept), *toy_words(0.9)])
     found = related_words.report(related_words.RelatedWords(m=(4,)), rows)
     ((rule, evidence),) = found.evidence
-    assert [one.setting for one in evidence] == ["one, word, 40 facts", "toy, m = 4, a word at distance 1 from y~"]
+    name = "GPT-2 (124M), all relations: associate, 40 facts"
+    assert [one.setting for one in evidence] == [name, "toy, m = 4, a word at distance 1 from y~"]
     assert evidence[0].effect == pytest.approx((kept[0],) * 3)
     assert evidence[0].control == pytest.approx((kept[1],) * 3)
     assert rule.judge(evidence).word == word
+
+
+def test_names_forms_and_associates_are_rows_of_their_own():
+    rows = words(0.6, 0.2)
+    for i, row in enumerate(rows):
+        row |= {"related-form": 0.5 if i % 4 else 0.0, "form": "form" if i % 4 else "name"}
+    rows += [row | {"of": "P1412", "relation": "P1412"} for row in rows[::4]]
+    found = related_words.report(related_words.RelatedWords(m=(4,)), pd.DataFrame([*rows, *toy_words(0.9)]))
+    table = found.tables["By stratum: the share of the hijack that is kept"]
+    assert table[["facts of", "stratum", "facts", "related"]].to_numpy().tolist() == [
+        ["all relations", "name", 10, "0.5"],
+        ["all relations", "form", 30, "0.75"],
+        ["all relations", "associate", 40, "0.6"],
+        ["P1412", "name", 10, "0.5"],
+        ["P1412", "associate", 10, "0.6"],
+    ]
+    ((_, evidence),) = found.evidence
+    assert [one.counted for one in evidence] == [False, False, True, False, False, True]
 
 
 def test_in_theorem_1s_model_only_neighbours_of_the_other_concept_recall_it():
@@ -126,14 +169,16 @@ def test_offsets_have_the_distance_asked_for_and_all_masks_occur():
 
 
 def test_paper_stands_for_the_papers_models():
-    names = [cell["model"] for cell in related_words.grid(related_words.RelatedWords(models=("paper",), m=(4,)))[:4]]
-    assert names == ["gpt2-xl", "google/gemma-2b", "google/gemma-2b-it", "meta-llama/Llama-2-7b-hf"]
+    names = [cell["model"] for cell in related_words.grid(related_words.RelatedWords(models=("paper",), m=(4,)))[:8:2]]
+    assert names == ["gpt2", "google/gemma-2b", "google/gemma-2b-it", "meta-llama/Llama-2-7b-hf"]
 
 
 def test_a_folder_is_a_model_like_any_other(standin, tmp_path):
     folder = str(standin("gpt2").folder)
     cell = {"part": "heads", "control": "other", "model": folder, "source": {"name": "sample"}, "facts": 40}
-    rows = link.measure(cell | {"heads": [1], "draws": 1}, Work(tmp_path))
-    ends = rows[0]
+    rows = link.measure(cell | {"heads": [1, 2], "draws": 3, "drawn_facts": 4}, Work(tmp_path))
+    ends, *others = rows
     assert len(ends["clean"]) == len(ends["cluster"]) > 4
-    assert {row["set"] for row in rows} == {"ends", "1 leading", "random"}
+    assert ends["few"] == max(1, ends["heads"] // 20)
+    assert {(row["set"], row["count"]) for row in others} == {("leading", 1), ("leading", 2), ("drawn", ends["few"])}
+    assert np.shape(others[-1]["patched"]) == (3, 4)
