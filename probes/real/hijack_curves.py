@@ -71,7 +71,6 @@ RULES = (
     ),
     Rule(
         claim="The more sentences, the stronger the hijack.",
-        headline="The more sentences, the stronger the hijack",
         source="Figure 2b",
         group="paper",
         sentence="... a similar pattern: the more sentences are added, the lower the ES score.",
