@@ -284,7 +284,6 @@ ANY_LENGTHS = {  # the path that each takes where lengths go beyond any window a
     "phi3-longrope": "single",
     "bloom": "padded",
     "mpt": "padded",
-    "falcon-rw": "padded",
     "falcon-7b": "shared",
     "opt": "shared",
     "gpt-neo": "padded",

@@ -21,6 +21,7 @@ from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, em
 from lcalens.llm.models.hub import reach_hub
 from lcalens.llm.models.kinds import check_kind
 from lcalens.llm.models.memory import check_memory, count_parameters
+from lcalens.llm.models.second_attention import check_attentions
 from lcalens.llm.models.trial import check_bridge, check_causal, check_finite, check_weights, first_unfinite, run_trial
 
 _EMBEDDED = {"smollm2": embedded_smollm2, "gemma3-270m": embedded_gemma3}
@@ -233,6 +234,7 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -
         if finite:
             check_finite(info.source, trial)
             check_causal(info.source, model, trial)
+            check_attentions(info.source, model, trial)
         bridge = _bridged(model, tokenizer, info)
         if not offloaded:  # TransformerLens cannot run every offloaded model, and lcalens measures none
             check_bridge(info.source, bridge, trial)

@@ -17,7 +17,7 @@ from lcalens.core.tensors import one_dtype
 # How far a bridge's logits may lie from the model's own, as a fraction of the logits' spread. On 27 families with three
 # layers of large weights the two differ by at most 5.4 rounding steps of their type: other orders of the same sums. In
 # float64 some families compute rotations or softmax in float32 all the same, and differ by its rounding.
-_TOLERANCES = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 16 * 2**-10, torch.bfloat16: 16 * 2**-7}
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 16 * 2**-10, torch.bfloat16: 16 * 2**-7}
 _LENGTHS = (2, 7, 23)
 _LONGEST = 96  # lengths beyond a window or a switch of frequencies are tried up to here: a trial must stay cheap
 
@@ -96,7 +96,7 @@ def check_causal(source: str, model: Any, trial: Trial) -> None:
     other[0, -1] = others[0]
     gap = (model(input_ids=other, use_cache=False).logits - before)[0, :-1].abs().max().double().item()
     spread = (before - before.mean(-1, keepdim=True)).abs().max().double().item()
-    if gap > _TOLERANCES.get(before.dtype, _TOLERANCES[torch.bfloat16]) * spread:
+    if gap > TOLERANCES.get(before.dtype, TOLERANCES[torch.bfloat16]) * spread:
         raise LcalensError(
             f"source: {source!r:.200} is no causal language model: its logits at one position change by {gap:.3g} with "
             "the token behind it. Use a decoder, whose every position sees only those before it."
@@ -131,7 +131,7 @@ def check_bridge(source: str, bridge: Any, trial: Trial) -> None:
         gap = (logits.double().to(reference.device) - reference).abs().max().item()
         worst = gap if gap != gap else max(worst, gap)  # a NaN stays
         spread = max(spread, (reference - reference.mean(-1, keepdim=True)).abs().max().item())
-        tolerance = _TOLERANCES.get(expected.dtype, _TOLERANCES[torch.bfloat16])
+        tolerance = TOLERANCES.get(expected.dtype, TOLERANCES[torch.bfloat16])
         if not gap <= tolerance * max(spread, torch.finfo(torch.float32).tiny):
             dtype = str(expected.dtype).removeprefix("torch.")
             raise LcalensError(

@@ -1,0 +1,111 @@
+"""Transformers' two attentions compared: eager, which shows its patterns and is measured, and sdpa, which people run.
+
+They are two programs for one model. Where they disagree by more than rounding one of them is wrong, and every number
+measured on the eager one may be of a model that nobody trained (transformers 5 adds Falcon-RW's ALiBi twice in eager
+attention, once in sdpa).
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from lcalens.core.errors import LcalensError
+from lcalens.llm.models.trial import TOLERANCES, Trial
+
+
+@torch.no_grad()
+def check_attentions(source: str, model: Any, trial: Trial) -> None:
+    """Refuse a model whose eager attention gives other logits than its sdpa attention.
+
+    One more short forward, on the longest row of the trial; in bfloat16 and float16 another one, for what rounding
+    alone would do. Families that transformers has no sdpa attention for have nothing to be compared with.
+
+    Args:
+        source: What the user asked for.
+        model: The Hugging Face model that ran the trial, with eager attention, not yet bridged.
+        trial: What it said.
+
+    Raises:
+        LcalensError: The two disagree; the message has the logit at which they are farthest apart, in both.
+    """
+    if not getattr(type(model), "_supports_sdpa", False):
+        return
+    row, eager = trial.rows[-1], trial.logits[-1]
+    try:
+        with _attention(model, "sdpa"):
+            sdpa = model(input_ids=row, use_cache=False).logits.detach()
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        warnings.warn(
+            f"load_model: transformers' sdpa attention for {type(model).__name__} fails on a few tokens "
+            f"({type(error).__name__}: {error!s:.120}), so its eager attention was compared with no other.",
+            stacklevel=5,
+        )
+        return
+    if eager.dtype in (torch.bfloat16, torch.float16):
+        differ = _typical_gap(sdpa, eager) > _typical_gap(_rounded_elsewhere(model, row), eager)
+    else:
+        spread = (eager - eager.mean(-1, keepdim=True)).abs().max()
+        differ = bool((sdpa - eager).abs().max() > TOLERANCES.get(eager.dtype, TOLERANCES[torch.float32]) * spread)
+    if not differ:
+        return
+    _, position, token = torch.unravel_index((sdpa - eager).abs().argmax(), eager.shape)
+    one, other = (float(logits[0, position, token]) for logits in (eager, sdpa))
+    raise LcalensError(
+        f"source: {source!r:.200}: transformers' two attentions for {type(model).__name__} disagree by more than "
+        f"rounding: behind {int(position) + 1} random tokens the logit of token {int(token)} is {one:.4g} with eager "
+        f"attention, which lcalens measures, and {other:.4g} with sdpa attention. At most one of them is the model "
+        "that was trained. Use another version of transformers, or another model."
+    )
+
+
+@contextlib.contextmanager
+def _attention(model: Any, name: str) -> Iterator[None]:
+    """Within it, the model runs another of its attentions.
+
+    By its configurations, which every attention with several programs looks at on each call: what transformers offers
+    for this, `set_attn_implementation`, leaves Falcon as it is.
+    """
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    found = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
+    kept = [config._attn_implementation for config in found]
+    try:
+        for config in found:
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, before in zip(found, kept, strict=True):
+            config._attn_implementation = before
+
+
+def _rounded_elsewhere(model: Any, row: torch.Tensor) -> Float[torch.Tensor, "1 position vocab"]:
+    """The logits where each module's output is moved by one rounding step, up or down at random.
+
+    Two programs for one function differ by less: by .2 to .5 of it on the families of tests/matrix, with 3 layers and
+    with 24. How far a model carries rounding depends on its depth and its weights, so no fixed bound would do.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(module: Any, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return output
+        sign = torch.randint(2, output.shape, generator=generator).to(output.device) * 2 - 1
+        return (output.float() * (1 + torch.finfo(output.dtype).eps * sign)).to(output.dtype)
+
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
+    hooks = [module.register_forward_hook(moved) for module in leaves]
+    try:
+        return model(input_ids=row, use_cache=False).logits.detach()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _typical_gap(
+    logits: Float[torch.Tensor, "1 position vocab"], others: Float[torch.Tensor, "1 position vocab"]
+) -> float:
+    """Root mean square of the difference at the median position: an expert that changes places moves one alone."""
+    return (logits.float() - others.float()).square().mean(-1).sqrt().median().item()
