@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import datasets
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -488,6 +489,27 @@ def test_offline(monkeypatch):
     message = refused("lcalens-tests/no-such-data-set")
     assert "the hub could not be reached" in message
     assert "HF_HUB_OFFLINE" in message
+
+
+@pytest.mark.parametrize("source", ["lcalens-tests/no-such-data-set", "counterfact"])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, capfd, source):
+    """The real library; only the network is missing."""
+    asked = []
+
+    def unreachable(url, **options):
+        asked.append(url)
+        raise httpx.ConnectError("name or service not known")
+
+    monkeypatch.delenv("LCALENS_COUNTERFACT", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    started = time.monotonic()
+    assert "the hub could not be reached" in refused(source)
+    assert time.monotonic() - started < 5
+    assert len(asked) == 1
+    assert capfd.readouterr().err == ""
+    assert not datasets.config.HF_HUB_OFFLINE
 
 
 def test_hub_data_set_of_another_kind(monkeypatch):

@@ -1,5 +1,6 @@
 """Where records of facts come from: the sample in the package, a file, the hub, or the caller."""
 
+import contextlib
 import importlib.resources
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.files import USE_SAMPLE, parse_text, read_file
 from lcalens.llm.facts.records import Fact, Records, Skipped, known_case_id, parse_record, shown
+from lcalens.llm.hub import ask_hub, offline
 
 COUNTERFACT_VARIABLE = "LCALENS_COUNTERFACT"
 COUNTERFACT_HUB_ID = "azhx/counterfact"
@@ -122,7 +124,8 @@ def read_hub(hub_id: str) -> Records:
 
     where = f"source: {shown(hub_id)}"
     try:
-        loaded = datasets.load_dataset(hub_id)
+        with contextlib.nullcontext() if _answers(hub_id) else offline():
+            loaded = datasets.load_dataset(hub_id)
         records = list(_one_split(loaded) if isinstance(loaded, Mapping) else loaded)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise LcalensError(
@@ -141,6 +144,22 @@ def read_hub(hub_id: str) -> Records:
             f"datasets.load_dataset and give its rows as source, or {USE_SAMPLE}."
         ) from error
     return Records(hub_id, records)
+
+
+def _answers(hub_id: str) -> bool:
+    """Whether the hub can be asked; where not, a copy on this machine will do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        ask_hub(hub_id, "README.md", kind="dataset")
+    except HfHubHTTPError:
+        return True  # what it says, datasets hears again and tells
+    except Exception:
+        return False
+    return True
 
 
 def check(records: Records, *, strict: bool) -> tuple[list[Fact], list[Skipped]]:

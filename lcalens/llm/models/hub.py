@@ -3,8 +3,7 @@
 from typing import Any
 
 from lcalens.core.errors import LcalensError
-
-_PATIENCE = 10.0  # seconds for one small answer
+from lcalens.llm.hub import ask_hub
 
 
 def reach_hub(name: str, revision: str | None, token: str | None) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def reach_hub(name: str, revision: str | None, token: str | None) -> dict[str, A
         Exception: Whatever the hub's client says where there is no such model, no leave to read it, or neither a
             connection nor a copy on this machine.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
@@ -28,9 +27,7 @@ def reach_hub(name: str, revision: str | None, token: str | None) -> dict[str, A
     if constants.HF_HUB_OFFLINE:
         return reach
     try:
-        get_hf_file_metadata(
-            hf_hub_url(name, "config.json", revision=revision), token=token, timeout=_PATIENCE, retry_on_errors=False
-        )
+        ask_hub(name, "config.json", revision=revision, token=token)
     except EntryNotFoundError as error:
         raise LcalensError(
             f"source: {name!r:.200} is on the hub, but without a config.json: it holds no model in Hugging Face's "
