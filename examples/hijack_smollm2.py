@@ -24,7 +24,7 @@ print(answers.tables["scored"].to_string(index=False))
 # %%
 facts = lcalens.load_facts("sample", limit=200)
 result = lcalens.efficacy(model, facts, schemes=("dont-think", "unrelated", "neutral"), counts=(0, 1, 3))
-print(result.tables["controls"].query("subset == 'all'").to_string(index=False))
+print(result.wide("controls").query("subset == 'all'").to_string(index=False))
 
 # %%
 out = Path("out/example")

@@ -252,10 +252,11 @@ class Result:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name} {len(labels)}" for name, labels in self.axes.items())
-        resolution = self.provenance.get("resolution", {}).get("says")
-        return f"Result({self.kind}: {', '.join(self.quantities)} over {axes})" + (
-            f" {resolution}" if resolution else ""
-        )
+        said = self.provenance.get("resolution", {}).get("says")
+        nothing = self.provenance.get("unmeasured", {})
+        notes = [said] if said else []
+        notes += [f"Nothing was measured of {name!r:.60}: {why}." for name, why in nothing.items()]
+        return " ".join([f"Result({self.kind}: {', '.join(self.quantities)} over {axes})", *notes])
 
     def _repr_html_(self) -> str:
         model = self.provenance.get("model", {})

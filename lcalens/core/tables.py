@@ -1,7 +1,11 @@
 """One schema of tables: the axes, then `quantity`, `value`, `value_low`, `value_high` and `unit`.
 
 A table whose columns are quantities of different kinds leaves it open which interval is whose. So tables are long, a
-row for each quantity at each place; what is counted besides (`n`) stands behind. `widen` gives a view for showing.
+row for each quantity at each place; what is counted besides (`n`, `facts`) stands behind. `widen` gives a view for
+showing.
+
+Records are no such tables: a row for each example, answer or reason, with its texts and its own numbers side by side
+(`examples`; `answers` and `scored` of `ask`; `impossible` of `efficacy`). They stay as they are.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,15 @@
 """Figures of hijacking: efficacy over the number of sentences, and the top answers."""
 
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from lcalens.core.errors import LcalensError
+from lcalens.llm.efficacy.tables import rates_together
+from lcalens.llm.prompts.schemes import find_scheme
 from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, legend, plain, short
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ def plot_efficacy(
 ) -> "Figure":
     """Figure 2: a panel for each scheme, over the number of sentences, with its controls and Wilson's intervals.
 
+    All curves of a panel are of the same facts: those that have every n of the scheme and of its controls.
+
     Args:
         result: Of `efficacy`.
         measure: `es`, the share of facts where the false object wins, or `retention`, the rest (the paper's curves).
@@ -35,21 +41,25 @@ def plot_efficacy(
     Raises:
         LcalensError: An unknown measure, subset or relation.
     """
-    table = _chosen(result, measure, subset, relation)
-    roles = result.summary.drop_duplicates("scheme").set_index("scheme")["role"]
-    shown = [scheme for scheme in result.axes["scheme"] if roles[scheme] != "control"] or list(result.axes["scheme"])
+    _check(result, measure, subset, relation)
+    roles = {scheme: find_scheme(scheme).role for scheme in result.axes["scheme"]}
+    shown = [scheme for scheme in roles if roles[scheme] != "control"] or list(roles)
     figure, panels = _panels(len(shown))
     counts = result.axes["n"]
     for panel, scheme in zip(panels, shown, strict=False):
         color = GREEN if roles[scheme] == "reverse" else ORANGE
-        rows_of_scheme = table[table["scheme"] == scheme]
-        _curve(panel, rows_of_scheme, measure, counts, color=color, ls="-", marker="o", label=legend(scheme))
-        beside = _beside(result, table, scheme, measure, subset, relation)
-        for (name, rows), (dashes, marker) in zip(beside, (("--", "s"), (":", "^")), strict=False):
-            _curve(panel, rows, measure, counts, color=GREY, ls=dashes, marker=marker, label=legend(name))
+        controls = [name for name in dict.fromkeys((find_scheme(scheme).control, "neutral")) if name in roles]
+        table = _together(result, scheme, controls if roles[scheme] != "control" else [], subset, relation)
+        styles = ((color, "-", "o"), (GREY, "--", "s"), (GREY, ":", "^"))
+        for (name, rows), (shade, dashes, marker) in zip(table.groupby("scheme", sort=False), styles, strict=False):
+            _curve(panel, rows, measure, counts, color=shade, ls=dashes, marker=marker, label=legend(str(name)))
         panel.set_title(plain(short(scheme)), fontsize=8)
-        panel.set_title(f"{rows_of_scheme['facts'].max()} facts", fontsize=5.5, color=GREY, loc="right")
+        panel.set_title(f"{table['facts'].max()} facts", fontsize=5.5, color=GREY, loc="right")
         panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
+        why = result.provenance.get("unmeasured", {}).get(scheme)
+        if why:
+            note = "nothing was measured:\n" + "\n".join(textwrap.wrap(str(why), 34))
+            panel.text(0.5, 0.5, plain(note), fontsize=5.5, ha="center", va="center", transform=panel.transAxes)
     _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
     model = result.provenance.get("model", {}).get("source", "")
     title = f"{model}, {_facts_named(result, subset, relation)}"
@@ -64,39 +74,32 @@ def _curve(panel: "Axes", rows: pd.DataFrame, measure: str, counts: tuple[int, .
     panel.fill_between(at, rows[f"{measure}_low"], rows[f"{measure}_high"], color=style["color"], alpha=BAND, lw=0)
 
 
-def _beside(
-    result: "Result", table: pd.DataFrame, scheme: str, measure: str, subset: str, relation: str | None
-) -> list[tuple[str, pd.DataFrame]]:
-    """A scheme's controls with their curves, on the facts that both have; a relation's on all of its facts."""
-    controls = result.tables["controls"]
-    controls = controls[(controls["scheme"] == scheme) & (controls["subset"] == subset)]
-    controls_beside = []
-    for name, rows in controls.groupby("control", sort=False):
-        if relation is not None:
-            controls_beside.append((str(name), table[table["scheme"] == name]))
-            continue
-        es, low, high = (rows[f"es_control{end}"] for end in ("", "_low", "_high"))
-        shown = (es, low, high) if measure == "es" else (1 - es, 1 - high, 1 - low)
-        columns = dict(zip((measure, f"{measure}_low", f"{measure}_high"), shown, strict=True))
-        controls_beside.append((str(name), pd.DataFrame({"n": rows["n"], **columns})))
-    return controls_beside
+def _together(
+    result: "Result", scheme: str, controls: Sequence[str], subset: str, relation: str | None
+) -> pd.DataFrame:
+    """A scheme and its controls, all on the facts that have every n of each of them.
+
+    A control that has no such fact in common with the others is left out.
+    """
+    names = [scheme]
+    for control in controls:
+        if rates_together(result, [*names, control], subset=subset, relation=relation)["facts"].max():
+            names.append(control)
+    return rates_together(result, names, subset=subset, relation=relation)
 
 
-def _chosen(result: "Result", measure: str, subset: str, relation: str | None) -> pd.DataFrame:
+def _check(result: "Result", measure: str, subset: str, relation: str | None) -> None:
     if measure not in ("es", "retention"):
         raise LcalensError(f"measure: {measure!r} is neither 'es' nor 'retention'.")
     if relation is not None:
-        table = result.tables["by_relation"]
-        known = sorted(set(table["relation_id"]))
+        known = sorted(set(result.examples["relation_id"]))
         if relation not in known:
             raise LcalensError(f"relation: {relation!r} is not one of {', '.join(known)}.")
         if subset != "all":
             raise LcalensError(f"subset: {subset!r} cannot be combined with relation=; a relation's facts are few.")
-        return table[table["relation_id"] == relation]
     known = list(dict.fromkeys(result.summary["subset"]))
     if subset not in known:
         raise LcalensError(f"subset: {subset!r} is not one of {', '.join(known)}.")
-    return result.summary[result.summary["subset"] == subset]
 
 
 def _facts_named(result: "Result", subset: str, relation: str | None) -> str:

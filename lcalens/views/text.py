@@ -30,9 +30,9 @@ def efficacy_screen(result: "Result") -> str:
         "ES: share of facts where the false object is the more probable [95% Wilson interval]; retention = 1 - ES.",
         f"*: differs from n=0 (McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
     ]
-    for subset, table in result.summary.groupby("subset", sort=False):
+    for subset, table in _estimates(result, "summary").groupby("subset", sort=False):
         lines += ["", f"ES, {_SUBSETS[str(subset)]}", _pivot(table)]
-    controls = result.tables["controls"]
+    controls = _estimates(result, "controls")
     last = max(result.axes["n"])
     against = controls[(controls["subset"] == "all") & (controls["n"] == last)]
     if last and len(against):
@@ -88,14 +88,14 @@ def efficacy_markdown(result: "Result", command: str) -> str:
         f"(McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
     ]
     heads = [f"n = {n}" for n in result.axes["n"]]
-    for subset, table in result.summary.groupby("subset", sort=False):
+    for subset, table in _estimates(result, "summary").groupby("subset", sort=False):
         rows = [
             [_escaped(scheme), rows["role"].iloc[0], str(rows["facts"].iloc[0]), *map(_cell, rows.itertuples())]
             for scheme, rows in table.groupby("scheme", sort=False)
         ]
         title = _SUBSETS[str(subset)]
         lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(["scheme", "role", "facts", *heads], rows)]
-    controls = result.tables["controls"]
+    controls = _estimates(result, "controls")
     if len(controls):
         rows = [
             [
@@ -123,6 +123,13 @@ def efficacy_markdown(result: "Result", command: str) -> str:
         f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _estimates(result: "Result", name: str) -> pd.DataFrame:
+    """A table with a column for each quantity and for both ends of those that are shown, where no fact has one too."""
+    table = result.wide(name)
+    ends = [f"{quantity}_{end}" for quantity in ("es", "difference") for end in ("low", "high")]
+    return table.assign(**{end: float("nan") for end in ends if end not in table})
 
 
 def _reasons(result: "Result") -> Any:

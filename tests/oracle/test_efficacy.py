@@ -1,6 +1,7 @@
 """`efficacy` and `ask` against plain Hugging Face loops, one prompt at a time; tables made by hand from values."""
 
 import copy
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from lcalens.llm.facts.facts import Facts
 from lcalens.llm.prompts.hijack import hijack_prompts
 from lcalens.llm.prompts.related import RelatedTable
 from lcalens.llm.prompts.schemes import SCHEMES
+from lcalens.views.text import efficacy_screen
 
 COUNTS = (0, 1, 2)
 # The various neutral sentences are spelt letter by letter here, and too many tokens for the context.
@@ -153,7 +155,7 @@ def test_both_ways_of_computing_were_taken(standin):
 
 def test_the_hijack_works_here(every):
     """The model is trained until it knows the facts, so that what is compared is more than noise."""
-    table = every.summary.set_index(["subset", "scheme", "n"])
+    table = every.wide().set_index(["subset", "scheme", "n"])
     assert table.loc[("all", "dont-think", 0), "log_odds"] < -3
     assert table.loc[("all", "dont-think", 1), "log_odds"] > table.loc[("all", "dont-think", 0), "log_odds"] + 1
 
@@ -263,7 +265,7 @@ def holm(p_values):
 
 def test_summary_by_hand(every):
     odds, members = odds_of(every), members_of(every)
-    table = every.summary
+    table = every.wide()
     assert len(table) == 3 * len(MOST) * len(COUNTS)
     assert set(table["subset"]) == set(members)
     partial = 0
@@ -300,7 +302,7 @@ def test_summary_by_hand(every):
 
 def test_controls_by_hand(every):
     odds, members = odds_of(every), members_of(every)
-    table = every.tables["controls"]
+    table = every.wide("controls")
     wanted = {
         (scheme.name, control)
         for scheme in SCHEMES.values()
@@ -333,7 +335,7 @@ def test_controls_by_hand(every):
 
 
 def test_holm_corrects_over_all_tests_of_the_study(every):
-    summary, controls = every.summary, every.tables["controls"]
+    summary, controls = every.wide(), every.wide("controls")
     corrected = holm([*summary["mcnemar_p"], *controls["mcnemar_p"]])
     assert [*summary["holm_p"], *controls["holm_p"]] == pytest.approx(corrected, nan_ok=True)
     assert np.isfinite(corrected).sum() > 30
@@ -342,7 +344,7 @@ def test_holm_corrects_over_all_tests_of_the_study(every):
 def test_relations_by_hand(every):
     odds = odds_of(every)
     relation_of = dict(zip(every.examples["case_id"], every.examples["relation_id"], strict=True))
-    table = every.tables["by_relation"]
+    table = every.wide("by_relation")
     assert len(table) == 2 * len(MOST) * len(COUNTS)
     assert set(zip(table["relation_id"], table["relation"], strict=True)) == {
         ("P36", "capital"), ("P103", "mother tongue")
@@ -362,7 +364,7 @@ def test_complete_cases_by_counting(every):
     for scheme, target in (("factual", "target_false"), ("reverse-factual", "target_true")):
         # A fact's own subject is not one of the others.
         others = [speakers[getattr(fact, target)] - (getattr(fact, target) == fact.target_true) for fact in FACTS]
-        rows = every.summary[(every.summary["scheme"] == scheme) & (every.summary["subset"] == "all")]
+        rows = every.wide()[(every.wide()["scheme"] == scheme) & (every.wide()["subset"] == "all")]
         assert rows["n"].tolist() == list(COUNTS)
         assert set(rows["facts"]) == {sum(count >= COUNTS[-1] for count in others)}
         assert 0 < sum(count >= COUNTS[-1] for count in others) < len(FACTS)
@@ -411,9 +413,9 @@ def test_objects_that_begin_alike_are_told_apart_whole_and_left_out_of_first_tok
     schemes = ("dont-think", "neutral")
     whole = run(made.model, facts, schemes=schemes, counts=(0, 1))
     first = run(made.model, facts, schemes=schemes, counts=(0, 1), scoring="first")
-    assert set(whole.summary["facts"][whole.summary["subset"] == "all"]) == {6}
+    assert set(whole.wide()["facts"][whole.wide()["subset"] == "all"]) == {6}
     assert len(whole.tables["impossible"]) == 0
-    assert set(first.summary["facts"][first.summary["subset"] == "all"]) == {4}
+    assert set(first.wide()["facts"][first.wide()["subset"] == "all"]) == {4}
     assert not first.wide("values")["case_id"].str.startswith("twin").any()
     table = first.tables["impossible"]
     assert table["reason"].unique().tolist() == ["the objects begin with the same token"]
@@ -431,8 +433,20 @@ def test_only_objects_that_begin_alike(standin):
     )  # fmt: skip
     result = run(standin("gpt2").model, [twin], counts=(0, 1), scoring="first")
     assert len(result.wide("values")) == 0
-    assert set(result.summary["facts"]) == {0}
-    assert result.summary["es"].isna().all()
+    assert set(result.wide()["facts"]) == {0}
+    assert result.wide()["es"].isna().all()
+    assert set(result.provenance["unmeasured"]) == {"dont-think"}
+    assert "Nothing was measured of 'dont-think': the objects begin with the same token" in repr(result)
+
+
+def test_negation_without_known_relations_says_why(standin):
+    facts = [dataclasses.replace(fact, relation_id="mine") for fact in FACTS]
+    result = run(standin("gpt2").model, facts, schemes=("dont-think", "negation"), counts=(0, 1))
+    why = "no negated sentence is known for relation 'mine'"
+    assert result.provenance["unmeasured"] == {"negation": why}
+    assert f"Nothing was measured of 'negation': {why}." in repr(result)
+    assert why in efficacy_screen(result)
+    assert result.wide().query("subset == 'all' and scheme == 'dont-think'")["facts"].tolist() == [len(FACTS)] * 2
 
 
 # --- neighbours, order, seeds ---------------------------------------------------------------------------------------
@@ -492,7 +506,7 @@ def test_zero_sentences_are_always_measured(standin):
     alone = run(model, ONE_OF_EACH, counts=(0,))
     assert alone.axes["n"] == (0,)
     assert len(alone.wide("values")) == 4
-    assert len(alone.tables["controls"]) == 0
+    assert len(alone.wide("controls")) == 0
 
 
 def test_case_ids_of_two_kinds(standin, tmp_path):

@@ -86,7 +86,7 @@ def test_hijack_prints_and_writes_and_goes_on(lc, tmp_path):
 
 def test_the_printed_scores_are_the_results(lc, tmp_path):
     _, said, _ = lc(*lc.hijack, "--schemes", "dont-think", "--out", tmp_path / "out")
-    table = lcalens.Result.load(tmp_path / "out" / "result").summary
+    table = lcalens.Result.load(tmp_path / "out" / "result").wide()
     for row in table[table["subset"] == "all"].itertuples():
         assert f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]" in said
 
@@ -96,7 +96,7 @@ def test_the_table_is_written_for_people_with_its_command(lc, tmp_path):
     lc(*lc.hijack, "--schemes", template, "neutral", "--limit", 5, "--out", tmp_path / "out")
     page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     result = lcalens.Result.load(tmp_path / "out" / "result")
-    for row in result.summary[result.summary["subset"] == "all"].itertuples():
+    for row in result.wide().query("subset == 'all'").itertuples():
         assert f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]" in page
     tables, command = page.split("Made by ")
     assert "<b>" not in tables  # a template is text

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from lcalens.core.statistics import holm, wilson
+from lcalens.core.tables import SCHEMA, widen
 from lcalens.llm.efficacy.tables import summarise
 
 NAN = math.nan
@@ -50,7 +51,7 @@ def wins(scheme, n, facts):
 @pytest.mark.parametrize("n", COUNTS)
 def test_scores_of_each_subset_are_counted_on_facts_that_have_every_n(tables, subset, scheme, n):
     facts = [fact for fact in complete(scheme) if fact in MEMBERS[subset]]
-    frame = tables["summary"]
+    frame = widen(tables["summary"])
     (row,) = frame[(frame["subset"] == subset) & (frame["scheme"] == scheme) & (frame["n"] == n)].itertuples()
     hijacked = wins(scheme, n, facts)
     assert row.facts == len(facts)
@@ -73,7 +74,7 @@ def exact_p(before, after):
 
 
 def test_a_test_compares_the_same_facts_clean_and_hijacked(tables):
-    frame = tables["summary"].query("subset == 'all' and n == 1").set_index("scheme")
+    frame = widen(tables["summary"]).query("subset == 'all' and n == 1").set_index("scheme")
     for scheme in SCHEMES:
         facts = complete(scheme)
         assert frame.loc[scheme, "mcnemar_p"] == pytest.approx(exact_p(wins(scheme, 0, facts), wins(scheme, 1, facts)))
@@ -84,7 +85,7 @@ def test_a_test_compares_the_same_facts_clean_and_hijacked(tables):
 @pytest.mark.parametrize("subset", MEMBERS)
 @pytest.mark.parametrize("n", COUNTS)
 def test_a_control_is_compared_on_the_facts_that_both_have(tables, subset, n):
-    frame = tables["controls"]
+    frame = widen(tables["controls"])
     (row,) = frame.query("subset == @subset and n == @n and control == 'neutral'").itertuples()
     facts = [fact for fact in complete("dont-think") if fact in MEMBERS[subset] and fact in complete("neutral")]
     ours, theirs = (wins(scheme, n, facts) for scheme in SCHEMES)
@@ -98,14 +99,14 @@ def test_a_control_is_compared_on_the_facts_that_both_have(tables, subset, n):
 
 
 def test_all_tests_of_a_study_are_corrected_together(tables):
-    summary, controls = tables["summary"], tables["controls"]
+    summary, controls = widen(tables["summary"]), widen(tables["controls"])
     corrected = holm([*summary["mcnemar_p"], *controls["mcnemar_p"]])
     assert [*summary["holm_p"], *controls["holm_p"]] == pytest.approx(corrected, nan_ok=True)
     assert np.isfinite(corrected).sum() == 3
 
 
 def test_relations_have_their_own_scores(tables):
-    frame = tables["by_relation"].set_index(["relation_id", "scheme", "n"])
+    frame = widen(tables["by_relation"]).set_index(["relation_id", "scheme", "n"])
     for relation in ("P36", "P17"):
         for scheme in SCHEMES:
             facts = [fact for fact in complete(scheme) if RELATION[fact] == relation]
@@ -114,6 +115,17 @@ def test_relations_have_their_own_scores(tables):
                 assert row["facts"] == len(facts)
                 assert row["es"] == pytest.approx(np.mean(wins(scheme, n, facts)))
     assert len(frame) == 8
+
+
+@pytest.mark.parametrize("name", ["summary", "controls", "by_relation"])
+def test_the_tables_are_long(tables, name):
+    table = tables[name]
+    at = list(table.columns).index(SCHEMA[0])
+    assert tuple(table.columns[at:]) == (*SCHEMA, "facts")
+    units = dict(zip(table["quantity"], table["unit"], strict=True))
+    assert units["es"] == "share"
+    assert set(units.values()) <= {"share", "nats", "probability"}
+    assert not table.duplicated([*table.columns[:at], "quantity"]).any()
 
 
 def test_what_was_impossible_is_counted(tables):

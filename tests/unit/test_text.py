@@ -479,7 +479,7 @@ def test_facts_the_vocabulary_does_not_have_are_left_out_and_counted(standin):
     assert np.isfinite(result.values["logp_true"][0]).all()
     assert np.isnan(result.values["logp_true"][1:]).all()
     assert np.isnan(result.values["logp_false"][1:]).all()
-    assert result.tables["summary"].query("subset == 'all'")["facts"].tolist() == [1, 1]
+    assert result.wide().query("subset == 'all'")["facts"].tolist() == [1, 1]
     counted = result.tables["impossible"].groupby(["n", "reason"])["facts"].sum().to_dict()
     for n, answers, prompts in ((0, 2, 1), (1, 1, 2)):  # "Do not think of Osaka." is read as something else, too
         assert counted[n, "the answer is not in the tokenizer's vocabulary"] == answers

@@ -115,7 +115,7 @@ def test_a_subset_of_no_facts_can_be_drawn(subset):
         result.values["logp_false"][:] = -1
         tables = summarise(result.examples, result.axes, result.values, Counter(), seed=0)
         result = Result(**{**vars(result), "tables": tables})
-    chosen = result.summary[result.summary["subset"] == subset]
+    chosen = result.wide()[result.wide()["subset"] == subset]
     assert set(chosen["facts"]) == {0}
     figure = draw(result.plot(subset=subset))
     assert any(re.search(r"\b0 facts", text) for text in texts_of(figure))
@@ -144,7 +144,7 @@ def test_a_loaded_study_draws_the_same(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"subset": "known"}, {"relation": "P18"}], ids=str)
 def test_lines_are_the_tables_numbers(measure, options):
     result = study(schemes=("dont-think", "negation", "neutral", "unrelated"))
-    table = result.tables["by_relation"] if "relation" in options else result.summary
+    table = result.wide("by_relation") if "relation" in options else result.wide()
     if "relation" in options:
         table = table[table["relation_id"] == "P18"]
     else:
@@ -177,6 +177,42 @@ def test_controls_stand_on_the_facts_that_their_scheme_has():
     assert len(panel.lines) == 3
     assert {line.get_ydata()[0] for line in panel.lines} == {panel.lines[0].get_ydata()[0]}
     assert any(re.search(r"\b10 facts", text) for text in texts_of(panel.figure))
+
+
+@pytest.mark.parametrize("options", [{}, {"relation": "P18"}, {"subset": "known"}], ids=str)
+def test_all_curves_of_a_panel_are_of_the_same_facts(options):
+    """A control that lacks other facts than its scheme: counted by hand on those that both have."""
+    result = study(schemes=("dont-think", "unrelated", "neutral"))
+    rng = np.random.default_rng(3)
+    facts = len(result.examples)
+    for column in range(3):
+        gone = rng.choice(facts, facts // 4, replace=False)
+        for name in ("logp_true", "logp_false"):
+            result.values[name][gone, column, -1] = np.nan
+    (panel,) = result.plot(**options).axes
+    odds = result.values["logp_false"] - result.values["logp_true"]
+    chosen = ~np.isnan(odds).any(axis=(1, 2))
+    if "relation" in options:
+        chosen &= result.examples["relation_id"].to_numpy() == "P18"
+    if "subset" in options:
+        chosen &= result.examples["known"].to_numpy()
+    assert 0 < chosen.sum() < (~np.isnan(odds[:, 0]).any(axis=1)).sum()
+    assert len(panel.lines) == 3
+    for line, column in zip(panel.lines, (0, 1, 2), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), (odds[chosen, column] > 0).mean(axis=0))
+    assert any(re.search(rf"\b{chosen.sum()} facts", text) for text in texts_of(panel.figure))
+
+
+def test_a_scheme_of_which_nothing_was_measured_says_why():
+    result = study(schemes=("negation", "neutral"))
+    for name in ("logp_true", "logp_false"):
+        result.values[name][:, 0, 1:] = np.nan
+    why = {"negation": "no negated sentence is known for relation 'mine'"}
+    result = Result(**{**vars(result), "provenance": {**result.provenance, "unmeasured": why}})
+    (panel,) = draw(result.plot()).axes
+    said = " ".join(" ".join(texts_of(panel.figure)).split())
+    assert "nothing was measured: no negated sentence is known for relation 'mine'" in said
+    assert "Nothing was measured of 'negation': no negated sentence is known for relation 'mine'." in repr(result)
 
 
 def test_retention_is_the_rest_of_es():

@@ -20,7 +20,7 @@ from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, follow, source_tokenizer, spell
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.efficacy.scoring import Continuation, score
-from lcalens.llm.efficacy.tables import summarise
+from lcalens.llm.efficacy.tables import summarise, unmeasured
 from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
 from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
@@ -69,8 +69,9 @@ def efficacy(
         A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats, `greedy` (1 where
         greedy decoding gives the true object) and `greedy_false` (the same of the false one). Its tables: `summary`
         (ES, retention, mean log odds, changes, tests, for three subsets of the facts: see
-        `lcalens.llm.efficacy.tables`), `controls`, `by_relation`, `impossible`, which counts what could not be made or
-        not be scored exactly. `true_tokens` and `false_tokens` of
+        `lcalens.llm.efficacy.tables`), `controls` and `by_relation`, all long (`wide(name)` has a column for each
+        quantity), and `impossible`, which counts what could not be made or not be scored exactly. A scheme of which
+        nothing could be measured is in `provenance["unmeasured"]` with the reason. `true_tokens` and `false_tokens` of
         its examples spell the tokens that are scored behind the clean prompt.
 
     Raises:
@@ -99,12 +100,15 @@ def efficacy(
         "cells": {"loaded": store.loaded, "computed": store.computed},
         "logits": "after any soft cap",
     }
+    tables = summarise(examples, axes, measured.values, measured.impossible, seed=config.seed)
+    settings["unmeasured"] = unmeasured(axes, measured.values, tables["impossible"])
     return Result(
         kind="efficacy",
         axes=axes,
         values=measured.values,
+        units={"logp_true": "nats", "logp_false": "nats", "greedy": "share", "greedy_false": "share"},
         examples=examples,
-        tables=summarise(examples, axes, measured.values, measured.impossible, seed=config.seed),
+        tables=tables,
         provenance=provenance_of(model, path=sorted(measured.paths), settings=settings),
     )
 

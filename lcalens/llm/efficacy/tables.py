@@ -6,19 +6,34 @@ Three subsets of the facts: `all`; `known`, where greedy decoding of the clean p
 `prefers-true`, where the clean prompt gives the true object the higher probability. The latter two are chosen by the
 clean answer, so a test of the hijacked answer against it would find a change in any noise: they get intervals, and
 differences from their controls, but no p-values.
+
+The tables are long (`lcalens.core.tables`), with the number of facts behind; `result.wide(name)` has a column for each
+quantity. `impossible` counts records, and stays as it is.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lcalens.core.results import Result
 from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
+from lcalens.core.tables import lengthen
 from lcalens.llm.prompts.schemes import find_scheme, relations
 
+_UNITS = {
+    "es": "share",
+    "retention": "share",
+    "log_odds": "nats",
+    "change": "share",
+    "es_control": "share",
+    "difference": "share",
+    "mcnemar_p": "probability",
+    "holm_p": "probability",
+}
 _CONTROL_COLUMNS = (
     "subset", "scheme", "control", "n", "facts", "es", "es_low", "es_high", "es_control", "es_control_low",
     "es_control_high", "difference", "difference_low", "difference_high", "mcnemar_p",
@@ -67,25 +82,75 @@ def summarise(
         impossible: How many facts each (scheme, n, reason) ruled out.
         seed: Of the bootstrap.
     """
-    data = _Data(
-        odds=values["logp_false"] - values["logp_true"],
-        schemes=axes["scheme"],
-        counts=axes["n"],
-        relation=examples["relation_id"].to_numpy(),
-        known=examples["known"].to_numpy(dtype=bool),
-        seed=seed,
-    )
+    data = _data(examples, axes, values, seed)
     summary, controls = _summary(data), _controls(data)
     corrected = holm([*summary["mcnemar_p"], *controls["mcnemar_p"]])
     summary["holm_p"], controls["holm_p"] = corrected[: len(summary)], corrected[len(summary) :]
-    return {
-        "summary": summary,
-        "controls": controls,
-        "by_relation": _by_relation(data),
+    wide = {"summary": summary, "controls": controls, "by_relation": _by_relation(data)}
+    return {name: _long(table) for name, table in wide.items()} | {
         "impossible": pd.DataFrame(
             [(*key, count) for key, count in sorted(impossible.items())], columns=["scheme", "n", "reason", "facts"]
         ),
     }
+
+
+def rates_together(
+    result: Result, schemes: Sequence[str], *, subset: str = "all", relation: str | None = None
+) -> pd.DataFrame:
+    """Rates of several schemes on the same facts: those that have every n of all of them. A row for each scheme and n.
+
+    Args:
+        result: Of `efficacy`.
+        schemes: Their names.
+        subset: As in the tables.
+        relation: One relation's facts alone.
+    """
+    data = _data(result.examples, result.axes, result.values, 0)
+    chosen = data.subsets()[subset] & data.complete(*schemes)
+    if relation is not None:
+        chosen &= data.relation == relation
+    rows = [
+        {"scheme": scheme, "n": n} | _rates(data.of(scheme)[chosen, column])
+        for scheme in schemes
+        for column, n in enumerate(data.counts)
+    ]
+    return pd.DataFrame(rows)
+
+
+def unmeasured(
+    axes: Mapping[str, tuple[Any, ...]], values: Mapping[str, np.ndarray], counted: pd.DataFrame
+) -> dict[str, str]:
+    """Schemes of which no fact has every n, with the reasons why.
+
+    Args:
+        axes: The result's.
+        values: Its values.
+        counted: Its table `impossible`.
+    """
+    found = {}
+    for index, scheme in enumerate(axes["scheme"]):
+        if np.isnan(values["logp_true"][:, index]).any(axis=1).all():
+            own = counted[counted["scheme"] == scheme]
+            found[scheme] = "; ".join(dict.fromkeys(own["reason"])) or "no fact has every n"
+    return found
+
+
+def _data(
+    examples: pd.DataFrame, axes: Mapping[str, tuple[Any, ...]], values: Mapping[str, np.ndarray], seed: int
+) -> _Data:
+    return _Data(
+        odds=values["logp_false"] - values["logp_true"],
+        schemes=tuple(axes["scheme"]),
+        counts=tuple(axes["n"]),
+        relation=examples["relation_id"].to_numpy(),
+        known=examples["known"].to_numpy(dtype=bool),
+        seed=seed,
+    )
+
+
+def _long(table: pd.DataFrame) -> pd.DataFrame:
+    units = {name: unit for name, unit in _UNITS.items() if name in table}
+    return lengthen(table, units, behind=["facts"])
 
 
 def _rates(odds: np.ndarray) -> dict[str, float | int]:
