@@ -65,6 +65,7 @@ MOVED = {
     "lcalens.tensors": "lcalens.core.tensors",
     "lcalens.tokens": "lcalens.core.tokens",
     "lcalens.trace": "lcalens.llm.trace",
+    "lcalens.views.labels": "lcalens.mechanism.labels",
 }
 """The modules of 0.1 that stand elsewhere, with their new names."""
 

@@ -37,6 +37,7 @@ from lcalens.mechanism.arguments import (
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.ends import of_the_logits
+from lcalens.mechanism.labels import label_record
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.summary import contrast_record, interval, plain_positions, site_table
 
@@ -184,7 +185,8 @@ def attribute(
                 **({"steps": steps} if integrates else {}),
             }
             | record
-            | contrast_record(contrast, metric),
+            | contrast_record(contrast, metric)
+            | (label_record(model, contrast, direction) if positions == "each" else {}),
         ),
     )
 

@@ -44,6 +44,7 @@ from lcalens.mechanism.arguments import (
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.hook_names import Place
+from lcalens.mechanism.labels import label_record
 from lcalens.mechanism.memory import halving
 from lcalens.mechanism.sources import Source, SourceName, check_same_as_hooks, check_zero, given_source, mean_source
 from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
@@ -184,7 +185,8 @@ def patch(
                 "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
                 "memory": {"gib": budget / 2**30, "halved": halved},
             }
-            | contrast_record(contrast, metric),
+            | contrast_record(contrast, metric)
+            | (label_record(model, contrast, direction) if each else {}),
         ),
     )
 

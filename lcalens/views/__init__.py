@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.mechanism.labels import token_labels
 from lcalens.views.attention import AttentionView, attention_view
 from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
-from lcalens.views.labels import token_labels
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
 
 if TYPE_CHECKING:

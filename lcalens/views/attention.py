@@ -1,9 +1,10 @@
 """Attention patterns to look at: circuitsvis, clean and hijacked side by side, in a notebook or one offline file."""
 
 import html
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
-from lcalens.views.labels import read_text, read_token, tokenizer_of
+from lcalens.mechanism.labels import read_text, read_token, tokenizer_of
 from lcalens.views.style import BLUE, short
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _STYLE = """
 .lcalens-attention small {font-weight: normal; color: #666;}
 .lcalens-attention .pair {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px 24px;}
 .lcalens-attention .run {overflow-wrap: anywhere; white-space: pre-wrap; background: #f4f4f4; padding: 6px 8px;}
+.lcalens-attention details {margin-top: 1.2em; color: #666; font-size: 12px; overflow-wrap: anywhere;}
+.lcalens-attention pre {white-space: pre-wrap;}
 .lcalens-attention .chart {overflow: hidden; padding: 0 16px; min-width: 0;}
 """
 
@@ -60,6 +63,7 @@ class AttentionView:
         clean: The clean run.
         hijacked: The hijacked run.
         causal: Whether no position looks ahead; what lies ahead is then greyed.
+        provenance: Model with fingerprint and hooks, contrast, layer, heads, example, the runs' tokens, versions.
     """
 
     title: str
@@ -68,6 +72,7 @@ class AttentionView:
     clean: Side
     hijacked: Side
     causal: bool
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"AttentionView({self.title})"
@@ -88,7 +93,21 @@ class AttentionView:
             charts.append(f'{heading}<div class="pair">{"".join(row)}</div>')
         script = f'<script crossorigin type="module">{bundle}\n{"".join(calls)}</script>'
         head = f"<style>{_STYLE}</style><h2>{html.escape(self.title)}</h2>"
-        return f'<div class="lcalens-attention">{head}<div class="pair">{texts}</div>{"".join(charts)}{script}</div>'
+        made, record = html.escape(self._made_of()), html.escape(self._record())
+        made = f"<details><summary>{made}</summary><pre>{record}</pre></details>"
+        parts = f'{head}<div class="pair">{texts}</div>{"".join(charts)}{made}{script}'
+        return f'<div class="lcalens-attention">{parts}</div>'
+
+    def _made_of(self) -> str:
+        """The provenance in a line."""
+        model, versions = (self.provenance.get(name, {}) for name in ("model", "versions"))
+        told = [str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key)]
+        told += [f"weights {model['fingerprint']}"] if model.get("fingerprint") else []
+        told += [f"contrast {self.provenance['contrast']}"] if "contrast" in self.provenance else []
+        return ", ".join([*told, *(f"{name} {number}" for name, number in versions.items())]) or "provenance: none"
+
+    def _record(self) -> str:
+        return json.dumps(dict(self.provenance), indent=1, ensure_ascii=False, default=str)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as one HTML file that needs nothing else, no network either.
@@ -132,7 +151,8 @@ def attention_view(
 
     Returns:
         A view that Jupyter shows, and whose `save("view.html")` writes one offline file. Its `clean` and `hijacked`
-        hold the tokens and the patterns, (head, query, key).
+        hold the tokens and the patterns, (head, query, key), its `provenance` the model's fingerprint, the contrast
+        and the versions, which the page shows as well.
 
     Raises:
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
@@ -169,7 +189,22 @@ def _view(model: Any, contrast: "Contrast", layer: Any, heads: Any, example: Any
         clean=sides[0],
         hijacked=sides[1],
         causal=not any(np.triu(pattern, 1).any() for pattern in patterns),
+        provenance=_provenance(model, contrast, layer, chosen, example),
     )
+
+
+def _provenance(model: Any, contrast: "Contrast", layer: int, heads: tuple[int, ...], example: int) -> dict[str, Any]:
+    from lcalens.core.cells import content_key
+    from lcalens.core.provenance import provenance_of
+
+    settings = {
+        "contrast": content_key(contrast.content()),
+        "example": example,
+        "layer": layer,
+        "heads": list(heads),
+        "tokens": {run: list(map(int, getattr(contrast, run)[example])) for run in _RUNS},
+    }
+    return provenance_of(model, path="one run at a time", settings=settings)
 
 
 def _source(model: Any) -> str:

@@ -3,6 +3,7 @@
 Blue is towards the clean run and red towards the hijacked one, in every map.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,13 +54,15 @@ def plot_effects(
             patched, 1 less recovery, what of the hijack came with the patch); or `effect`, the change of the metric
             that attribution predicts. By default the first that there is, of attribution `effect`.
         labels: The positions' labels, the last position's last: `lcalens.views.token_labels(model, contrast)` gives
-            them. By default positions are counted from the end.
+            them. By default those that the result holds: the tokens that all examples share; where tokens differ a
+            span, or the position counted from the end.
 
     Raises:
         LcalensError: No such quantity, or not as many labels as positions.
     """
     name, means, lows, highs = _numbers(result, quantity)
     axes = {axis: tuple(at) for axis, at in result.axes.items() if axis != EXAMPLE}
+    labels = result.provenance.get("position_labels") if labels is None else labels
     names = {axis: _labels(axis, at, labels) for axis, at in axes.items()}
     varied = [axis for axis, at in axes.items() if len(at) > 1]
     if not varied and "value" in result.values:
@@ -143,13 +146,17 @@ def _set_ticks(panel: "Axes", which: str, axis: str, names: list[str]) -> None:
     else:
         turned = axis == "position" or sum(map(len, shown)) > 40
         panel.set_xticks(at, shown, fontsize=SMALL, rotation=90 if turned else 0)
-        panel.set_xlabel(
-            "position" if axis == "position" and _counted(names) else "" if turned else axis, fontsize=TEXT
-        )
+        told = _position_told(names) if axis == "position" else "" if turned else axis
+        panel.set_xlabel(told, fontsize=TEXT)
 
 
-def _counted(names: list[str]) -> bool:
-    return all(name.startswith("−") for name in names)
+def _position_told(names: list[str]) -> str:
+    """What the labels of positions are, unless every one is a token."""
+    counted = [re.fullmatch(r"−\d+", name) is not None for name in names]
+    if all(counted):
+        return "position"
+    mixed = any(counted) or any(re.fullmatch(r"\[[\w-]+\]", name) for name in names)
+    return "position (where examples differ: [span], or from the end)" if mixed else ""
 
 
 def _draw_map(name: str, axes: list[str], names: dict[str, list[str]], values: np.ndarray) -> "Figure":

@@ -1,5 +1,6 @@
 """Figures of the mechanism and attention views: they show the tables' numbers and the model's patterns."""
 
+import dataclasses
 import html
 import io
 import re
@@ -11,19 +12,21 @@ import torch
 from matplotlib import cbook, colors, pyplot
 from matplotlib.collections import PolyCollection
 
+import lcalens
 from lcalens import views
 from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import fingerprint
 from lcalens.core.results import Result
 from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
+from lcalens.mechanism.labels import read_token
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.ranking import ranking
 from lcalens.mechanism.split import split
 from lcalens.mechanism.summary import patching_result
-from lcalens.views.labels import read_token
 
 EXAMPLES = 6
 SUBJECT = "<script>alert(1)</script>"
@@ -253,6 +256,33 @@ def test_options_that_do_not_fit_are_named(options, named):
         made(**SHAPES["positions"]).plot(**options)
 
 
+def test_a_map_over_positions_has_the_prompts_tokens(standin):
+    place = standin("gpt2")
+    one = france(place)[:1]
+    for measured in (patch(place.model, one, site="resid_pre", positions="each", progress=False),
+                     attribute(place.model, one, site="resid_pre", positions="each", progress=False)):  # fmt: skip
+        panel = map_of(draw(measured.plot())).axes
+        wanted = [read_token(place.tokenizer, token) for token in one.hijacked[0]][-len(measured.axes["position"]) :]
+        assert ticks(panel.xaxis) == wanted
+        assert panel.get_xlabel() == ""
+    clean = patch(place.model, one, site="resid_pre", positions="each", direction="corrupt", progress=False)
+    tokens = [read_token(place.tokenizer, token) for token in one.clean[0]]
+    assert clean.provenance["position_labels"][-len(tokens) :] == tokens
+
+
+def test_where_examples_differ_a_map_says_so(standin):
+    place = standin("gpt2")
+    both = france(place)
+    measured = patch(place.model, both, site="resid_pre", positions="each", progress=False)
+    panel = map_of(draw(measured.plot())).axes
+    shown = ticks(panel.xaxis)
+    differ = [i for i, (a, b) in enumerate(zip(*(row[-len(shown) :] for row in both.hijacked), strict=True)) if a != b]
+    assert differ
+    for i in differ:
+        assert re.fullmatch(r"−\d+|\[\w+\]", shown[i]), "no token of one example stands for the others"
+    assert panel.get_xlabel() == "position (where examples differ: [span], or from the end)"
+
+
 def test_token_labels_are_what_all_examples_share(standin):
     place = standin("gpt2")
     one = france(place, ["Rome"])
@@ -442,6 +472,29 @@ def test_a_saved_view_is_whole(toy, tmp_path):
     assert len(page) < 2_000_000
     with pytest.raises(LcalensError, match="path"):
         view.save(tmp_path)
+
+
+def test_a_view_says_what_it_is_of(standin, tmp_path):
+    place = standin("gpt2")
+    contrast = france(place)
+    view = views.attention_view(place.model, contrast, 1, [0, 2], example=1)
+    said = view.provenance
+    assert said["model"]["fingerprint"] == fingerprint(place.model)
+    assert said["versions"]["lcalens"] == lcalens.__version__
+    assert said["contrast"] == patch(place.model, contrast, progress=False).provenance["contrast"]
+    assert (said["layer"], said["heads"], said["example"]) == (1, [0, 2], 1)
+    assert said["tokens"] == {"clean": list(contrast.clean[1]), "hijacked": list(contrast.hijacked[1])}
+    page = view.save(tmp_path / "view.html").read_text(encoding="utf-8")
+    for word in (said["model"]["fingerprint"], said["contrast"], f"lcalens {lcalens.__version__}"):
+        assert word in page
+
+
+def test_a_models_name_is_text(standin):
+    view = views.attention_view(standin("gpt2").model, france(standin("gpt2")), 0, [0])
+    named = {**view.provenance, "model": {**view.provenance["model"], "source": SUBJECT}}
+    shown = dataclasses.replace(view, title=SUBJECT, provenance=named)._repr_html_()
+    assert SUBJECT not in shown
+    assert html.escape(SUBJECT) in shown
 
 
 def test_markup_in_tokens_is_text(standin):

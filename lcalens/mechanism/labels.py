@@ -90,6 +90,19 @@ def token_labels(model: Any, contrast: Any, *, run: Literal["clean", "hijacked"]
     return tuple(labels)
 
 
+def label_record(model: Any, contrast: Any, direction: str) -> dict[str, list[str]]:
+    """What a result over positions says of them: a label for each position of the run that was changed.
+
+    Args:
+        model: A TransformerBridge.
+        contrast: The examples.
+        direction: `restore` changes the hijacked run, `corrupt` the clean one.
+    """
+    return {
+        "position_labels": list(token_labels(model, contrast, run="clean" if direction == "corrupt" else "hijacked"))
+    }
+
+
 def _span_at(contrast: Any, back: int, run: str) -> str:
     """Where tokens differ: the span, if the run is the hijacked one, whose spans they are."""
     held = {}
