@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Trace, tyro.conf.subcommand("trace", description=_first_line(Trace))]
         | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
     )
+    twice = _given_twice(typed)
+    if twice:
+        print(f"lcalens: {twice}: given twice, and only the last would count; give it once.", file=sys.stderr)
+        return 2
     command = tyro.cli(Command, args=typed, prog="lcalens", description=_DESCRIPTION)
     try:
         command.run(typed)
@@ -43,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         pass
     return 0
+
+
+def _given_twice(typed: list[str]) -> str | None:
+    """The first option that is there a second time: argparse would take the last in silence."""
+    names = [word.partition("=")[0].replace("_", "-") for word in typed if word.startswith("--") and len(word) > 2]
+    plain = [f"--{name.removeprefix('--').removeprefix('no-')}" for name in names]
+    return next((name for i, name in enumerate(plain) if name in plain[:i]), None)
 
 
 def _first_line(command: type) -> str:

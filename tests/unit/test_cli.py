@@ -309,6 +309,16 @@ EARLY = [
     ("ask", "x", "--out", "FILE"),
     ("hijack", "--out", "FILE"),
     ("trace", "--out", "FILE"),
+    ("hijack", "--limit", "1", "--limit", "2"),
+    ("hijack", "--counts", "0", "1", "--seed=1", "--counts=3"),
+    ("ask", "x", "--chat", "--no-chat"),
+    ("hijack", "--facts", "."),
+    ("hijack", "--counts", "99999999999999999999"),
+    ("trace", "--views", "-1"),
+    ("trace", "--n", "99999999999999999999"),
+    ("trace", "--scheme", ""),
+    ("ask", "x\x01y"),
+    ("ask", "x", "--top", "-3"),
 ]
 
 
