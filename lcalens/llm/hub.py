@@ -31,7 +31,7 @@ def ask_hub(
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """Within it, the hub's client and datasets use what is on this machine alone, and ask nobody."""
-    import datasets
+    import datasets.config
     from huggingface_hub import constants
 
     kept = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
