@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lcalens.core.errors import LcalensError
 from probes.harness.page import COPY, escaped
+from probes.harness.paper_figures import FIGURES
 from probes.harness.study import Counterpart, Outcome
 
 ORDER = (
@@ -39,7 +40,7 @@ def figure_page(outcomes: Sequence[Outcome], modules: Mapping[str, str]) -> str:
     lines = ["# The paper's figures, and ours beside them", "", COPY + " Where our settings are the paper's is said",
              "in every section; what it leaves open is ours, and named.", ""]  # fmt: skip
     for figure, ours in ((name, ours) for name, ours in found.items() if ours):
-        lines += [f"## {figure}", ""]
+        lines += [f"## {figure}: {FIGURES[figure].title}", ""]
         for outcome, one in ours:
             lines += _section(outcome, one, modules[outcome.name])
     missing = [name for name, ours in found.items() if not ours]

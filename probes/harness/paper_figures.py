@@ -176,7 +176,7 @@ def beside(figure: str, ours: str, caption: str, paragraph: str) -> Counterpart:
     known = FIGURES[figure]
     return Counterpart(
         figure=figure,
-        settings=f"{known.title}; the paper's: {known.settings} Ours: {ours}",
+        settings=f"the paper's are {known.settings} Ours are {ours}",
         sentence=known.sentence,
         caption=caption,
         paragraph=paragraph,

@@ -115,7 +115,7 @@ class EmbeddingTraining(Settings):
     wide_m: tuple[int, ...] = (5, 6)
     choosing: tuple[int, ...] = (100,)
     steps: int = 1000
-    longer: tuple[tuple[int, int], ...] = ((5, 4000), (5, 16_000), (6, 4000), (7, 4000))
+    longer: tuple[tuple[int, int], ...] = ((5, 4000), (5, 16_000), (6, 4000))
 
     def __post_init__(self):
         super().__post_init__()

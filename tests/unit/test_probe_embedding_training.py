@@ -100,5 +100,5 @@ def test_settings_say_what_they_cannot_use():
         with pytest.raises(LcalensError, match="choosing"):
             replace(SETTINGS, choosing=seeds)
     assert replace(SETTINGS, choosing=(0, reported[-1] + 1)).choosing == (0, reported[-1] + 1)
-    with pytest.raises(LcalensError, match=r"choosing: the seeds 100 are among those reported, 10 to 104"):
+    with pytest.raises(LcalensError, match=r"choosing: the seeds 100 are among those reported, 20 to 114"):
         replace(SETTINGS, seeds=95)

@@ -35,7 +35,7 @@ def test_settings_are_the_papers(name, settings):
 
 def test_what_stands_beside_a_figure_names_whose_settings_are_whose():
     found = beside("Figure 3a", "d = V/2.", "a caption", "A paragraph.")
-    assert "the paper's: m = 5 to 8, L = 64. Ours: d = V/2." in found.settings
+    assert found.settings == "the paper's are m = 5 to 8, L = 64. Ours are d = V/2."
     assert found.sentence == FIGURES["Figure 3a"].sentence
     with pytest.raises(LcalensError, match="figure: 'Figure 9'"):
         beside("Figure 9", "", "", "")
