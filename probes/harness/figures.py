@@ -15,6 +15,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#E69F00", "#56B4E9", "#222222")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH, _HEIGHT, _ACROSS = 2.6, 2.2, 4
 _FEW = 8  # ticks
+_LIGHT = "#BBBBBB"  # the second of two bars of Bayes
 
 
 def panels(count: int, *, across: int = _ACROSS, height: float = _HEIGHT, **options: Any) -> tuple["Figure", list[Any]]:
@@ -128,7 +129,9 @@ def bars(
             rows = part[part[series] == name].sort_values(x)
             at = np.array([groups.index(one) for one in rows[x]]) + (index - (len(names) - 1) / 2) * width
             reach = np.nan_to_num(np.array([rows[y] - rows["low"], rows["high"] - rows[y]], dtype=float)).clip(min=0)
-            colour = GREY if str(name).startswith("Bayes") else COLOURS[index % len(COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
+            if str(name).startswith("Bayes"):
+                colour = GREY if name == next(one for one in names if str(one).startswith("Bayes")) else _LIGHT
             axis.bar(at, rows[y], width, yerr=reach, color=colour, label=legend(str(name)), error_kw={"lw": 0.8})
         axis.set_xticks(range(len(groups)), [f"{group:g}" for group in groups])
         axis.set_xlabel(xlabel)

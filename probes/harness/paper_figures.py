@@ -153,7 +153,7 @@ FIGURES: dict[str, PaperFigure] = {
     ),
     "Section 5.5": PaperFigure(
         "errors and the divergence of contexts' distributions",
-        "none given.",
+        "not given.",
         "The closer the distributions are, the more easily the model misclassifies.",
     ),
 }

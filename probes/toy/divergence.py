@@ -180,6 +180,8 @@ def report(settings: Divergence, rows: pd.DataFrame) -> Report:
     )  # fmt: skip
     for axis in figure.axes:
         axis.set_xscale("log")
+        axis.set_xticks([1, 10, 100], ["1", "10", "100"])
+        axis.minorticks_off()
     seen = (
         f"Against the closest concepts the pairwise error is {span(one.effect.mean for one in paper)} over all m and "
         f"L, against the furthest {span(one.control.mean for one in paper)}; both fall as L grows. The rank "

@@ -1,7 +1,7 @@
 """The independent scripts beside lcalens at the published sizes: `python tests/oracle/independent.py [folder]`.
 
-Prints docs/measured/independent.md (three quarters of an hour on one core). The folder keeps lcalens' runs; where it is that
-of the probes, they are the probes' own.
+Prints docs/measured/independent.md (three quarters of an hour on one core). The folder keeps lcalens' runs; where it is
+that of the probes, they are the probes' own.
 """
 
 import runpy
