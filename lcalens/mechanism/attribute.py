@@ -39,7 +39,7 @@ from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.labels import label_record
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.summary import contrast_record, interval, plain_positions, site_table
+from lcalens.mechanism.summary import contrast_record, interval, metric_name, plain_positions, site_table, unit_of
 
 Method = Literal["patching", "integrated-gradients", "direct"]
 _DIRECT = ("z", "attn_out", "mlp_out")
@@ -157,13 +157,14 @@ def attribute(
         labels["layer"] = (asked.layer,)
         effect, exact = (array[:, [asked.layer]] for array in (effect, exact))
     clean, hijacked = (source, base) if direction == "restore" else (base, source)
-    tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples))}
+    unit = unit_of(metric_name(metric))
+    tables = {"summary": _summary(effect, clean, hijacked, base, labels, clusters_of(contrast.examples), unit)}
     largest = float(np.nanmax(np.abs(effect.mean(0)), initial=0.0))
     ends, record, grid = of_the_logits(model, contrast, metric, largest)
     if grid is not None:
         tables["summary"] = tables["summary"].assign(resolution=grid)
     if integrates:
-        tables["completeness"] = _completeness(effect, exact, labels)
+        tables["completeness"] = _completeness(effect, exact, labels, unit)
     if method == "direct":
         tables["balance"] = _balance(balance, direction)
     return Result(
@@ -172,7 +173,7 @@ def attribute(
         values={"effect": effect},
         examples=contrast.examples.assign(clean=clean, hijacked=hijacked, **ends),
         tables=tables,
-        units={"effect": "logits"},
+        units={"effect": unit},
         provenance=provenance_of(
             model,
             path="layer by layer",
@@ -181,7 +182,7 @@ def attribute(
                 "site": asked.site,
                 "positions": plain_positions(positions),
                 "direction": direction,
-                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+                "metric": metric_name(metric),
                 **({"steps": steps} if integrates else {}),
             }
             | record
@@ -285,6 +286,7 @@ def _summary(
     base: Float[np.ndarray, " example"],
     labels: Mapping[str, tuple[Any, ...]],
     clusters: np.ndarray | None,
+    unit: str,
 ) -> pd.DataFrame:
     columns = interval("effect", ratio_of_means(effect, np.ones(len(effect)), clusters))
     predicted = effect + (base - hijacked).reshape(-1, *(1 for _ in labels))
@@ -293,17 +295,18 @@ def _summary(
     columns |= interval(
         "recovery", ratio_of_means(predicted, apart, clusters) if apart.any() else (nothing, nothing, nothing)
     )
-    return site_table(labels, columns, {"effect": "logits", "recovery": "share"})
+    return site_table(labels, columns, {"effect": unit, "recovery": "share"})
 
 
 def _completeness(
     effect: Float[np.ndarray, "example layer *site"],
     exact: Float[np.ndarray, "example layer *position"],
     labels: Mapping[str, tuple[Any, ...]],
+    unit: str,
 ) -> pd.DataFrame:
     summed = effect.sum(2) if "head" in labels else effect
     gap, size = np.nanmean(np.abs(summed - exact), 0), np.nanmean(np.abs(exact), 0)
     relative = np.divide(gap, size, out=np.full(gap.shape, np.nan), where=size > _NOUGHT * size.max())
     columns = {"effect": np.nanmean(summed, 0), "exact": np.nanmean(exact, 0), "gap": gap, "relative_gap": relative}
-    units = dict.fromkeys(("effect", "exact", "gap"), "logits") | {"relative_gap": "share"}
+    units = dict.fromkeys(("effect", "exact", "gap"), unit) | {"relative_gap": "share"}
     return site_table({name: axis for name, axis in labels.items() if name != "head"}, columns, units)

@@ -31,7 +31,7 @@ from lcalens.mechanism.arguments import (
     read_layers,
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
-from lcalens.mechanism.summary import contrast_record, patching_result
+from lcalens.mechanism.summary import contrast_record, metric_name, patching_result
 
 TWINS = ("pattern", "values", "both")
 _TOKENS = 4096  # run at once, clean and hijacked together
@@ -97,7 +97,7 @@ def exchange(
             path="layer by layer",
             settings={
                 "sets": [[list(head) for head in heads] for heads in chosen],
-                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+                "metric": metric_name(metric),
             }
             | contrast_record(contrast, metric),
         ),

@@ -34,7 +34,7 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.contrast.inputs import place
-from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
+from lcalens.mechanism.summary import contrast_record, metric_name, patching_result, plain_positions
 
 _WHICH = ("all", "each")
 _EXAMPLES = 16
@@ -100,7 +100,7 @@ def knockout(
         "positions": plain_positions(positions),
         "heads": heads if isinstance(heads, str) else sorted(chosen or []),
         "renormalise": renormalise,
-        "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+        "metric": metric_name(metric),
     }
     return patching_result(
         contrast,

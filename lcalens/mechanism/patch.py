@@ -47,7 +47,7 @@ from lcalens.mechanism.hook_names import Place
 from lcalens.mechanism.labels import label_record
 from lcalens.mechanism.memory import halving
 from lcalens.mechanism.sources import Source, SourceName, check_same_as_hooks, check_zero, given_source, mean_source
-from lcalens.mechanism.summary import contrast_record, patching_result, plain_positions
+from lcalens.mechanism.summary import contrast_record, metric_name, patching_result, plain_positions
 from lcalens.mechanism.whole import whole_answers
 
 _ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
@@ -182,7 +182,7 @@ def patch(
                 "direction": direction,
                 "source": put_in.kind,
                 **({} if put_in.kind == "other" else {"ablated": roles(direction)[0], "put_in": put_in.says}),
-                "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "own"),
+                "metric": metric_name(metric),
                 "memory": {"gib": budget / 2**30, "halved": halved},
             }
             | contrast_record(contrast, metric)

@@ -16,7 +16,25 @@ from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.measured import clusters_of
 
 _SMALL = 1e-9
-UNITS = {"logit-difference": "logits", "probability": "probability", "kl": "nats", "whole-answer": "nats"}
+_UNITS = {"logit-difference": "logits", "probability": "probability", "kl": "nats", "whole-answer": "nats"}
+
+
+def metric_name(metric: Any) -> str:
+    """A metric's name, as provenance records it.
+
+    Args:
+        metric: A name, or a function of the user's.
+    """
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", "own")
+
+
+def unit_of(metric: str) -> str:
+    """A metric's unit; of a function of the user's its name, since nothing else is known.
+
+    Args:
+        metric: Its name.
+    """
+    return _UNITS.get(metric, metric)
 
 
 def site_table(
@@ -102,7 +120,8 @@ def patching_result(
         arrays["effect"] = values - base.reshape(shape)
         columns |= interval("effect", ratio_of_means(arrays["effect"], np.ones(len(values)), clusters))
     columns |= interval("recovery", ratio_of_means(values - hijacked, ends[:, 0] - ends[:, 1], clusters))
-    units = {"value": UNITS.get(metric := str(provenance.get("metric")), metric), "recovery": "share"}
+    metric = str(provenance.get("metric"))
+    units = {"value": unit_of(metric), "recovery": "share"}
     units |= {"effect": units["value"]} if "effect" in arrays else {}
     examples, summary = (
         contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1]),

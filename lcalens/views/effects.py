@@ -61,6 +61,7 @@ def plot_effects(
         LcalensError: No such quantity, or not as many labels as positions.
     """
     name, means, lows, highs = _numbers(result, quantity)
+    said = _said(name, result)
     axes = {axis: tuple(at) for axis, at in result.axes.items() if axis != EXAMPLE}
     labels = result.provenance.get("position_labels") if labels is None else labels
     names = {axis: _labels(axis, at, labels) for axis, at in axes.items()}
@@ -68,11 +69,11 @@ def plot_effects(
     if not varied and "value" in result.values:
         figure = _draw_ends(result, name, *(float(array.item()) for array in (means, lows, highs)))
     elif len(varied) < 2:
-        figure = _draw_curve(name, varied[0] if varied else "layer", names, means, lows, highs)
+        figure = _draw_curve(name, said, varied[0] if varied else "layer", names, means, lows, highs)
     elif len(varied) == 2:
-        figure = _draw_map(name, varied, names, means.squeeze())
+        figure = _draw_map(name, said, varied, names, means.squeeze())
     else:
-        figure = _draw_leading(name, axes, names, means)
+        figure = _draw_leading(name, said, axes, names, means)
     figure.suptitle(plain(_title(result)), fontsize=TEXT)
     return figure
 
@@ -104,8 +105,17 @@ _METRICS = {
 _SAID = {
     "recovery": "recovery (1: clean)",
     "lost": "1 − recovery (1: hijacked)",
-    "effect": "effect on logit(false) − logit(true)",
 }
+
+
+def _said(name: str, result: "Result") -> str:
+    """What an axis shows, in words."""
+    return f"effect on {_metric(result)}" if name == "effect" else _SAID[name]
+
+
+def _metric(result: "Result") -> str:
+    metric = str(result.provenance.get("metric", "logit-difference"))
+    return _METRICS.get(metric, plain(short(metric)))
 
 
 def _labels(axis: str, at: tuple[Any, ...], labels: Sequence[str] | None) -> list[str]:
@@ -159,12 +169,12 @@ def _position_told(names: list[str]) -> str:
     return "position (where examples differ: [span], or from the end)" if mixed else ""
 
 
-def _draw_map(name: str, axes: list[str], names: dict[str, list[str]], values: np.ndarray) -> "Figure":
+def _draw_map(name: str, said: str, axes: list[str], names: dict[str, list[str]], values: np.ndarray) -> "Figure":
     """The first axis upwards, the second to the right."""
     upwards, across = axes
     rows = len(names[upwards])
     figure, panel = column_figure(float(np.clip(0.085 * rows, 0.8, 4.2)) + 0.75 + 0.3 * (across == "position"))
-    image = _image(figure, panel, name, values)
+    image = _image(figure, panel, name, said, values)
     _set_ticks(panel, "y", upwards, names[upwards])
     _set_ticks(panel, "x", across, names[across])
     if values.size <= _FEW:
@@ -176,7 +186,7 @@ def _draw_map(name: str, axes: list[str], names: dict[str, list[str]], values: n
     return figure
 
 
-def _image(figure: "Figure", panel: "Axes", name: str, values: np.ndarray) -> Any:
+def _image(figure: "Figure", panel: "Axes", name: str, said: str, values: np.ndarray) -> Any:
     """A map with 0 in the middle of its colours; grey where nothing was measured."""
     finite = np.abs(values[np.isfinite(values)])
     most = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
@@ -189,13 +199,13 @@ def _image(figure: "Figure", panel: "Axes", name: str, values: np.ndarray) -> An
     bar = figure.colorbar(image, ax=panel, pad=0.02, aspect=30, fraction=0.06)
     bar.ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]
-    bar.set_label(_SAID[name], fontsize=TEXT)
+    bar.set_label(said, fontsize=TEXT)
     panel.spines[:].set_linewidth(0.4)
     return image
 
 
 def _draw_leading(
-    name: str, axes: dict[str, tuple[Any, ...]], names: dict[str, list[str]], values: np.ndarray
+    name: str, said: str, axes: dict[str, tuple[Any, ...]], names: dict[str, list[str]], values: np.ndarray
 ) -> "Figure":
     """The heads of the largest effect at any position, the first at the top."""
     flat = rearrange(values, "layer head position -> (layer head) position")
@@ -206,7 +216,7 @@ def _draw_leading(
         for layer, head in zip(*np.unravel_index(rows, values.shape[:2]), strict=True)
     ]
     figure, panel = column_figure(0.13 * len(rows) + 1.1)
-    _image(figure, panel, name, flat[rows])
+    _image(figure, panel, name, said, flat[rows])
     panel.invert_yaxis()
     panel.set_yticks(range(len(rows)), heads, fontsize=SMALL)
     panel.set_ylabel(f"leading heads of {len(flat)}", fontsize=TEXT)
@@ -215,7 +225,13 @@ def _draw_leading(
 
 
 def _draw_curve(
-    name: str, axis: str, names: dict[str, list[str]], means: np.ndarray, lows: np.ndarray, highs: np.ndarray
+    name: str,
+    said: str,
+    axis: str,
+    names: dict[str, list[str]],
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
 ) -> "Figure":
     values, low, high = (array.reshape(-1) for array in (means, lows, highs))
     at = np.arange(len(values))
@@ -233,7 +249,7 @@ def _draw_curve(
     if name != "effect" and np.nanmax(np.append(high, values)) > 0.5:
         panel.axhline(1, color=GREY, lw=0.7, ls="--")
     _set_ticks(panel, "x", axis, names.get(axis, [""]))
-    panel.set_ylabel(_SAID[name], fontsize=TEXT)
+    panel.set_ylabel(said, fontsize=TEXT)
     return figure
 
 
@@ -250,8 +266,7 @@ def _draw_ends(result: "Result", name: str, mean: float, low: float, high: float
     panel.set_xticks(range(3), ["hijacked", "cut" if result.kind == "knockout" else "patched", "clean"])
     panel.tick_params(labelsize=TEXT)
     panel.set_xlim(-0.25, 2.25)
-    metric = str(result.provenance.get("metric", "metric"))
-    panel.set_ylabel(_METRICS.get(metric, plain(short(metric))), fontsize=TEXT)
+    panel.set_ylabel(_metric(result), fontsize=TEXT)
     shown = "1 − recovery" if name == "lost" else name
     interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
     panel.set_title(f"mean (orange): {shown} {mean:.2f}{interval}", fontsize=SMALL, pad=3)

@@ -24,6 +24,8 @@ from lcalens.llm.models.load import load_model
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.patch import patch
+from tests.matrix.cells import material
+from tests.matrix.families import boot
 
 FAMILIES = ("gpt2", "gemma", "gemma2", "gemma3", "llama", "lca")
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "head", "q", "k", "v", "pattern", "attn_scores")
@@ -491,3 +493,16 @@ def test_arguments_that_cannot_be_used(world):
     finally:
         one.model.reset_hooks()
     del handle
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"), [("logit-difference", "logits"), ("probability", "probability"), ("kl", "nats")]
+)
+def test_units_are_the_metrics(metric, unit):
+    contrast = material("llama").examples("aligned").contrast("batch")
+    result = attribute(boot("llama", dtype=torch.float32), contrast, metric=metric, progress=False)
+    assert result.units == {"effect": unit}
+    summary = result.tables["summary"]
+    assert set(summary.loc[summary["quantity"] == "effect", "unit"]) == {unit}
+    bar = result.plot().axes[-1]
+    assert ("logit" in bar.get_ylabel()) == (metric == "logit-difference")
