@@ -27,7 +27,7 @@ class Hijack(EfficacyConfig, Source):
         seed: Of all that is drawn: the facts that --limit keeps, sentences, the bootstrap.
         strict: Stop at the first malformed record.
         out: A folder for tables, figure and finished parts; the same command again computes only what is missing.
-        measure: What the figure shows: `es`, or `retention` (1 - ES, the paper's falling curves).
+        measure: What the figure shows: `es`, or `retention` (1 - ES, which falls).
     """
 
     keeps_parts: ClassVar[bool] = True

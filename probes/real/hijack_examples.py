@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from lcalens import LcalensError, ask
-from lcalens.core.estimates import matched, over_seeds
+from lcalens.core.estimates import over_seeds
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.views.style import GREY
 from probes.harness.figures import dots
-from probes.harness.rules import ANY, CHANGE, Evidence, Rule, paired
+from probes.harness.rules import ANY, Rule, paired
 from probes.harness.run import main
-from probes.harness.study import Report, Settings
-from probes.harness.work import Work, model_names
+from probes.harness.study import Counterpart, Report, Settings
+from probes.harness.work import Work, model_label, model_names
 
 _CONTROL = "the same where the sentence names something unrelated"
 RULES = (
@@ -30,7 +30,7 @@ RULES = (
         claim="A sentence before the question pushes the answer towards the false object that it names.",
         source="Figure 1",
         group="paper",
-        sentence="LLMs can be fooled easily by a changed context.",
+        sentence="Fact retrieval is not robust: LLMs are easily fooled by varying contexts.",
         effect="the mean change in the log odds of the false answer against the true one",
         unit="nats",
         minimum=1.0,
@@ -39,21 +39,9 @@ RULES = (
         effect_range=ANY,
         control_range=ANY,
     ),
-    Rule(
-        claim="With the sentence, most examples are answered falsely.",
-        source="Figure 1",
-        group="ours",
-        effect="the share of examples whose false answer is the likelier one, with the sentence less without",
-        unit="share of examples",
-        minimum=0.5,
-        control=_CONTROL,
-        margin=0.25,
-        effect_range=CHANGE,
-        control_range=CHANGE,
-    ),
 )
 CHOICES = """
-The paper's Figure 1 is a picture; its text gives three sentences, all about the Eiffel Tower, marked here as the
+Figure 1 was not seen; the text gives three sentences, all about the Eiffel Tower, marked here as the
 paper's. The other facts are ours and were chosen before any model was asked, one false object each; two of the
 examples share their subject. One copy of the sentence is judged, as in the figure. The sweep shows the change over the
 wording of the sentence and the number of its copies. Every model is asked in plain text, an instruct model too. An
@@ -97,6 +85,10 @@ _EXAMPLES = (
              "The currency of the United Kingdom is not the {}.", "a guitar"),
 )  # fmt: skip
 _WORDINGS = {_DO_NOT_THINK: "Do not think of {}.", "forget": "Forget about {}.", "bare": "{}."}
+_CAPTION = (
+    "Log odds log Pr[false] - log Pr[true] of every example, bare and with 1x or more copies of a sentence by what "
+    "that names. Right of the line the false answer is the likelier one. One question each, so no intervals."
+)
 _JUDGED = (_NEGATION, _DO_NOT_THINK)
 _ABOUT = ("the false answer", "something unrelated", "nothing")
 
@@ -174,7 +166,8 @@ def report(settings: HijackExamples, rows: pd.DataFrame) -> Report:
     rows = rows.assign(
         clean=rows["clean_false"] - rows["clean_true"], hijacked=rows["hijacked_false"] - rows["hijacked_true"]
     )
-    pushed, flipped, swept = [], [], []
+    rows["model"] = rows["model"].map(model_label)
+    pushed, swept = [], []
     for (model, wording, copies), part in rows.groupby(["model", "wording", "copies"], sort=False):
         # Examples in one order for every sentence, so that differences are of the same example.
         odds = part.pivot(index=["prompt", "false"], columns="about", values="hijacked")
@@ -183,31 +176,19 @@ def report(settings: HijackExamples, rows: pd.DataFrame) -> Report:
         swept.append(
             {"model": model, "wording": wording, "copies": copies}
             | {f"about {about}": str(over_seeds(changes[about])) for about in _ABOUT}
-            | {"answered falsely": f"{(odds[_ABOUT[0]] > 0).sum()} of {len(odds)} (bare {(clean > 0).sum()})"}
+            | {"the false answer likelier": f"{(odds[_ABOUT[0]] > 0).sum()} of {len(odds)} (bare {(clean > 0).sum()})"}
         )
         if wording not in _JUDGED or copies != settings.copies[0]:
             continue
         setting = f"{model}, {wording}, {len(odds)} examples"
         pushed.append(paired(setting, changes[_ABOUT[0]], changes[_ABOUT[1]]))
-        false = {about: odds[about] > 0 for about in _ABOUT}
-        flipped.append(
-            Evidence(
-                setting=setting,
-                effect=matched(clean > 0, false[_ABOUT[0]]),
-                control=matched(clean > 0, false[_ABOUT[1]]),
-                excess=matched(false[_ABOUT[1]], false[_ABOUT[0]]),
-            )
-        )
     drawn = _drawn(settings, rows)
     figure = dots(drawn, xlabel="log odds (nats)", series="with", panel="panel")
     for axis in figure.axes:
         axis.axvline(0, color=GREY, lw=0.8, ls="--")
     return Report(
-        evidence=((RULES[0], pushed), (RULES[1], flipped)),
-        figures={
-            "Log odds log Pr[false] - log Pr[true] of every example, bare and with 1x or more copies of a sentence by "
-            "what that names. Right of the line the answer is false. One question each, so no intervals.": figure
-        },
+        evidence=((RULES[0], pushed),),
+        figures={_CAPTION: figure},
         tables={
             f"What the models say, with {settings.copies[0]} copy of the sentence": _said(settings, rows),
             "The sweep: change in log odds (nats) by wording and copies, mean over examples": pd.DataFrame(swept),
@@ -215,6 +196,18 @@ def report(settings: HijackExamples, rows: pd.DataFrame) -> Report:
         notes=(
             f"The intervals are over {settings.examples} examples picked by hand. They say how far these examples "
             "agree with each other, and little of any other fact.",
+        ),
+        paper=(
+            Counterpart(
+                figure="Figure 1",
+                settings="The paper's models are GPT-2, Gemma and LLaMA; ours here: "
+                + ", ".join(dict.fromkeys(rows["model"]))
+                + f". Of {settings.examples} examples, those about the Eiffel Tower are the paper's, the others ours.",
+                sentence=RULES[0].sentence,
+                caption=_CAPTION,
+                paragraph="Every example bare and behind one sentence. A sentence that names the false answer moves "
+                "the log odds; whether it also changes what the model says is in the table on the probe's page.",
+            ),
         ),
     )
 

@@ -51,9 +51,9 @@ def _rows(push, flip):
 @pytest.mark.parametrize(
     ("push", "flip", "words"),
     [
-        (5.0, False, ["holds", "does not hold"]),
-        (0.2, True, ["does not hold", "does not hold"]),
-        (0.0, False, ["does not hold", "does not hold"]),
+        (5.0, False, ["holds"]),
+        (0.2, True, ["does not hold"]),
+        (0.0, False, ["does not hold"]),
     ],
 )
 def test_verdicts_on_rows_made_by_hand(push, flip, words):
@@ -62,10 +62,12 @@ def test_verdicts_on_rows_made_by_hand(push, flip, words):
     assert report.evidence[0][1][0].effect.mean == pytest.approx(push + 0.15 if push else 0.15)
 
 
-def test_an_answer_that_flips_in_every_example_is_told():
+def test_an_answer_that_flips_in_every_example_is_in_the_sweep():
     many = pd.concat([_rows(5.0, True).assign(prompt=lambda rows, i=i: rows["prompt"] + str(i)) for i in range(3)])
     report = probe.report(probe.HijackExamples(copies=(1,), examples=12), many)
-    assert [rule.judge(evidence).word for rule, evidence in report.evidence] == ["holds", "holds"]
+    sweep = report.tables["The sweep: change in log odds (nats) by wording and copies, mean over examples"]
+    assert sweep["the false answer likelier"].iloc[0].startswith("12 of 12")
+    assert [one.figure for one in report.paper] == ["Figure 1"]
 
 
 def test_agresti_and_mins_interval():
