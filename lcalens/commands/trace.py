@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from lcalens.commands.shared import Source, cannot_be_written, check_folder, on_a_terminal, typed
 from lcalens.core.checks import check_int
 from lcalens.llm.facts.facts import load_facts
+from lcalens.llm.prompts.counts import MOST
 from lcalens.llm.prompts.schemes import find_scheme
 
 
@@ -48,8 +49,9 @@ class Trace(Source):
         Raises:
             LcalensError: An argument that cannot be used, or a folder that cannot be written.
         """
-        for name, low in (("n", 1), ("limit", 4), ("seed", 0), ("views", 0)):
+        for name, low in (("limit", 4), ("seed", 0), ("views", 0)):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
+        check_int("n", self.n, low=1, high=MOST)
         find_scheme(self.scheme)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
