@@ -68,8 +68,12 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
         lines += [*_judged(verdict), ""]
     if outcome.verdicts:
         lines += [FAMILIES, "", *_beforehand(probe), ""]
-    for rule in outcome.unmeasured:
-        lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
+    for rule, evidence in outcome.report.evidence:
+        if not evidence:
+            lines += [f"Not measured with these settings: {rule.claim} ({rule.source})", ""]
+        elif outcome.verdicts and rule in outcome.unmeasured:
+            lines += [f"No verdict, as none of the settings counts: {rule.claim} ({_whose(rule)})", ""]
+            lines += ["Measured in " + "; ".join(f"{one.setting}: {shown(one.effect)}" for one in evidence) + ".", ""]
     for number, caption in enumerate(outcome.report.figures, 1):
         lines += [f"![{caption}](figures/{outcome.name}-{number}.png)", "", f"*{caption}*", ""]
     if not outcome.verdicts:
@@ -114,7 +118,7 @@ def verdict_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
             )
         if left := [f"{rule.claim} ({outcome.name})" for outcome in outcomes for rule in outcome.unmeasured
                     if rule.group == group]:  # fmt: skip
-            lines += ["", "Not measured with these settings: " + "; ".join(left) + "."]
+            lines += ["", "No verdict with these settings: " + "; ".join(left) + "."]
     return lines[1:]
 
 
