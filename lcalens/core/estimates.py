@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
             LcalensError: The mean itself lies outside.
 
         Example:
-            >>> str(Estimate(0.99, 0.97, 1.01).within(0, 1))
+            >>> str(Estimate(0.99, 0.97, 1.01).within(0.0, 1.0))
             '0.99 [0.944, 0.998]'
         """
         slack = 1e-9 * max(1.0, abs(self.mean))

@@ -42,6 +42,13 @@ class Result:
         examples: One row for each label of the axis `example`; empty where there is no such axis.
         tables: Summaries of the values, the most important first.
         provenance: Model, facts, configuration, versions: what it takes to do it again.
+
+    Example:
+        >>> result = patch(model, contrast, site="attn_out")
+        >>> result.wide()  # the summary, a column for each quantity
+        >>> result.to_frame()  # every example
+        >>> result.save("attn_out")
+        >>> same = Result.load("attn_out")
     """
 
     kind: str
@@ -79,8 +86,8 @@ class Result:
         Rows where nothing was measured are left out.
 
         Example:
-            >>> frame = result.to_frame()  # doctest: +SKIP
-            >>> frame.query("quantity == 'recovery'").groupby(["layer", "head"])["value"].mean()  # doctest: +SKIP
+            >>> frame = patch(model, contrast[:2]).to_frame()
+            >>> frame.query("quantity == 'recovery'").groupby(["layer", "head"])["value"].mean()
         """
         units = {name: self.units.get(name, "") for name in self.quantities}
         frame = lengthen(self._grid(), units)

@@ -57,6 +57,10 @@ def contrast_concepts(
 
     Raises:
         LcalensError: An argument that cannot be used; `control="other"` at distance m, where y~ is alone.
+
+    Example:
+        >>> from lcalens import LatentConcepts
+        >>> contrast_concepts(LatentConcepts(5), limit=8, length=32, share=0.5, seed=0)
     """
     if not isinstance(concepts, LatentConcepts):
         raise LcalensError(

@@ -53,6 +53,9 @@ def ask(
     Raises:
         LcalensError: An empty prompt, a `top` below 1 or above the vocabulary; texts that hold what cannot be seen or
             what the vocabulary does not have; an answer that cannot be scored exactly; or as `score`.
+
+    Example:
+        >>> ask(model, "The Eiffel Tower is in", hijack="Do not think of Rome.", answers=["Paris", "Rome"])
     """
     tokenizer = source_tokenizer(model)
     answers, sentences = _listed("answers", answers), _listed("hijack", () if hijack is None else hijack)

@@ -90,6 +90,9 @@ def contrast_facts(
 
     Raises:
         LcalensError: An argument that cannot be used, or no fact gives a contrast; the message says why.
+
+    Example:
+        >>> contrast_facts(model, facts, scheme="dont-think", control="other-object")
     """
     n, seed = check_int("n", n, low=1), check_int("seed", seed, low=0)
     kind = _CONTROLS[check_choice("control", control, _CONTROLS)]

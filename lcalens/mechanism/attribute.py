@@ -97,6 +97,10 @@ def attribute(
     Raises:
         LcalensError: An argument that cannot be used, a site that does not align, or a model that cannot be read layer
             by layer.
+
+    Example:
+        >>> attribute(model, contrast).plot()  # one backward pass for all heads
+        >>> attribute(model, contrast, method="direct", site="attn_out").wide("balance")  # parts that sum to the whole
     """
     check_contrast(model, contrast)
     check_choice("method", method, get_args(Method))

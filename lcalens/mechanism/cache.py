@@ -53,9 +53,9 @@ def run_with_cache(
         LcalensError: An argument that cannot be used, runs of several lengths, or a hook that shows something else.
 
     Example:
-        >>> logits, cache = run_with_cache(model, contrast, names_filter="z")  # doctest: +SKIP
-        >>> mean = {name: value.mean(0, keepdim=True) for name, value in cache.items()}  # doctest: +SKIP
-        >>> patch(model, contrast, source=mean)  # your own mean ablation  # doctest: +SKIP
+        >>> logits, cache = run_with_cache(model, contrast[:1], names_filter="z")
+        >>> halved = {name: value / 2 for name, value in cache.items()}
+        >>> patch(model, contrast[:1], source=halved)  # your own activations, put into the hijacked run
     """
     from transformer_lens import ActivationCache
 

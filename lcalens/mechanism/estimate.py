@@ -71,8 +71,7 @@ def memory_estimate(model: Any, contrast: Contrast, *, verb: str = "patch", **ar
         LcalensError: An argument that cannot be used, or one that the verb refuses.
 
     Example:
-        >>> print(memory_estimate(model, contrast, site="z", positions="all"))  # doctest: +SKIP
-        0.52 GB for 15 examples of 34 tokens at once; 11.2 GB are free
+        >>> print(memory_estimate(model, contrast, site="z", positions="all"))  # 0.52 GB for 15 examples of ...
     """
     check_contrast(model, contrast)
     check_choice("verb", verb, _VERBS)

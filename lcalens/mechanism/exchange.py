@@ -67,8 +67,8 @@ def exchange(
         LcalensError: A model that cannot be read, runs of different lengths, or no such head.
 
     Example:
-        >>> found = exchange(model, contrast, [[(3, 1), (3, 2)], [(4, 0)]])  # doctest: +SKIP
-        >>> found.summary  # what the two sets' patterns, values and both recover  # doctest: +SKIP
+        >>> found = exchange(model, contrast, [[(3, 1), (3, 2)], [(4, 0)]])
+        >>> found.summary  # what the two sets' patterns, values and both recover
     """
     check_contrast(model, contrast)
     check_equal_lengths("exchange", contrast)

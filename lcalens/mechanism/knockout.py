@@ -72,8 +72,8 @@ def knockout(
         LcalensError: An argument that cannot be used, or a model that cannot be read.
 
     Example:
-        >>> heads = leading(patch(model, contrast[::2]), 3)  # doctest: +SKIP
-        >>> knockout(model, contrast[1::2], span="word", heads=heads).wide()  # doctest: +SKIP
+        >>> heads = leading(patch(model, contrast[::2]), 3)
+        >>> knockout(model, contrast[1::2], span="word", heads=heads).wide()
     """
     check_contrast(model, contrast)
     metric = check_metric(metric, "knockout", but=("whole-answer",))

@@ -66,10 +66,9 @@ def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:
         LcalensError: An argument that cannot be used, or a result that has no effect for each head alone.
 
     Example:
-        >>> heads = leading(patch(model, contrast[::2]), 10)  # doctest: +SKIP
-        >>> print(heads)  # doctest: +SKIP
-        L23H4, L24H4, L29H0 (largest mean recovery of either sign, of 20 examples)
-        >>> split(model, contrast[1::2], twin=heads).tables["twin"]  # doctest: +SKIP
+        >>> heads = leading(patch(model, contrast[::2]), 10)
+        >>> print(heads)  # L23H4, L24H4, ... (largest mean recovery of either sign, of 20 examples)
+        >>> split(model, contrast[1::2], twin=heads).tables["twin"]
     """
     count = check_int("k", k, low=1)
     check_choice("by", by, get_args(By))

@@ -93,8 +93,8 @@ def patch(
         direction: `restore` (or `denoise`) puts clean activations into the hijacked run, `corrupt` (or `noise`)
             hijacked ones into the clean one. With another `source` it says which run is ablated: `restore` the hijacked
             one, `corrupt` the clean one.
-        source: What is put in. `other`, the other run's activations. `zero`, zeros (resample nothing, take the site
-            away; not for `pattern` and `attn_scores`). `mean`, the mean over all the contrast's clean runs at the same
+        source: What is put in. `other`, the other run's activations. `zero`, zeros, which takes the site away
+            (not for `pattern` and `attn_scores`). `mean`, the mean over all the contrast's clean runs at the same
             position, counted from the end, whichever run is ablated: two examples at least, and all clean runs must
             have the positions. Or your own: an ActivationCache, as `run_with_cache` or the bridge's gives it, or a
             mapping from hook names to tensors, for every patched layer, of as many examples as the contrast has or 1
@@ -120,10 +120,10 @@ def patch(
         LcalensError: An argument that cannot be used, or a site that does not align.
 
     Example:
-        >>> result = patch(model, contrast, site="z", positions="last")  # doctest: +SKIP
-        >>> result.wide().sort_values("recovery").tail(3)  # the heads that restore most  # doctest: +SKIP
-        >>> patch(model, contrast, site="blocks.3.attn.hook_z", direction="denoise")  # one layer  # doctest: +SKIP
-        >>> patch(model, contrast, source="mean", direction="corrupt")  # mean ablation, clean run  # doctest: +SKIP
+        >>> result = patch(model, contrast, site="z", positions="last")
+        >>> result.wide().sort_values("recovery").tail(3)  # the heads that restore most
+        >>> patch(model, contrast, site="blocks.3.attn.hook_z", direction="denoise")  # one layer
+        >>> patch(model, contrast, source="mean", direction="corrupt")  # mean ablation, clean run
     """
     check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
     asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")

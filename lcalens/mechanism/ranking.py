@@ -61,6 +61,10 @@ def ranking(
 
     Raises:
         LcalensError: No such quantity, no examples, or a `held_out` of other sites or of the same examples.
+
+    Example:
+        >>> heads = patch(model, contrast[:2])
+        >>> ranking(heads, held_out=patch(model, contrast[2:]))  # ranked on some examples, measured on others
     """
     check_choice("by", by, get_args(By))
     check_real("confidence", confidence, low=0, high=1)
@@ -150,6 +154,10 @@ def agreement(
 
     Raises:
         LcalensError: No such quantity, other sites, or fewer sites than `k`.
+
+    Example:
+        >>> exact, estimated = patch(model, contrast), attribute(model, contrast)
+        >>> agreement(exact, estimated, k=10)
     """
     check_real("confidence", confidence, low=0, high=1)
     check_int("resamples", resamples, low=1)

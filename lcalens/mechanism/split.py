@@ -79,6 +79,10 @@ def split(
 
     Raises:
         LcalensError: An argument that cannot be used, or a model that lcalens cannot read layer by layer.
+
+    Example:
+        >>> parts = split(model, contrast)
+        >>> parts.wide("balance")  # heads, MLPs, embedding and biases sum to the metric
     """
     check_contrast(model, contrast)
     if check_metric(metric, "split") != "logit-difference":

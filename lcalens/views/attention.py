@@ -156,6 +156,10 @@ def attention_view(
 
     Raises:
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
+
+    Example:
+        >>> attention_view(model, contrast, layer=23, heads=[4])  # shown in a notebook
+        >>> attention_view(model, contrast, layer=23).save("attention.html")
     """
     from lcalens.core.stamp import steady
 

@@ -58,6 +58,12 @@ def lca_bridge(model: Any, *, tokenizer: Any = None) -> TransformerBridge:
 
     Raises:
         LcalensError: `model` is no LCAForCausalLM, or is inside a bridge already; `tokenizer` is not Hugging Face's.
+
+    Example:
+        >>> from lcalens.lca import LCAConfig, LCAForCausalLM
+        >>> bridge = lca_bridge(LCAForCausalLM(LCAConfig(m=5, d_model=16, d_head=8)))
+        >>> bridge.cfg.n_heads
+        1
     """
     _check_plain(model)
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):

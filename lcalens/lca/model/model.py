@@ -44,6 +44,10 @@ class LCAConfig(PreTrainedConfig):
 
     Raises:
         LcalensError: An argument outside its range.
+
+    Example:
+        >>> LCAConfig(m=6, d_model=32, d_head=16).vocab_size
+        64
     """
 
     model_type = "lca"
@@ -140,6 +144,12 @@ class LCAForCausalLM(PreTrainedModel):
     Attributes:
         embed: W_E transposed: row t is the embedding of token t.
         attn: W_Q, W_K and W_V.
+
+    Example:
+        >>> import torch
+        >>> toy = LCAForCausalLM(LCAConfig(m=5, d_model=16, d_head=8))
+        >>> toy(torch.tensor([[3, 1, 2]])).logits.shape
+        torch.Size([1, 3, 32])
     """
 
     embed: nn.Embedding

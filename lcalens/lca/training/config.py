@@ -31,6 +31,9 @@ class TrainConfig:
 
     Raises:
         LcalensError: An argument outside its range.
+
+    Example:
+        >>> TrainConfig(context_length=64, d_model=32, d_head=16, lr=0.01, steps=500)
     """
 
     context_length: int

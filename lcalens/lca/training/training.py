@@ -52,6 +52,12 @@ def train(
 
     Raises:
         LcalensError: An argument that cannot be used. A run that diverges raises nothing: see `Run.diverged`.
+
+    Example:
+        >>> from lcalens import LatentConcepts, TrainConfig
+        >>> recipe = TrainConfig(context_length=16, d_model=8, d_head=8, steps=20)
+        >>> runs = train(LatentConcepts(4), recipe, seeds=range(2))
+        >>> runs.to_frame()
     """
     plan = _plan(concepts, config, seeds)
     check_real("checkpoint_seconds", checkpoint_seconds, low=0)

@@ -47,6 +47,13 @@ class LatentConcepts:
 
     Raises:
         LcalensError: An argument outside its range.
+
+    Example:
+        >>> import torch
+        >>> concepts = LatentConcepts(5)
+        >>> tokens, targets = concepts.sample(batch=2, length=64, generator=torch.Generator().manual_seed(0))
+        >>> tokens.shape
+        torch.Size([2, 64])
     """
 
     m: int

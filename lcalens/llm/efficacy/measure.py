@@ -76,6 +76,11 @@ def efficacy(
 
     Raises:
         LcalensError: An argument that cannot be used; the message names it and the fix.
+
+    Example:
+        >>> result = efficacy(model, facts, schemes=("dont-think", "unrelated"), counts=(0, 1))
+        >>> result.wide("summary")
+        >>> result.plot()
     """
     config = check_config(schemes, counts, scoring, chat, related, seed, join)
     facts = _as_facts(facts)

@@ -229,6 +229,11 @@ def load_facts(
 
     Raises:
         LcalensError: Where the source cannot be read or holds no valid fact, or another argument cannot be used.
+
+    Example:
+        >>> facts = load_facts("sample", limit=20)
+        >>> len(facts)
+        20
     """
     seed = _integer("seed", seed)
     limit = None if limit is None else _integer("limit", limit, 1)

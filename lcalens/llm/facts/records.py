@@ -123,6 +123,18 @@ class Fact:
         LcalensError: Where a field has the wrong type, is empty, is too long, or holds a control character, a lone
             surrogate or a character that cannot be seen; where an object begins or ends with white space other than
             spaces; where the template has not exactly one `"{}"`; where the two objects are the same text.
+
+    Example:
+        >>> fact = Fact(
+        ...     case_id=1,
+        ...     relation_id="P276",
+        ...     prompt="{} is in",
+        ...     subject="The Eiffel Tower",
+        ...     target_true="Paris",
+        ...     target_false="Rome",
+        ... )
+        >>> fact.target_true
+        'Paris'
     """
 
     case_id: int | str

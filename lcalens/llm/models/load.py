@@ -66,10 +66,9 @@ def load_model(
             are missing, left over, NaN or infinite; or the bridge is not the model. The message says the fix.
 
     Example:
-        ```
-        model = load_model("smollm2", dtype="bfloat16")
-        model = load_model(hf_model, tokenizer=tokenizer)
-        ```
+        >>> model = load_model("smollm2", dtype="bfloat16")
+        >>> model.cfg.n_layers
+        30
     """
     chosen = _dtype(dtype)
     if device is not None and device_map is not None:

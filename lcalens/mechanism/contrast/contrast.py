@@ -77,6 +77,17 @@ class Contrast:
 
     Raises:
         LcalensError: An argument that cannot be used, or every pair's answers begin with the same token.
+
+    Example:
+        >>> contrast = Contrast(
+        ...     "The Eiffel Tower is in",
+        ...     "Do not think of Rome. The Eiffel Tower is in",
+        ...     true="Paris",
+        ...     false="Rome",
+        ...     tokenizer=model,
+        ...     spans={"rome": "Rome"},
+        ... )
+        >>> contrast.examples[["true_tokens", "false_tokens"]]
     """
 
     clean: tuple[Ids, ...]
