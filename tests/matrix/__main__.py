@@ -25,6 +25,7 @@ from lcalens.core.versions import versions
 from tests.matrix.cells import (
     CONTROLS,
     DTYPES,
+    FAR,
     REDRAWN,
     SHARE,
     TIMES,
@@ -144,7 +145,7 @@ def page(verdicts: Sequence[Verdict], seconds: float) -> str:
         "- **exact**: in float32 every number is within "
         f"{SHARE:g} of the largest effect of its cell; in bfloat16 the root mean square error against Hugging Face's "
         f"float32 run of the same weights is at most {TIMES:g} times that of Hugging Face's own bfloat16 run, "
-        f"the largest of four examples; where it is not, by less than {TIMES:g} times, {REDRAWN} sets of examples "
+        f"the largest of four examples; where it is not, by less than {FAR:g} times, {REDRAWN} sets of examples "
         "decide together, since two small samples of one rounding differ by chance and a fault does not go away.",
         "- **refused** (`r`): an error that says why, and that reason is on the committed list below. A refusal that "
         "is not on the list is counted as a failure, and so is an entry that no cell meets.",

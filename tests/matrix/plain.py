@@ -232,6 +232,10 @@ class _Softmax(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if hooks.inside is None:
             return func(*args, **kwargs)
+        if name == "cat" and hooks.pattern is None and _appends_sink(args[0]):
+            # GPT-OSS subtracts the largest of scores and sink before its softmax; the scores are what they were.
+            scores, sink = args[0]
+            return func([hooks.at("attn_scores", hooks.inside, scores), sink], *args[1:], **kwargs)
         if name == "softmax" and hooks.pattern is None:
             return self._attend(func, args, kwargs)
         if name in _PRODUCTS and hooks.pattern is not None:
@@ -247,12 +251,16 @@ class _Softmax(TorchFunctionMode):
         whole = args[0]
         length, beyond = whole.shape[-2], whole.shape[-1] - whole.shape[-2]  # GPT-OSS appends a sink
         scores = whole.view(whole.shape[0], -1, length, whole.shape[-1])
-        edited = hooks.at("attn_scores", layer, scores[..., : scores.shape[-1] - beyond])
-        scores = torch.cat([edited, scores[..., scores.shape[-1] - beyond :]], -1)
+        if not beyond:
+            scores = hooks.at("attn_scores", layer, scores)
         given = func(scores, *args[1:], **kwargs)
         hooks.pattern = hooks.at("pattern", layer, given[..., : given.shape[-1] - beyond])
         found = torch.cat([hooks.pattern, given[..., given.shape[-1] - beyond :]], -1)
         return found.view(whole.shape)
+
+
+def _appends_sink(tensors: Any) -> bool:
+    return len(tensors) == 2 and tensors[0].ndim == 4 and tensors[1].shape[-1] == 1 < tensors[0].shape[-1]
 
 
 def _layers(model: Any, kind: str) -> list[Place]:

@@ -43,6 +43,8 @@ FAULTS = {
     "heads of W_O in another order": ("llama", "patch", "z", each_layer(out=lambda layer: layer.out.flip(0))),
     "value heads in another order": (
         "llama", "exchange", "", each_layer(project=with_projection("v", lambda layer, v: v.roll(8, -1)))),
+    "value heads in another order under ablation": (
+        "llama", "ablation", "z", each_layer(project=with_projection("v", lambda layer, v: v.roll(8, -1)))),
     "bias of W_O dropped": ("gpt2", "direct", "attn_out", each_layer(out_bias=lambda layer: None)),
     "bias of q dropped": (
         "qwen2", "attribution", "k", each_layer(project=with_projection("q", lambda layer, q: q - q.new_tensor(0.3)))),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import slow_patching as slow
+from helpers.closeness import assert_near
 
 from lcalens.core.errors import LcalensError
 from lcalens.llm.models.load import load_model
@@ -37,7 +38,7 @@ def test_both_twins_of_one_head_are_patching_z_in_any_metric(standin, family, me
         expected = patched.values["value"][:, layer, head]
         np.testing.assert_allclose(found.values["value"][:, at, 2], expected, rtol=2e-4, atol=2e-3 * scale)
     for end in ("clean", "hijacked"):
-        np.testing.assert_allclose(found.examples[end], patched.examples[end], rtol=1e-5, atol=1e-6)
+        assert_near(found.examples[end], patched.examples[end], effect=effects)
     assert found.units["value"] == patched.units["value"]
 
 
