@@ -30,7 +30,8 @@ from tests.matrix.plain import Plain
 SHARE = 1e-4  # of the effect, in float32
 TIMES = 2.0  # Hugging Face's own error, in bfloat16
 REDRAWN = 12  # sets of tokens over which a bfloat16 cell above its allowance is judged
-FAR = 3.0  # times its allowance: an error above is wrong at once
+FAR = 8.0  # times its allowance: an error above is wrong at once
+DIVERGENCE = 16 * float(np.finfo(np.float32).eps)  # nats of rounding, in float32
 CONTROLS = ("aligned", "unequal")
 DTYPES = ("float32", "bfloat16")
 BATCHES = ("batch", "single")
@@ -818,7 +819,8 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
         return "wrong", {"reason": f"{type(error).__name__}: {error!s:.300}"}
     first = (lambda values: verb.first(values, cell)) if cell.batch == "single" else list
     try:
-        reference, bases = (first(values) for values in own.answer(cell, "float32"))
+        everything = own.answer(cell, "float32")
+        reference = first(everything[0])
     except (AssertionError, KeyError, IndexError) as error:
         return "wrong", {"reason": f"the oracle has no answer ({type(error).__name__}: {error!s:.200})", "path": path}
     shapes = [value.shape for value in found], [value.shape for value in reference]
@@ -826,16 +828,19 @@ def _judge(cell: Cell) -> tuple[str, dict[str, Any]]:
         return "wrong", {"reason": f"its shapes are {shapes[0]}, not {shapes[1]}", "path": path}
     if not all(np.isfinite(value).all() for value in found):
         return "wrong", {"reason": "not finite", "path": path}
-    effect = max(float(np.abs(value - base).max()) for value, base in zip(reference, bases, strict=True))
+    # Of all four examples, a cell of one among them: by it the weights are sharp enough, and errors are measured.
+    effect = max(float(np.abs(value - base).max()) for value, base in zip(*everything, strict=True))
     # In the toy nothing comes of these: its MLP writes zeros, and the last token, which asks, is the same in both.
     nothing = FAMILIES[cell.family].kind == "lca" and cell.site in ("mlp_out", "q", "resid_pre") and effect == 0
     effect = max(effect, 1.0) if nothing else effect
-    if verb.scale and dict(cell.options).get("metric") != "kl" and not effect >= 1:
+    divergence = dict(cell.options).get("metric") == "kl"
+    if verb.scale and not divergence and not effect >= 1:
         return "wrong", {"reason": f"nothing moves by more than 1: the matrix is too gentle here (path {path})",
                          "effect": effect, "path": path}  # fmt: skip
     if cell.dtype == "float32":
         error = max(float(np.abs(a - b).max()) for a, b in zip(found, reference, strict=True))
-        allowed = SHARE * effect
+        # A divergence may be of two runs that are the same: there it is what rounding makes of log probabilities.
+        allowed = SHARE * effect + DIVERGENCE * divergence
     else:
         error, allowed = _rounding(cell, own, found, reference, effect)
         for draw in range(1, REDRAWN) if allowed < error < FAR * allowed else ():

@@ -220,7 +220,7 @@ _LISTED = (
     Family("cohere", "cohere", notes="parallel, centred norms without bias, interleaved rotary, a scale of the logits",
            config={"logit_scale": 0.5}, unembed=36.0),
     Family("cohere-qk-norm", "cohere", notes="the same with norms of q and k by head",
-           config={"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": True}, embed=0.7),
+           config={"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": True}, embed=0.7, unembed=120.0),
     Family("cohere2", "cohere2", notes="windows with rotary, full attention without positions",
            config={"logit_scale": 0.5, "sliding_window": WINDOW, "layer_types": _WINDOWS}, unembed=36.0),
     Family("granite", "granite", notes="multipliers of embedding, attention, residual and logits",
