@@ -123,7 +123,7 @@ def read_heads(name: str, heads: Any, layers: int, count: int) -> tuple[Head, ..
     listed = _listed(heads)
     if not listed:
         raise LcalensError(f"{name}: expected pairs (layer, head), got {heads!r:.60}; [(0, 1)] is layer 0's head 1.")
-    found = set()
+    pairs = set()
     for given in listed:
         pair = _listed(given)
         if len(pair) != 2 or not all(map(is_index, pair)) or not (0 <= pair[0] < layers and 0 <= pair[1] < count):
@@ -131,8 +131,8 @@ def read_heads(name: str, heads: Any, layers: int, count: int) -> tuple[Head, ..
                 f"{name}: {given!r:.60} is no (layer, head) of a model of {layers} layers of {count} heads; both are "
                 "counted from 0."
             )
-        found.add((int(pair[0]), int(pair[1])))
-    return tuple(sorted(found))
+        pairs.add((int(pair[0]), int(pair[1])))
+    return tuple(sorted(pairs))
 
 
 def read_head_sets(name: str, sets: Any, layers: int, count: int) -> tuple[tuple[Head, ...], ...]:
@@ -150,7 +150,7 @@ def read_head_sets(name: str, sets: Any, layers: int, count: int) -> tuple[tuple
     listed = _listed(sets)
     if not listed:
         raise LcalensError(f"{name}: expected sets of heads, got {sets!r:.60}; [[(0, 1), (2, 3)]] is one set of two.")
-    return tuple(read_heads(name, one, layers, count) for one in listed)
+    return tuple(read_heads(name, heads, layers, count) for heads in listed)
 
 
 def read_positions(positions: Any) -> str | int | tuple[int, ...]:

@@ -154,8 +154,8 @@ def patch(
             if cell is None:
 
                 def measure(bucket: Bucket, limit: float, groups: Any = job.groups) -> dict[str, np.ndarray]:
-                    part = Job(bucket, groups)
-                    return _measure(model, decoder, contrast, part, asked, direction, metric, limit, put_in)
+                    smaller = Job(bucket, groups)
+                    return _measure(model, decoder, contrast, smaller, asked, direction, metric, limit, put_in)
 
                 cell, times = halving(measure, job.bucket, budget)
                 halved = max(halved, times)
@@ -309,10 +309,10 @@ def _source(
     """What is put in, seen to fit these runs."""
     wanted = range(layers[0], layers[-1] + 1)
     if not isinstance(source, str):
-        found = given_source(source, site, wanted, contrast)
+        given = given_source(source, site, wanted, contrast)
         tokens = torch.tensor([getattr(contrast, roles(direction)[0])[0]])
         check_same_as_hooks("source", model, decoder, tokens, {site: wanted})
-        return found
+        return given
     if source == "mean":
         return mean_source(model, decoder, contrast, site, wanted, places)
     if source == "zero":

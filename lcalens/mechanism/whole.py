@@ -50,10 +50,10 @@ def whole_answers(
     base_name, source_name = roles(direction)
     value, ends = None, torch.zeros(len(bucket.indices), 2, device=decoder.unembed.device, dtype=torch.float64)
     for sign, answers in ((1.0, contrast.false), (-1.0, contrast.true)):
-        own = [answers[index] for index in bucket.indices.tolist()]
-        for length in sorted({len(ids) for ids in own}):
-            rows = [row for row, ids in enumerate(own) if len(ids) == length]
-            ids = torch.tensor([own[row] for row in rows], device=device)
+        answer_ids = [answers[index] for index in bucket.indices.tolist()]
+        for length in sorted({len(ids) for ids in answer_ids}):
+            rows = [row for row, ids in enumerate(answer_ids) if len(ids) == length]
+            ids = torch.tensor([answer_ids[row] for row in rows], device=device)
             contexts = [torch.cat([run[rows].to(device), ids[:, :-1]], 1) for run in (bucket.clean, bucket.hijacked)]
             clean, hijacked = trace_both(decoder, contexts[0], contexts[1], keep=keep)
             runs = {"clean": clean, "hijacked": hijacked}
@@ -64,16 +64,16 @@ def whole_answers(
                 source = made(runs[base_name], rows, getattr(bucket, base_name).shape[1])
             for column, name in enumerate(("clean", "hijacked")):
                 ends[rows, column] += sign * _log_probability(decoder, runs[name].final[:, None, -length:], ids)[:, 0]
-            found = [
+            log_probabilities = [
                 _log_probability(decoder, variants, ids)
                 for variants in variants_of(
                     decoder, runs[base_name], source, site, groups, budget, beyond=length - 1, layers=layers
                 )
             ]
-            part = sign * torch.stack(found, -1)
+            signed = sign * torch.stack(log_probabilities, -1)
             if value is None:
-                value = part.new_zeros(len(own), *part.shape[1:])
-            value[rows] += part
+                value = signed.new_zeros(len(answer_ids), *signed.shape[1:])
+            value[rows] += signed
     assert value is not None
     return value, ends
 
@@ -82,8 +82,8 @@ def _log_probability(
     decoder: Decoder, resid: Float[Tensor, "batch variant read d"], ids: Tensor
 ) -> Float[Tensor, "batch variant"]:
     """Of the answer's tokens together; variant by variant, for the logits are many."""
-    found = []
+    by_variant = []
     for variant in resid.unbind(1):
         logits = decoder.logits(variant).log_softmax(-1)  # (batch, read, vocab)
-        found.append(logits.gather(2, ids.to(logits.device)[:, :, None]).double().sum((1, 2)))
-    return torch.stack(found, 1)
+        by_variant.append(logits.gather(2, ids.to(logits.device)[:, :, None]).double().sum((1, 2)))
+    return torch.stack(by_variant, 1)
