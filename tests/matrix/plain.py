@@ -232,7 +232,7 @@ class _Softmax(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if hooks.inside is None:
             return func(*args, **kwargs)
-        if name == "cat" and hooks.pattern is None and _appends_sink(args[0]):
+        if name == "cat" and hooks.pattern is None and _appends_sink(args[0], hooks.shape[1]):
             # GPT-OSS subtracts the largest of scores and sink before its softmax; the scores are what they were.
             scores, sink = args[0]
             return func([hooks.at("attn_scores", hooks.inside, scores), sink], *args[1:], **kwargs)
@@ -259,8 +259,9 @@ class _Softmax(TorchFunctionMode):
         return found.view(whole.shape)
 
 
-def _appends_sink(tensors: Any) -> bool:
-    return len(tensors) == 2 and tensors[0].ndim == 4 and tensors[1].shape[-1] == 1 < tensors[0].shape[-1]
+def _appends_sink(tensors: Any, length: int) -> bool:
+    """Whether a score for every query and key, and a column behind them, are joined; not two parts of a rotation."""
+    return len(tensors) == 2 and tensors[0].shape[-2:] == (length, length) and tensors[1].shape[-1] == 1
 
 
 def _layers(model: Any, kind: str) -> list[Place]:
