@@ -16,13 +16,14 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import exact, over_contexts, over_seeds
+from lcalens.core.estimates import exact, over_contexts
 from lcalens.lca import theory
 from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
 from probes.harness.paper_figures import beside, span
 from probes.harness.rules import ANY, SHARE, Evidence, Rule
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, reported_seeds
 
@@ -182,14 +183,14 @@ def report(settings: Lemmas, rows: pd.DataFrame) -> Report:
                 Evidence(
                     setting=f"m = {m}, L = {length}",
                     effect=effect,
-                    control=over_seeds(control),
-                    excess=over_seeds(ours - control),
+                    control=mean_share(control),
+                    excess=mean_change(ours - control),
                 )
             )
             words = "beaten" if name == "above" else "beaten or level"
-            line |= {f"{kind}: {words}": str(over_seeds(found[kind])) for kind in found}
+            line |= {f"{kind}: {words}": str(mean_share(found[kind])) for kind in found}
             drawn.append({"panel": f"m = {m}", "L": length, "series": words} | effect._asdict())
-        bayes = over_seeds(part.groupby("seed")["bayes"].first())
+        bayes = mean_share(part.groupby("seed")["bayes"].first())
         drawn.append({"panel": f"m = {m}", "L": length, "series": "Bayes, ties split"} | bayes._asdict())
         table.append(line | {"Bayes, ties split": str(bayes)})
     over = [

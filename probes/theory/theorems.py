@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_contexts, over_seeds
+from lcalens.core.estimates import over_contexts
 from lcalens.lca import LCAForCausalLM, theory
 from lcalens.lca.model import closed_forms as memory
 from probes.harness.figures import curves
 from probes.harness.paper_figures import beside, span
 from probes.harness.rules import SHARE, Evidence, Rule
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, reported_seeds
 
@@ -247,16 +248,16 @@ def _evidence(settings: Theorems, rows: pd.DataFrame, control: str) -> Iterator[
         yield Evidence(
             setting=f"m = {m}, omega = {omega:g}, beta = {beta:g}",
             effect=over_contexts(found[_BUILT], settings.samples),
-            control=over_seeds(found[control]),
-            excess=over_seeds(found[_BUILT] - found[control]),
+            control=mean_share(found[control]),
+            excess=mean_change(found[_BUILT] - found[control]),
         )
 
 
 def _curve(rows: pd.DataFrame, more: str = "") -> pd.DataFrame:
     drawn = []
     for (m, length), part in rows.groupby(["m", "L"]):
-        means = {kind: over_seeds(some["accuracy"]) for kind, some in part.groupby("kind", sort=False)}
-        means["Bayes"] = over_seeds(part.groupby("seed")["bayes"].first())
+        means = {kind: mean_share(some["accuracy"]) for kind, some in part.groupby("kind", sort=False)}
+        means["Bayes"] = mean_share(part.groupby("seed")["bayes"].first())
         drawn += [{"panel": f"m = {m}", "L": length, "series": f"{kind}{more}"} | mean._asdict()
                   for kind, mean in means.items()]  # fmt: skip
     return pd.DataFrame(drawn)
@@ -282,7 +283,7 @@ def _swept(rows: pd.DataFrame) -> pd.DataFrame:
         line: dict[str, Any] = {"beta": beta, "b0 - b": above, "lead": part[part["kind"] == _BUILT]["lead"].mean()}
         for length, kind in product((part["L"].min(), part["L"].max()), (_BUILT, _GAUSSIAN, _IDENTITY)):
             found = part[(part["L"] == length) & (part["kind"] == kind)]
-            line[f"{kind}, L = {length}"] = str(over_seeds(found["accuracy"]))
+            line[f"{kind}, L = {length}"] = str(mean_share(found["accuracy"]))
         table.append(line)
     return pd.DataFrame(table)
 

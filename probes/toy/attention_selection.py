@@ -25,6 +25,7 @@ from probes.harness.figures import dots, heat_maps
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe
 from probes.harness.work import Work
@@ -214,10 +215,10 @@ def report(settings: AttentionSelection, rows: pd.DataFrame) -> Report:
             accurate.append(paired(where, gained[m, bits], gained[m, 0]))
         masses.append(
             named
-            | {"trained": str(over_seeds(part["paid"])), "uniform": str(over_seeds(part["uniform"]))}
-            | {f"excess, {name}": str(over_seeds(part[column])) for name, column in _EXCESS.items()}
+            | {"trained": str(mean_share(part["paid"])), "uniform": str(mean_share(part["uniform"]))}
+            | {f"excess, {name}": str(mean_change(part[column])) for name, column in _EXCESS.items()}
         )
-        means = {name: over_seeds(part[name]) for name in _ACCURACY}
+        means = {name: mean_share(part[name]) for name in _ACCURACY}
         accuracies.append(
             named | {name: str(mean) for name, mean in means.items()} | {"diverged": part["diverged"].sum()}
         )

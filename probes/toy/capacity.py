@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from lcalens.lca.training.trainer import start_model
 from probes.harness.figures import curves
 from probes.harness.rules import SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work, reported_seeds
@@ -215,15 +215,15 @@ def report(settings: Capacity, rows: pd.DataFrame) -> Report:
             setting = f"d = {d}, m = {over['m'].min():g}"
             evidence.append(paired(setting, part["W_E trained"], part[_RANDOM]))
     for (d, m, load), part in toy.groupby(["d", "m", "load"]):
-        means = {kind: over_seeds(some["recalled"]) for kind, some in part.groupby("kind", sort=False)}
+        means = {kind: mean_share(some["recalled"]) for kind, some in part.groupby("kind", sort=False)}
         drawn += [{"panel": f"d = {d}", "load": load, "series": kind} | one._asdict() for kind, one in means.items()]
         line = {"d": d, "m": m, "V": 1 << int(m), "V log V / d^2": load}  # pyright: ignore[reportArgumentType]
-        bayes = str(over_seeds(part["bayes"].dropna()))
+        bayes = str(mean_share(part["bayes"].dropna()))
         table.append(line | {kind: str(one) for kind, one in means.items()} | {"Bayes": bayes})
     full = []
     for (d, load, p), part in law.groupby(["d", "load", "p"]):
         every = f"{int((part['recalled'] == 1).sum())} of {len(part)}"
-        full.append({"d": d, "p log p / d^2": load, "pairs p": p, "recalled": str(over_seeds(part["recalled"]))})
+        full.append({"d": d, "p log p / d^2": load, "pairs p": p, "recalled": str(mean_share(part["recalled"]))})
         full[-1]["all recalled in"] = every
     figure = curves(
         pd.DataFrame(drawn), x="load", y="mean", xlabel="V log V / d^2", ylabel="recalled", panel="panel",

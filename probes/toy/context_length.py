@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import exact, over_seeds
+from lcalens.core.estimates import exact
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import answered, reader, recipe
 from probes.harness.work import Work
@@ -173,7 +174,7 @@ def report(settings: ContextLength, rows: pd.DataFrame) -> Report:
         gains.append(paired(where, over[_MODEL][longest] - start, over[_NOISE][longest] - start))
         levels.append(paired(where, over[_MODEL][longest], over[_NOISE][longest]))
         for length, at in part.groupby("L"):
-            means = {name: over_seeds(at[name]) for name in (_MODEL, _BAYES, _NOISE)}
+            means = {name: mean_share(at[name]) for name in (_MODEL, _BAYES, _NOISE)}
             means[_BOUND] = exact(at[_BOUND].iloc[0])
             told = {name: mean for name, mean in means.items() if name != _BOUND or mean.mean > 0}
             drawn += [{"L": length, "panel": where, "series": name} | mean._asdict() for name, mean in told.items()]
@@ -184,8 +185,8 @@ def report(settings: ContextLength, rows: pd.DataFrame) -> Report:
         over = part.pivot(index="seed", columns="L", values=_MODEL)
         swept.append(
             {"trained at L =": at, "steps": steps}
-            | {f"accuracy, L = {length}": str(over_seeds(over[length])) for length in dict.fromkeys(marks)}
-            | {"longest - shortest": str(over_seeds(over[longest] - over[shortest]))}
+            | {f"accuracy, L = {length}": str(mean_share(over[length])) for length in dict.fromkeys(marks)}
+            | {"longest - shortest": str(mean_change(over[longest] - over[shortest]))}
         )
     caption = (
         f"Accuracy over L of models trained at L = {settings.trained_at}; mean and 95% interval over {settings.seeds} "

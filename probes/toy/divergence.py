@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import Reader, reader, recipe
 from probes.harness.work import Work
@@ -159,14 +159,14 @@ def report(settings: Divergence, rows: pd.DataFrame) -> Report:
         stronger.append(paired(setting, *gaps, at=length))  # pyright: ignore[reportArgumentType]
         line: dict[str, Any] = {"m": m, "L": length, "closest, D_H": near, "furthest, D_H": far}
         for name in (_MODEL, _BAYES):
-            line |= {f"{name}, closest": str(over_seeds(over[name, near]))}
-            line |= {f"{name}, furthest": str(over_seeds(over[name, far]))}
+            line |= {f"{name}, closest": str(mean_share(over[name, near]))}
+            line |= {f"{name}, furthest": str(mean_share(over[name, far]))}
         table.append(line)
         for name in (_MODEL, _BAYES):
             of = part[part["reader"] == name].groupby("KL")["error"]
             drawn += [
                 {"panel": f"m = {m}", "series": f"{name}, L = {length}", "KL times tokens": kl * (length - 1)}  # pyright: ignore[reportOperatorIssue]
-                | over_seeds(errors)._asdict()
+                | mean_share(errors)._asdict()
                 for kl, errors in of
             ]
     caption = (

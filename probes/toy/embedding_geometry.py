@@ -34,6 +34,7 @@ from probes.harness.figures import curves, dots
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import ANY, SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report
 from probes.harness.work import Work
 
@@ -203,7 +204,7 @@ def report(settings: EmbeddingGeometry, rows: pd.DataFrame) -> Report:
         else:
             identity.append(paired(setting, fitted_r2, _strongest(of, _R2)))
         fits.append(place | {"W_V": kind} | _shown(of["trained"], ("a", "b", "b0", _ORDER)))
-        shown = {name: str(over_seeds(one[_R2])) for name, one in of.items()}
+        shown = {name: str(mean_share(one[_R2])) for name, one in of.items()}
         controls.append(place | {"W_V": kind} | shown | {"exp(-D_H / beta)": falling})
         if 2 * int(d) != 1 << bits or length != first:  # pyright: ignore[reportArgumentType]
             continue
@@ -215,7 +216,7 @@ def report(settings: EmbeddingGeometry, rows: pd.DataFrame) -> Report:
                 .assign(W_E=str(name), panel=f"m = {m}")
             )  # fmt: skip
             spots += [
-                {"setting": f"m = {m}", "panel": measure_, "W_E": name} | over_seeds(one[measure_])._asdict()
+                {"setting": f"m = {m}", "panel": measure_, "W_E": name} | mean_share(one[measure_])._asdict()
                 for measure_ in (_R2, "R^2 of pairs")
             ]
     figures = _figures(settings, pd.concat(drawn), pd.DataFrame(spots))
@@ -271,7 +272,7 @@ def _shown(part: pd.DataFrame, more: tuple[str, ...]) -> dict[str, Any]:
     found = {name: str(over_seeds(part[name])) for name in (_R2, "R^2 of pairs", *more)}
     if "b" in more:
         found["a m / 2"] = str(over_seeds(part["a"] * part["m"] / 2))
-    accuracy = {name: str(over_seeds(part[name])) for name in ("accuracy", "bayes")}
+    accuracy = {name: str(mean_share(part[name])) for name in ("accuracy", "bayes")}
     return found | accuracy | {"diverged": part["diverged"].notna().sum()}
 
 

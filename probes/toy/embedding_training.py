@@ -21,6 +21,7 @@ from probes.harness.figures import curves
 from probes.harness.paper_figures import beside, span
 from probes.harness.rules import CHANGE, SHARE, Evidence, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work, reported_seeds
@@ -189,8 +190,8 @@ def report(settings: EmbeddingTraining, rows: pd.DataFrame) -> Report:
     drawn, table = [], []
     for (m, d), part in main_part[main_part["steps"] == settings.steps].groupby(["m", "d"]):
         panel = {"d": d, "panel": f"m = {m}, V = {1 << int(m)}"}  # pyright: ignore[reportArgumentType]
-        drawn += [panel | {"W_E": f"W_E {kind}"} | over_seeds(_of(part, kind))._asdict() for kind in _KINDS]
-        drawn.append(panel | {"W_E": "Bayes"} | over_seeds(part.groupby("seed")["bayes"].first())._asdict())
+        drawn += [panel | {"W_E": f"W_E {kind}"} | mean_share(_of(part, kind))._asdict() for kind in _KINDS]
+        drawn.append(panel | {"W_E": "Bayes"} | mean_share(part.groupby("seed")["bayes"].first())._asdict())
     table = [_line(key, part) for key, part in main_part.groupby(["m", "d", "steps"])]
     chosen = main_part.groupby(["m", "d", "steps", "W_E"])["lr"].first()
     ends = {"smallest": int((chosen == min(settings.lr)).sum()), "largest": int((chosen == max(settings.lr)).sum())}
@@ -293,9 +294,9 @@ def _gain(part: pd.DataFrame) -> pd.Series:
 
 def _shown(part: pd.DataFrame) -> dict[str, Any]:
     """A table's columns for one setting."""
-    return {kind: str(over_seeds(_of(part, kind))) for kind in _KINDS} | {
-        _DIFFERENCE: str(over_seeds(_gain(part))),
-        "Bayes": str(over_seeds(part.groupby("seed")["bayes"].first())),
+    return {kind: str(mean_share(_of(part, kind))) for kind in _KINDS} | {
+        _DIFFERENCE: str(mean_change(_gain(part))),
+        "Bayes": str(mean_share(part.groupby("seed")["bayes"].first())),
         "diverged": part["diverged"].notna().sum(),
     }
 

@@ -21,13 +21,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM
 from lcalens.lca.training.trainer import start_model
 from lcalens.lca.world import bayes
 from probes.harness.figures import curves
 from probes.harness.rules import SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work
@@ -202,11 +202,11 @@ def report(settings: LatentBits, rows: pd.DataFrame) -> Report:
         part = rows[(rows["part"] == "grid") & (rows["m"] == m) & (rows["from"] == source)]
         found = part.pivot(index="seed", columns="kind", values="accuracy")
         evidence[source].append(paired(f"m = {m}", found["trained"], found["before training"]))
-        means = {kind: over_seeds(found[kind]) for kind in part["kind"].unique()}
+        means = {kind: mean_share(found[kind]) for kind in part["kind"].unique()}
         drawn += [{"panel": _FROM[source], "m": m, "series": kind} | one._asdict() for kind, one in means.items()]
         mixed = part.pivot(index="seed", columns="kind", values="shuffled")
         shown = {kind: str(one) for kind, one in means.items()}
-        shown |= {f"{kind}, labels shuffled": str(over_seeds(mixed[kind])) for kind in _KINDS}
+        shown |= {f"{kind}, labels shuffled": str(mean_share(mixed[kind])) for kind in _KINDS}
         table.append({"probe": _FROM[source], "m": m} | shown | {"diverged": _diverged(part)})
     words: dict[str, Any] = {"y": "mean", "ylabel": "accuracy", "panel": "panel", "series": "series"}
     figure = curves(pd.DataFrame(drawn), x="m", xlabel="latent bits m", **words)
@@ -233,7 +233,7 @@ def report(settings: LatentBits, rows: pd.DataFrame) -> Report:
 
 def _curve(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(
-        {"panel": _FROM[str(source)], "d": d, "series": f"{name} = {at:g}"} | over_seeds(part["accuracy"])._asdict()
+        {"panel": _FROM[str(source)], "d": d, "series": f"{name} = {at:g}"} | mean_share(part["accuracy"])._asdict()
         for (source, d, at), part in rows[rows["kind"] == "trained"].groupby(["from", "d", name])
     )
 
@@ -244,7 +244,7 @@ def _swept(rows: pd.DataFrame, name: str) -> pd.DataFrame:
         line: dict[str, Any] = {"d": d, name: at}
         for source, kind in product(_FROM, _KINDS):
             part = world[(world["from"] == source) & (world["kind"] == kind)]
-            line[f"{source}, {kind}"] = str(over_seeds(part["accuracy"]))
+            line[f"{source}, {kind}"] = str(mean_share(part["accuracy"]))
         table.append(line | {"diverged": _diverged(world)})
     return pd.DataFrame(table)
 

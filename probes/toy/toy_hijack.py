@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from lcalens.lca import LCAForCausalLM
 from lcalens.lca.model.closed_forms import constructed_value, with_value
 from lcalens.lca.world import bayes
@@ -24,6 +23,7 @@ from probes.harness.figures import bars, curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, SHARE, Evidence, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change
 from probes.harness.study import Report, Settings
 from probes.harness.toy import Reader, answered, means, reader, recipe, wide
 from probes.harness.work import Work
@@ -226,7 +226,7 @@ def report(settings: ToyHijack, rows: pd.DataFrame) -> Report:
     for (lr, steps), part in sweep.groupby(["lr", "steps"]):
         numbers = zip(("rise of y~", "control", "accuracy gained", "of noise"), _numbers(settings, part), strict=True)
         broken = {"diverged": part[part["y"].isna()]["seed"].nunique()}
-        swept.append({"lr": lr, "steps": steps} | {name: str(over_seeds(one)) for name, one in numbers} | broken)
+        swept.append({"lr": lr, "steps": steps} | {name: str(mean_change(one)) for name, one in numbers} | broken)
     models = main_part[main_part["reader"].isin(["trained", "identity"])]
     lost = models[models["y"].isna()].drop_duplicates(["panel", "reader", "seed"])
     many, at = f"mean and 95% interval over {settings.seeds} seeds", f"at a share of {settings.half:g}"

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from probes.harness.figures import bars
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, SHARE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work
@@ -120,8 +120,8 @@ def report(settings: ValueMatrix, rows: pd.DataFrame) -> Report:
         gains = {kind: accuracy[kind] - accuracy["identity"] for kind in _KINDS}
         evidence.append(paired(f"m = {m}, L = {length}", accuracy["trained"], accuracy["identity"]))
         stronger.append(paired(f"m = {m}, L = {length}", gains["trained"], gains["fixed at random"]))
-        means = {kind: over_seeds(accuracy[kind]) for kind in _KINDS}
-        means["Bayes"] = over_seeds(part.groupby("seed")["bayes"].first())
+        means = {kind: mean_share(accuracy[kind]) for kind in _KINDS}
+        means["Bayes"] = mean_share(part.groupby("seed")["bayes"].first())
         shown = {kind: str(mean) for kind, mean in means.items()}
         table.append({"m": m, "L": length} | shown | {"diverged": part["diverged"].notna().sum()})
         drawn += [{"m": m, "panel": f"L = {length}", "W_V": kind} | mean._asdict() for kind, mean in means.items()]
@@ -130,8 +130,8 @@ def report(settings: ValueMatrix, rows: pd.DataFrame) -> Report:
         accuracy = part.pivot(index="seed", columns="W_V", values="accuracy")
         swept.append(
             {"lr": lr, "steps": steps}
-            | {kind: str(over_seeds(accuracy[kind])) for kind in _KINDS}
-            | {"trained - identity": str(over_seeds(accuracy["trained"] - accuracy["identity"]))}
+            | {kind: str(mean_share(accuracy[kind])) for kind in _KINDS}
+            | {"trained - identity": str(mean_change(accuracy["trained"] - accuracy["identity"]))}
         )
     caption = f"Accuracy by m and L, d = V/2; mean and 95% interval over {settings.seeds} seeds. Bayes is the ceiling."
     seen = (

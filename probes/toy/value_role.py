@@ -26,6 +26,7 @@ from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import SHARE, Evidence, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work
@@ -95,6 +96,7 @@ _HEADS = {
     "share": "accuracy",
     "bayes": "Bayes",
 }
+_UNBOUNDED = ("slope", "premise")  # of the above; the others are shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +236,8 @@ def report(settings: ValueRole, rows: pd.DataFrame) -> Report:
     for m, part in role.groupby("m"):
         share = part.pivot(index="seed", columns="kind", values="share")
         inside.append(paired(f"m = {m}, L = {settings.length}", share[_ROLES[0]], share[_ROLES[-1]]))
-        shown = {kind: str(over_seeds(share[kind])) for kind in _ROLES}
-        shown["Bayes"] = str(over_seeds(part.groupby("seed")["bayes"].first()))
+        shown = {kind: str(mean_share(share[kind])) for kind in _ROLES}
+        shown["Bayes"] = str(mean_share(part.groupby("seed")["bayes"].first()))
         ours = part[part["kind"] == _ROLES[0]]
         checked = {"right answers agree": ours["agreement"].min(), "distance from the hull": part["outside"].max()}
         diverged = part[part["kind"].isin((_ROLES[0], _ROLES[-1]))]["diverged"].notna().sum()
@@ -243,7 +245,7 @@ def report(settings: ValueRole, rows: pd.DataFrame) -> Report:
         for kind, some in part.dropna(subset="histogram").groupby("kind", sort=False):
             middles, heights = (_EDGES[1:] + _EDGES[:-1]) / 2, np.transpose(some["histogram"].tolist())
             for at, values in zip(middles, heights, strict=True):
-                drawn.append({"panel": f"m = {m}", "series": kind, "at": at} | over_seeds(values)._asdict())
+                drawn.append({"panel": f"m = {m}", "series": kind, "at": at} | mean_share(values)._asdict())
     for (m, beta, length), part in line.groupby(["m", "beta", "L"]):
         asked = {"at": length}
         lines.append(paired(f"m = {m}, beta = {beta:g}, L = {length}", part["r2"], part["control"], **asked))  # pyright: ignore[reportArgumentType]
@@ -281,7 +283,8 @@ def report(settings: ValueRole, rows: pd.DataFrame) -> Report:
 def _fits(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     table = []
     for key, part in rows.groupby(by):
-        shown = {head: str(over_seeds(part[name])) for name, head in _HEADS.items()}
+        means = {name: over_seeds if name in _UNBOUNDED else mean_share for name in _HEADS}
+        shown = {head: str(means[name](part[name])) for name, head in _HEADS.items()}
         table.append(dict(zip(by, key, strict=True)) | shown | {"diverged": part["diverged"].notna().sum()})
     return pd.DataFrame(table)
 

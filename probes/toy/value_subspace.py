@@ -22,6 +22,7 @@ from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import ANGLE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.values import value_matrices
@@ -277,7 +278,8 @@ def _runs(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """What is one a run: the trained matrix's own gap, and accuracy."""
     shown = []
     for at, part in frame[frame["matrix"] == "constructed"].groupby(by, sort=False):
-        means = {name: str(over_seeds(part[name])) for name in ("gap of trained", "accuracy", "bayes")}
+        means = {"gap of trained": str(over_seeds(part["gap of trained"]))}
+        means |= {name: str(mean_share(part[name])) for name in ("accuracy", "bayes")}
         shown.append(dict(zip(by, at, strict=True)) | means | {"diverged": part["diverged"].notna().sum()})
     return pd.DataFrame(shown).rename(columns={"bayes": "Bayes"})
 

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 
 from lcalens import LatentConcepts
-from lcalens.core.estimates import over_seeds
 from lcalens.lca.model.closed_forms import with_value
 from lcalens.lca.training.runs import Run
 from lcalens.lca.world.bayes import accuracy, bayes_accuracy
@@ -25,6 +24,7 @@ from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import CHANGE, Rule, paired
 from probes.harness.run import main
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.values import value_matrices
@@ -261,7 +261,7 @@ def _curves(frame: pd.DataFrame, x: str, xlabel: str, **options: Any) -> "Figure
     ceiling = frame[frame["W_V"] == "trained"]
     frame = pd.concat([frame, ceiling.assign(accuracy=ceiling["bayes"], W_V="Bayes")])
     drawn = [
-        {"W_V": kind, "panel": panel, x: at} | over_seeds(part["accuracy"])._asdict()
+        {"W_V": kind, "panel": panel, x: at} | mean_share(part["accuracy"])._asdict()
         for (kind, panel, at), part in frame.groupby(["W_V", "panel", x], sort=False)
     ]
     labels = {"x": x, "y": "mean", "xlabel": xlabel, "ylabel": "accuracy", "panel": "panel", "series": "W_V"}
@@ -270,14 +270,14 @@ def _curves(frame: pd.DataFrame, x: str, xlabel: str, **options: Any) -> "Figure
 
 def _table(frame: pd.DataFrame, by: list[str], *, change: bool = False) -> pd.DataFrame:
     """Accuracies, or by how much each swap changes them."""
-    shown = []
+    shown, mean = [], mean_change if change else mean_share
     for at, part in frame.groupby(by, sort=False):
         right = part.pivot(index="seed", columns="W_V", values="accuracy")
         before, found = part[part["W_V"] == "trained"], _changes(part) if change else right
         shown.append(
             dict(zip(by, at, strict=True))
-            | {"Bayes": str(over_seeds(before["bayes"])), "trained": str(over_seeds(right["trained"]))}
-            | {f"{kind} - trained" if change else kind: str(over_seeds(found[kind])) for kind in _KINDS[1:]}
+            | {"Bayes": str(mean_share(before["bayes"])), "trained": str(mean_share(right["trained"]))}
+            | {f"{kind} - trained" if change else kind: str(mean(found[kind])) for kind in _KINDS[1:]}
             | {"diverged": before["diverged"].notna().sum()}
         )
     return pd.DataFrame(shown)
