@@ -1,26 +1,78 @@
 """Which commit the rules of a probe were last changed in."""
 
+import ast
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 UNCOMMITTED = "(uncommitted)"
+_MEETING = ("slack", "meets", "_clears")  # of the harness: when a setting meets a rule
 
 
 def rules_commit(probe: ModuleType) -> str:
-    """Git's short hash of the last commit that touched the probe or the harness's rules.
+    """Git's short hash of the commit that last changed the probe's rules, or when a setting meets one.
+
+    What else is in those files does not count: how a page shows its numbers may change when they are known, the rules
+    may not.
 
     Args:
         probe: The module.
 
     Returns:
-        The hash, or `(uncommitted)` where the files have changes, or are not in a repository.
+        The hash, or `(uncommitted)` where the rules are not those of a commit, or there is no repository.
     """
-    files = [Path(str(probe.__file__)).resolve(), Path(__file__).resolve().with_name("rules.py")]
-    folder = files[0].parent
-    if _git(folder, "status", "--porcelain", "--", *map(str, files)) != "":
+    probe_file = Path(str(probe.__file__)).resolve()
+    rules = _history(probe_file, _rules)
+    judging = _history(Path(__file__).resolve().with_name("rules.py"), _judging)
+    if rules is None or judging is None:
         return UNCOMMITTED
-    return _git(folder, "log", "-1", "--format=%h", "--", *map(str, files)) or UNCOMMITTED
+    # The later of the two has the other among its ancestors.
+    older = _git(probe_file.parent, "merge-base", rules, judging)
+    return judging if older and older.startswith(rules) else rules
+
+
+def _history(file: Path, part: Callable[[str], str]) -> str | None:
+    """The commit since which a part of a file is as it is now."""
+    now = part(file.read_text(encoding="utf-8"))
+    told = _git(file.parent, "log", "--follow", "--format=commit %h", "--name-only", "--", str(file))
+    since = None
+    for entry in (told or "").split("commit ")[1:]:
+        commit, *names = entry.split()
+        source = _git(file.parent, "show", f"{commit}:{names[-1]}") if names else None
+        try:
+            if source is None or part(source) != now:
+                break
+        except SyntaxError:
+            break
+        since = commit
+    return since
+
+
+def _rules(source: str) -> str:
+    """What `RULES` is, with all the module-level names that it uses, but for the layout of the text."""
+    assignments = {
+        target.id: node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    wanted, found = ["RULES"], dict[str, str]()
+    while wanted:
+        one = wanted.pop()
+        if one in found or one not in assignments:
+            continue
+        node = assignments[one]
+        found[one] = "" if node.value is None else ast.unparse(node.value)
+        wanted += [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return "\n".join(f"{one} = {value}" for one, value in sorted(found.items()))
+
+
+def _judging(source: str) -> str:
+    """The methods that say when a setting meets a rule."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return "\n".join(ast.unparse(node) for node in functions if node.name in _MEETING)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -3,7 +3,9 @@
 A claim is asked in several settings. In one it is met where the whole 95% interval of the effect clears the minimum,
 and that of the effect less the control clears the margin. It *holds* where it is met in every setting that counts,
 *holds in part* where in some, and *does not hold* where in none. Where the paper leaves a setting open that decides,
-the verdict is *depends on* it, and counts neither for the claim nor against it.
+the verdict is *depends on* it, and counts neither for the claim nor against it. So it is where a claim is not met, but
+only in settings whose value of what is left open was not yet large enough to tell, such as a training that had not
+ended.
 """
 
 import math
@@ -43,6 +45,8 @@ class Evidence:
         excess: Effect less control; paired, where both were measured on the same seeds or facts.
         at: The value here of what the paper leaves open, for a rule with an `unknown`.
         counted: Whether the verdict counts it; false for what is true by construction, and for settings that are ours.
+        unfinished: Whether more of the `unknown` would still move the effect: training had not ended, say.
+        case: The setting but for the `unknown`: from the first to the last value only the same cases are compared.
     """
 
     setting: str
@@ -51,6 +55,8 @@ class Evidence:
     excess: Estimate
     at: float | str | None = None
     counted: bool = True
+    unfinished: bool = False
+    case: str = ""
 
 
 def paired(
@@ -200,7 +206,9 @@ class Rule:
         met = tuple(self.meets(one) for one in evidence)
         of_counted = [self.meets(one) for one in counted]
         word: Word = "holds" if all(of_counted) else "holds in part" if any(of_counted) else "does not hold"
-        if self.unknown and word == "holds in part" and self._differs(counted):
+        unmet = [one for one, met in zip(counted, of_counted, strict=True) if not met]
+        decides = (word == "holds in part" and self._differs(counted)) or all(one.unfinished for one in unmet)
+        if self.unknown and word != "holds" and decides:
             word = "depends on"
 
         def closest(one: Evidence) -> float:
@@ -299,13 +307,16 @@ class Verdict:
 
     def _from_to(self) -> str:
         """The mean effect at the first and at the last value of what is left open, and where the claim is met."""
-        at: dict[float | str, list[tuple[float, bool]]] = {}
+        at: dict[float | str, list[Evidence]] = {}
         for one in self.counted:
-            at.setdefault(one.at or 0, []).append((one.effect.mean, self.rule.meets(one)))
+            at.setdefault(one.at or 0, []).append(one)
         values = list(at) if any(isinstance(value, str) for value in at) else sorted(at)
+        ends = (values[0], values[-1])
+        both = set.intersection(*({one.case for one in at[value]} for value in ends))
         parts = []
-        for value in (values[0], values[-1]):
-            means, met = zip(*at[value], strict=True)
+        for value in ends:
+            alike = [one for one in at[value] if one.case in both] or at[value]
+            means, met = zip(*((one.effect.mean, self.rule.meets(one)) for one in alike), strict=True)
             name = value if isinstance(value, str) else f"{value:g}"
             mean = _number(float(np.mean(means)))
             parts.append(f"{mean} at {self.rule.unknown} = {name} ({sum(met)} of {len(met)})")
