@@ -43,9 +43,25 @@ def rows_of(gains: dict[int, float]) -> pd.DataFrame:
     ],
 )
 def test_verdicts_follow_the_differences_below_and_above_the_vocabulary(gains, words):
-    found = probe.report(SETTINGS, rows_of(gains))
+    rows = rows_of(gains)
+    longer = rows[rows["part"] == "grid"].assign(steps=4000)  # no loss has fallen: training had ended
+    found = probe.report(SETTINGS, pd.concat([rows, longer]))
     assert [rule.judge(evidence).word for rule, evidence in found.evidence] == words * 2
+    # Of one number of steps nobody knows whether it was enough, and what is not met has not failed.
+    found = probe.report(SETTINGS, rows)
+    told = [rule.judge(evidence).word for rule, evidence in found.evidence]
+    assert told == ["holds" if word == "holds" else "depends on" for word in words] + words
     assert [one.setting for one in found.evidence[0][1]] == ["m = 4, d = 8, 1000 steps"]
+
+
+def test_a_loss_that_still_falls_leaves_what_is_not_met_open():
+    rows = rows_of({8: 0.2, 16: 0.1, 32: 0.19})
+    longer = rows[rows["part"] == "grid"].assign(steps=4000)
+    still = longer.assign(loss=longer["loss"].where(longer["W_E"] == "trained", 0.9 * longer["loss"]))
+    above, evidence = probe.report(SETTINGS, pd.concat([rows, still])).evidence[1]
+    assert above.judge(evidence).told().startswith("depends on steps: from 0.19 at steps = 1000 (0 of 1) to 0.19")
+    above, evidence = probe.report(SETTINGS, pd.concat([rows, longer])).evidence[1]
+    assert above.judge(evidence).word == "does not hold"
 
 
 def test_steps_decide_where_frozen_embeddings_come_up_with_more_of_them():

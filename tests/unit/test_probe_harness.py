@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import Estimate, exact, over_seeds, ratio_of_facts
 from lcalens.core.statistics import wilson
 from probes.harness import run
-from probes.harness.commits import UNCOMMITTED, rules_commit
+from probes.harness.commits import UNCOMMITTED, _history, _rules, rules_commit
 from probes.harness.naive import runs_of
 from probes.harness.order import ORDER, figure_page
 from probes.harness.page import _judged, duration, escaped, page, short_table, table
 from probes.harness.rules import ANGLE, CHANGE, Evidence, Rule, paired, shown, unpaired
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import ROOMS, Counterpart, Report, Settings, module_of, run_probe
 from probes.harness.work import reported_seeds
 
@@ -123,6 +125,30 @@ def test_what_is_left_open_decides_neither_way():
     assert OPEN.judge([at(64, SMALL), at(64, CLEAR), at(256, CLEAR), at(256, SMALL)]).told() == "holds in 2 of 4"
     with pytest.raises(LcalensError, match="may depend on L"):
         OPEN.judge([CLEAR])
+
+
+def test_what_was_not_run_to_its_end_has_not_failed():
+    unfinished = [replace(at(64, SMALL), unfinished=True), replace(at(256, SMALL), unfinished=True)]
+    assert OPEN.judge(unfinished).word == "depends on"
+    assert OPEN.judge([*unfinished, at(512, SMALL)]).word == "does not hold"  # this one was, and failed
+    assert OPEN.judge([replace(at(64, CLEAR), unfinished=True)]).word == "holds"
+    assert RULE.judge(unfinished).word == "does not hold"  # nothing is left open
+
+
+def test_from_the_first_to_the_last_value_the_same_cases_are_compared():
+    small, clear = replace(at(64, SMALL), case="m = 5"), replace(at(256, CLEAR), case="m = 5")
+    other = replace(at(64, CLEAR), case="m = 6")
+    told = OPEN.judge([small, other, clear]).told()
+    assert told == "depends on L: from 0.12 at L = 64 (0 of 1) to 0.3 at L = 256 (1 of 1)"
+
+
+def test_an_interval_of_a_share_stays_where_a_share_can_be():
+    near_one = [0.99, 1.0, 1.0, 1.0, 0.98]
+    assert over_seeds(near_one).high > 1
+    assert mean_share(near_one).high <= 1
+    assert mean_share(near_one).mean == over_seeds(near_one).mean
+    assert mean_change([-0.99, -1.0, -1.0]).low >= -1
+    assert mean_share([0.4, 0.5, 0.6]) == over_seeds([0.4, 0.5, 0.6])
 
 
 def test_what_is_true_by_construction_is_shown_and_not_counted():
@@ -430,6 +456,28 @@ def test_the_commit_of_the_rules_is_named(tmp_path):
     outside = ModuleType("outside")
     outside.__file__ = str(tmp_path / "outside.py")
     assert rules_commit(outside) == UNCOMMITTED
+
+
+def test_the_commit_is_that_of_the_rules_and_not_of_what_stands_around_them(tmp_path):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True)
+
+    def commit(text):
+        (tmp_path / "own.py").write_text(text)
+        git("add", "own.py")
+        git("commit", "-qm", "a change")
+        return git("log", "-1", "--format=%h").stdout.strip()
+
+    git("init", "-q")
+    commit("LEAST = 1\nRULES = (LEAST,)\n")
+    changed = commit("LEAST = 2\nRULES = (LEAST,)\n")
+    commit("LEAST = 2\nOTHER = 3\nRULES = (\n    LEAST,\n)\n")
+    git("mv", "own.py", "moved.py")
+    git("commit", "-qm", "moved")
+    assert _history(tmp_path / "moved.py", _rules) == changed
+    (tmp_path / "moved.py").write_text("LEAST = 9\nRULES = (LEAST,)\n")
+    assert _history(tmp_path / "moved.py", _rules) is None
 
 
 PROBES = sorted(path for room in ROOMS for path in (Path(probes.__file__).parent / room).glob("[a-z]*.py"))
