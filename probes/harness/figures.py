@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, PURPLE, legend, plain, tidy
+from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, PURPLE, plain, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def curves(
             if str(name).startswith("Bayes"):  # the ceiling, not one of what is compared
                 look |= {"ls": "--", "lw": 0.9, "marker": ""} | ({"color": GREY} if name == "Bayes" else {})
             at = line[x].to_numpy(dtype=float)
-            axis.plot(at, line[y], label=None if name is None else legend(str(name)), **look)
+            axis.plot(at, line[y], label=None if name is None else plain(str(name)), **look)
             low, high = line["low"].to_numpy(dtype=float), line["high"].to_numpy(dtype=float)
             axis.fill_between(at, low, high, color=look["color"], alpha=BAND, lw=0)
         if log2:
@@ -132,7 +132,7 @@ def bars(
             colour = COLOURS[index % len(COLOURS)]
             if str(name).startswith("Bayes"):
                 colour = GREY if name == next(one for one in names if str(one).startswith("Bayes")) else _LIGHT
-            axis.bar(at, rows[y], width, yerr=reach, color=colour, label=legend(str(name)), error_kw={"lw": 0.8})
+            axis.bar(at, rows[y], width, yerr=reach, color=colour, label=plain(str(name)), error_kw={"lw": 0.8})
         axis.set_xticks(range(len(groups)), [f"{group:g}" for group in groups])
         axis.set_xlabel(xlabel)
         if ylim is not None:
@@ -168,13 +168,13 @@ def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = N
             reach = np.nan_to_num(np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]], dtype=float))
             colour = COLOURS[index % len(COLOURS)]
             axis.errorbar(rows["mean"], y, xerr=reach.clip(min=0), fmt="o", ms=3, lw=1, color=colour,
-                          label=legend(str(name)))  # fmt: skip
+                          label=plain(str(name)))  # fmt: skip
         axis.set_yticks(range(len(settings)), [plain(str(one)) for one in settings])
         axis.set_ylim(len(settings) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlabel(xlabel)
         if title is not None:
-            axis.set_title(plain(str(title)), fontsize=8)
+            axis.set_title(plain(str(title).replace(" (", "\n(")), fontsize=8)
         tidy(axis)
         axis.grid(axis="x", lw=0.4, alpha=0.5)
     _below(figure, axes)
