@@ -138,7 +138,7 @@ def short_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
     lines = ["| claim | whose | effect | control | difference |", "| --- | --- | --- | --- | --- |"]
     for outcome, verdict in chosen:
         rule, middle = verdict.rule, verdict.middle
-        effect = f"{rule.unit}: {verdict.effects()} ({verdict.told()})"
+        effect = f"{rule.effect} ({rule.unit}): {verdict.effects()} ({verdict.told()})"
         where = f"{shown(middle.effect)} in {middle.setting}" if len(verdict.counted) > 1 else middle.setting
         cells = [f"{effect}; {where}", shown(middle.control), shown(middle.excess)]
         claim = f"[{escaped(rule.headline)}]({folder}{outcome.name}.md)"

@@ -289,6 +289,8 @@ class Verdict:
         means = [one.effect.mean for one in self.counted if not math.isnan(one.effect.mean)]
         if len(means) < 2:
             return shown(self.middle.effect)
+        if _number(min(means)) == _number(max(means)):
+            return f"{_number(min(means))} in all"
         return f"{_number(min(means))} to {_number(max(means))}, median {_number(median_low(means))}"
 
     def to_frame(self) -> pd.DataFrame:

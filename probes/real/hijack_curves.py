@@ -126,7 +126,8 @@ instruct model is asked (here: in plain text). The sweep shows the first scheme 
 of asking. On many relations at once the negated sentence and its control are shown and not counted: the paper's figures
 are of one relation each. A largest n that fewer than half of a scheme's facts reach is left out. The known facts, and
 those that prefer the true object, were chosen by their answer at n = 0, so their ES begins low by the choice itself.
-A negated sentence with the true object is false; Figure B.3 is taken to show such sentences.
+A negated sentence with the true object is false; Figure B.3 is taken to show such sentences. P1412 was given 80 facts
+in place of 50 after a first run, in which 38 of the 50 had a country's name and no verdict could be given.
 """
 _NEGATED = "{subject} is not {unrelated}."
 _CONTROLS = {
@@ -141,7 +142,7 @@ _CLAIMS = dict(zip(_CONTROLS, (0, 1, 5, 4, 6, 6), strict=True))
 _GROWS, _NAMES = 2, 3
 _OURS = ("negation", "reverse-factual")
 """Schemes that the paper's figures do not have on many relations at once: shown, not counted."""
-_LONG = ("dont-think", "unrelated", "negation", _NEGATED)
+_LONG = ("dont-think", "unrelated", "negation", _NEGATED, "neutral")
 _RELATED_TO = "P1412"
 _P1412 = ("related-form", "unrelated-form", "related-word", "unrelated-word", "dont-think", "neutral")
 
@@ -166,7 +167,8 @@ class HijackCurves(Settings):
         counts: Numbers of sentences n.
         few: The same where no claim is about growth: true sentences, related words and the reverse.
         relations: Relations with curves of their own.
-        of_relation: At most so many facts of each of them, and of P1412.
+        of_relation: At most so many facts of each of them.
+        of_related: At most so many facts of P1412, not all of which have related words.
         each: At most so many facts of every relation, at n = 0 and 1.
         sweep: Facts of the sweep.
         wordings: Schemes or sentences of the sweep.
@@ -179,6 +181,7 @@ class HijackCurves(Settings):
     few: tuple[int, ...] = (0, 1, 3)
     relations: tuple[str, ...] = ("P103", "P131", "P190", "P641")
     of_relation: int = 50
+    of_related: int = 80
     each: int = 8
     sweep: int = 40
     wordings: tuple[str, ...] = ("dont-think", "Forget about {target_false}.", "{target_false}.")
@@ -188,10 +191,10 @@ class HijackCurves(Settings):
 PRESETS = {
     "quick": HijackCurves(
         preset="quick", models=("smollm2",), facts=2, counts=(0, 1), few=(0, 1), relations=("P190",), of_relation=2,
-        each=1, sweep=2, wordings=("dont-think",),
+        of_related=2, each=1, sweep=2, wordings=("dont-think",),
     ),
     "standard": HijackCurves(),
-    "full": HijackCurves(preset="full", counts=(0, 1, 2, 3, 5, 10), facts=500, of_relation=100, each=30, sweep=100),
+    "full": HijackCurves(preset="full", counts=(0, 1, 2, 3, 5, 10), facts=500, of_relation=100, of_related=150, each=30, sweep=100),
 }  # fmt: skip
 
 
@@ -203,7 +206,7 @@ def grid(settings: HijackCurves) -> list[dict[str, Any]]:
         plan += [
             (name, settings.of_relation, s, settings.counts, False) for s in (*_of_relation(name).values(), "neutral")
         ]
-    plan += [(_RELATED_TO, settings.of_relation, s, settings.few, False) for s in _P1412]
+    plan += [(_RELATED_TO, settings.of_related, s, settings.few, False) for s in _P1412]
     plan += [("relations", settings.each, s, (0, 1), False) for s in ("negation", _NEGATED)]
     plan += [("sweep", settings.sweep, s, settings.few, chat) for chat in (False, True) for s in settings.wordings]
     names = ("part", "limit", "scheme", "counts", "chat")
@@ -291,8 +294,9 @@ def report(settings: HijackCurves, rows: pd.DataFrame) -> Report:
         notes=(
             *left_out(source),
             "Facts by relation: " + "; ".join(
-                f"{name} {there.get(name, 0)}, of which at most {settings.of_relation} are measured"
-                for name in (*settings.relations, _RELATED_TO)
+                f"{name} {there.get(name, 0)}, of which at most {limit} are measured"
+                for name, limit in [*((name, settings.of_relation) for name in settings.relations),
+                                    (_RELATED_TO, settings.of_related)]
             ) + ".",
             note,
             "p is McNemar's, exact, of the largest n against no sentence, Holm-corrected over its column. Each row has "
@@ -369,7 +373,7 @@ def _counterparts(settings: HijackCurves, captions: dict[str, str], models: list
         "The paper's sentence speaks of a score that drops. The efficacy score as defined there, the share of facts "
         "with the false object likelier, rises; what drops is retention, 1 - ES. "
     )
-    related = f"At most {settings.of_relation} facts of P1412, n = {', '.join(map(str, settings.few))}."
+    related = f"At most {settings.of_related} facts of P1412, n = {', '.join(map(str, settings.few))}."
     return (
         Counterpart(
             figure="Figure 2a",
