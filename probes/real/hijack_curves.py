@@ -194,7 +194,9 @@ PRESETS = {
         of_related=2, each=1, sweep=2, wordings=("dont-think",),
     ),
     "standard": HijackCurves(),
-    "full": HijackCurves(preset="full", counts=(0, 1, 2, 3, 5, 10), facts=500, of_relation=100, of_related=150, each=30, sweep=100),
+    "full": HijackCurves(
+        preset="full", counts=(0, 1, 2, 3, 5, 10), facts=500, of_relation=100, of_related=150, each=30, sweep=100
+    ),
 }  # fmt: skip
 
 
