@@ -53,7 +53,7 @@ matrix: .venv/ready-dev
 bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
 
-# Every claim of the paper, with a verdict: half an hour at the standard preset; PRESET=quick shows that it works.
+# Every claim of the paper, with a verdict: 40 minutes at the standard preset; PRESET=quick shows that it works.
 paper: .venv/ready-dev
 	$(BIN)/python -m probes $(PRESET) --out $(OUT)/paper
 
