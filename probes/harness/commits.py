@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 UNCOMMITTED = "(uncommitted)"
+_LABELS = ("claim", "source", "group", "sentence", "unit", "headline")  # of a rule
 _MEETING = ("slack", "meets", "_clears")  # of the harness: when a setting meets a rule
 
 
@@ -50,7 +51,7 @@ def _history(file: Path, part: Callable[[str], str]) -> str | None:
 
 
 def _rules(source: str) -> str:
-    """What `RULES` is, with all the module-level names that it uses, but for the layout of the text."""
+    """What `RULES` measures and asks for, with all the module-level names that it uses; not how it is laid out."""
     assignments = {
         target.id: node
         for node in ast.parse(source).body
@@ -59,14 +60,32 @@ def _rules(source: str) -> str:
         if isinstance(target, ast.Name)
     }
     wanted, found = ["RULES"], dict[str, str]()
+    labels = _WithoutLabels()
     while wanted:
         one = wanted.pop()
         if one in found or one not in assignments:
             continue
-        node = assignments[one]
+        node = labels.visit(assignments[one])
         found[one] = "" if node.value is None else ast.unparse(node.value)
         wanted += [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
     return "\n".join(f"{one} = {value}" for one, value in sorted(found.items()))
+
+
+class _WithoutLabels(ast.NodeTransformer):
+    """Rules without what only names them: a quotation may be translated better, a minimum may not be moved."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _LABELS]
+        return self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        kept = [
+            (key, value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if not (isinstance(key, ast.Constant) and key.value in _LABELS)
+        ]
+        node.keys, node.values = [key for key, _ in kept], [value for _, value in kept]
+        return self.generic_visit(node)
 
 
 def _judging(source: str) -> str:

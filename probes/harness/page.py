@@ -20,7 +20,7 @@ _NOT_JUDGED = "The quick preset shows that the probe works and measures too litt
 _SHORT = 12
 COPY = (
     "The paper is arXiv 2406.18400. What we read is a Chinese rendering of its main text, from which sentences are "
-    "translated here; its appendix was not read, nor its figures seen."
+    "translated here; its appendix was not read, nor its figures seen. Minima and margins are ours."
 )
 """Which copy of the paper stands behind the quotations."""
 FAMILIES = (
@@ -94,13 +94,13 @@ def page(probe: ModuleType, outcome: Outcome, command: str, naive_seconds: float
 
 
 def verdict_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
-    """All verdicts by group, the paper's claims first: a row a claim, of the setting whose effect is the median.
+    """All verdicts by group, the paper's claims first: a row a claim, of the setting in the middle.
 
     Args:
         outcomes: The probes that have run.
         folder: Where their pages are, as the table's reader sees it.
     """
-    heads = ["claim", "where", "effect", "verdict", "median setting", "effect there", "control", "difference", "page"]
+    heads = ["claim", "where", "effect", "verdict", "middle setting", "effect there", "control", "difference", "page"]
     lines: list[str] = []
     for group, name in GROUPS.items():
         verdicts = [(outcome, one) for outcome in outcomes for one in outcome.verdicts if one.rule.group == group]
@@ -135,12 +135,13 @@ def short_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
     chosen = [(outcome, one) for outcome in outcomes for one in outcome.verdicts if one.rule.headline]
     if len(chosen) > _SHORT:
         raise LcalensError(f"headline: {len(chosen)} rules have one; the README's table has {_SHORT} rows at most.")
-    lines = ["| claim | whose | effect | control | difference |", "| --- | --- | --- | --- | --- |"]
+    heads = ["claim", "whose", "verdict", "effect", "control", "difference"]
+    lines = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads))]
     for outcome, verdict in chosen:
         rule, middle = verdict.rule, verdict.middle
-        effect = f"{rule.effect} ({rule.unit}): {verdict.effects()} ({verdict.told()})"
+        effect = f"{rule.effect} ({rule.unit}): {verdict.effects()}"
         where = f"{shown(middle.effect)} in {middle.setting}" if len(verdict.counted) > 1 else middle.setting
-        cells = [f"{effect}; {where}", shown(middle.control), shown(middle.excess)]
+        cells = [verdict.told(), f"{effect}; {where}", f"{rule.control}: {shown(middle.control)}", shown(middle.excess)]
         claim = f"[{escaped(rule.headline)}]({folder}{outcome.name}.md)"
         lines.append(f"| {claim} | {GROUPS[rule.group]} | {' | '.join(map(escaped, cells))} |")
     return lines
@@ -186,10 +187,11 @@ def _judged(verdict: Verdict) -> list[str]:
 
 def _beforehand(probe: ModuleType) -> list[str]:
     """What was fixed before the runs: the rules' commit, and the toy's seeds."""
-    return [
-        f"The rules are those of commit {rules_commit(probe)}. The toy's runs have the seeds from {FIRST_SEED} on, and "
-        "no run with these seeds was looked at while the rules were written."
-    ]
+    told = (
+        f"The minima and margins are those of commit {rules_commit(probe)}. The toy's runs have the seeds from "
+        f"{FIRST_SEED} on, and no run with these seeds was looked at while the rules were written."
+    )
+    return [" ".join([told, *getattr(probe, "AFTERWARDS", "").split()])]
 
 
 def _settings(settings: Settings) -> pd.DataFrame:

@@ -32,7 +32,7 @@ _GEOMETRY = (
 )
 _CLUSTER = "Figures 3(c) and C.7 clearly show that self-attention selects tokens in the same cluster as the last token."
 _SPECTRUM = (
-    "Figures C.9 to C.12 show that there is a characteristic gap between the top and the bottom singular values, which "
+    "Figures C.9 to C.12 show that there is an eigengap between the top and the bottom singular values, which "
     "points to a low-rank structure."
 )
 _VALUE = (
@@ -136,7 +136,7 @@ FIGURES: dict[str, PaperFigure] = {
     ),
     "Theorem 4": PaperFigure(
         "the constructed model's error with embeddings of equation 5.2",
-        "As Theorem 1, with embeddings of equation 5.2.",
+        "as Theorem 1, with embeddings of equation 5.2.",
         "Under certain conditions on a and b, the error can be arbitrarily small if b_0 and the context length L are "
         "large enough.",
     ),
@@ -147,7 +147,7 @@ FIGURES: dict[str, PaperFigure] = {
     ),
     "Lemma 6": PaperFigure(
         "the gradient in the attention scores",
-        "Clusters of one bit.",
+        "clusters of one bit.",
         "When token t and t_L belong to the same cluster alpha_t is generally larger, so the contribution to the "
         "gradient of the unnormalised attention score is usually larger for tokens in the same cluster.",
     ),

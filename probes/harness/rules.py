@@ -2,10 +2,11 @@
 
 A claim is asked in several settings. In one it is met where the whole 95% interval of the effect clears the minimum,
 and that of the effect less the control clears the margin. It *holds* where it is met in every setting that counts,
-*holds in part* where in some, and *does not hold* where in none. Where the paper leaves a setting open that decides,
-the verdict is *depends on* it, and counts neither for the claim nor against it. So it is where a claim is not met, but
-only in settings whose value of what is left open was not yet large enough to tell, such as a training that had not
-ended.
+*holds in part* where in some, and *does not hold* where in none. A setting where an interval reaches over the minimum
+or the margin decides nothing; where none is met and none fails, the claim is *undecided*. Where the paper leaves a
+setting open that decides, the verdict is *depends on* it, and counts neither for the claim nor against it. So it is
+where a claim is not met, but only in settings whose value of what is left open was not yet large enough to tell, such
+as a training that had not ended.
 """
 
 import math
@@ -24,7 +25,7 @@ Group = Literal["paper", "stronger", "ours"]
 GROUPS: dict[Group, str] = {"paper": "the paper's claims", "stronger": "stronger controls", "ours": "ours"}
 """What each group is called: only the first speaks of the paper."""
 
-Word = Literal["holds", "holds in part", "does not hold", "depends on"]
+Word = Literal["holds", "holds in part", "does not hold", "depends on", "undecided"]
 Range = tuple[float, float]
 ANY: Range = (-math.inf, math.inf)
 SHARE: Range = (0.0, 1.0)
@@ -188,6 +189,16 @@ class Rule:
         """
         return all(slack >= 0 for slack in self.slack(evidence))
 
+    def fails(self, evidence: Evidence) -> bool:
+        """Whether the claim fails in this setting: the whole of one of the two intervals is on the wrong side.
+
+        Args:
+            evidence: Of one setting.
+        """
+        if self.sense == "at least":
+            return evidence.effect.high < self.minimum or evidence.excess.high < self.margin
+        return evidence.effect.low > self.minimum or evidence.excess.low > -self.margin
+
     def judge(self, evidence: Sequence[Evidence]) -> "Verdict":
         """The verdict over all settings that count. Intervals are taken as ones that stay in the quantity's range.
 
@@ -210,6 +221,8 @@ class Rule:
         decides = (word == "holds in part" and self._differs(counted)) or all(one.unfinished for one in unmet)
         if self.unknown and word != "holds" and decides:
             word = "depends on"
+        elif word == "does not hold" and not any(self.fails(one) for one in unmet):
+            word = "undecided"
 
         def closest(one: Evidence) -> float:
             slack = self.slack(one)
@@ -245,7 +258,7 @@ class Verdict:
     Attributes:
         rule: The rule.
         evidence: One a setting.
-        word: `holds`, `holds in part`, `does not hold` or `depends on` what the paper leaves open.
+        word: `holds`, `holds in part`, `does not hold`, `undecided`, or `depends on` what the paper leaves open.
         met: Whether the claim is met, setting by setting, also where that is not counted.
         worst: Of the settings that count the one that comes closest to failing, or fails by most.
     """
@@ -280,49 +293,57 @@ class Verdict:
         """The verdict's word with the share of settings that it rests on."""
         if self.word == "depends on":
             return f"depends on {self.rule.unknown}: {self._from_to()}"
-        if self.word == "holds in part":
-            return f"holds in {self.share}"
-        return f"{self.word}, {self.share}"
+        open_ones = sum(not self.rule.meets(one) and not self.rule.fails(one) for one in self.counted)
+        undecided = f", {open_ones} undecided" if open_ones and self.word != "undecided" else ""
+        told = {"holds in part": f"holds in {self.share}", "undecided": f"undecided, {self.share} met"}
+        return told.get(self.word, f"{self.word}, {self.share}") + undecided
 
     def effects(self) -> str:
-        """The range of the effect over the settings that count, and the median one."""
+        """The range of the effect over the settings that count, and the middle one: the lower of two."""
         means = [one.effect.mean for one in self.counted if not math.isnan(one.effect.mean)]
         if len(means) < 2:
             return shown(self.middle.effect)
         if _number(min(means)) == _number(max(means)):
             return f"{_number(min(means))} in all"
-        return f"{_number(min(means))} to {_number(max(means))}, median {_number(median_low(means))}"
+        return f"{_number(min(means))} to {_number(max(means))}, middle {_number(median_low(means))}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row a setting: `setting`, `effect`, `control`, `effect - control`, `met`."""
-        words = {(True, True): "yes", (True, False): "no", (False, True): "yes, not counted"}
+        words = [
+            ("yes" if met else "no" if self.rule.fails(one) else "undecided") + ("" if one.counted else ", not counted")
+            for one, met in zip(self.evidence, self.met, strict=True)
+        ]
         return pd.DataFrame(
             {
                 "setting": one.setting,
                 "effect": shown(one.effect),
                 "control": shown(one.control),
                 "effect - control": shown(one.excess),
-                "met": words.get((one.counted, met), "no, not counted"),
+                "met": word,
             }
-            for one, met in zip(self.evidence, self.met, strict=True)
+            for one, word in zip(self.evidence, words, strict=True)
         )
 
     def _from_to(self) -> str:
-        """The mean effect at the first and at the last value of what is left open, and where the claim is met."""
+        """The mean effect, or the difference where that decides, at the first and the last value left open."""
         at: dict[float | str, list[Evidence]] = {}
         for one in self.counted:
             at.setdefault(one.at or 0, []).append(one)
         values = list(at) if any(isinstance(value, str) for value in at) else sorted(at)
         ends = (values[0], values[-1])
         both = set.intersection(*({one.case for one in at[value]} for value in ends))
+        slacks = [self.rule.slack(one) for one in self.counted if not self.rule.meets(one)]
+        by_difference = all(minimum >= 0 for minimum, _ in slacks)  # what misses misses the margin alone
         parts = []
         for value in ends:
             alike = [one for one in at[value] if one.case in both] or at[value]
-            means, met = zip(*((one.effect.mean, self.rule.meets(one)) for one in alike), strict=True)
+            means = [(one.excess if by_difference else one.effect).mean for one in alike]
+            met = [self.rule.meets(one) for one in alike]
             name = value if isinstance(value, str) else f"{value:g}"
             mean = _number(float(np.mean(means)))
-            parts.append(f"{mean} at {self.rule.unknown} = {name} ({sum(met)} of {len(met)})")
-        return f"from {parts[0]} to {parts[1]}"
+            parts.append(f"{mean} at {self.rule.unknown} = {name} (met in {sum(met)} of {len(met)})")
+        more = "; more of them would still move it" if any(one.unfinished for one in at[values[-1]]) else ""
+        return f"{'a difference ' if by_difference else ''}from {parts[0]} to {parts[1]}{more}"
 
 
 def shown(estimate: Estimate) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tyro
@@ -23,7 +23,7 @@ from lcalens.core.versions import versions
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.order import figure_page
 from probes.harness.page import COPY, FAMILIES, duration, page, short_table, verdict_table
-from probes.harness.rules import GROUPS
+from probes.harness.rules import GROUPS, Word
 from probes.harness.study import Outcome, Report, Settings, module_of, run_probe
 
 SHORT = "short.txt"
@@ -168,8 +168,8 @@ def _write_index(outcomes: list[Outcome], folder: Path, took: float, computed: i
         "# The paper's claims, one by one",
         "",
         "Each row is a rule: a minimum effect, and a margin over a control, both written down before the runs that are",
-        "judged. Whether it is met is decided by the whole 95% interval of the effect and of the difference; shown are",
-        "the range over the settings, and the setting whose effect is the median. Only the first group speaks of the",
+        "judged. Whether it is met is decided by the whole 95% interval of the effect and of the difference. Shown are the",
+        "range over the settings, and the setting in the middle (the lower of two). Only the first group speaks of the",
         "paper; the others ask more than it does. [Our figures in the paper's order](figures.md).",
         "",
         COPY,
@@ -191,11 +191,11 @@ def _counted(outcomes: Sequence[Outcome]) -> list[str]:
     words = [one.word for outcome in outcomes for one in outcome.verdicts if one.rule.group == "paper"]
     if not words:
         return []
-    counts = {word: words.count(word) for word in ("holds", "holds in part", "does not hold", "depends on")}
+    counts = {word: words.count(word) for word in get_args(Word)}
     return [
         f"Of {len(words)} claims of the paper, {counts['holds']} hold in all their settings, {counts['holds in part']} "
-        f"in some and {counts['does not hold']} in none; {counts['depends on']} depend on what the paper leaves open "
-        "and count neither way."
+        f"in some and {counts['does not hold']} in none; {counts['undecided']} are undecided, and "
+        f"{counts['depends on']} depend on what the paper leaves open; these count neither way."
     ]
 
 

@@ -126,8 +126,10 @@ instruct model is asked (here: in plain text). The sweep shows the first scheme 
 of asking. On many relations at once the negated sentence and its control are shown and not counted: the paper's figures
 are of one relation each. A largest n that fewer than half of a scheme's facts reach is left out. The known facts, and
 those that prefer the true object, were chosen by their answer at n = 0, so their ES begins low by the choice itself.
-A negated sentence with the true object is false; Figure B.3 is taken to show such sentences. P1412 was given 80 facts
-in place of 50 after a first run, in which 38 of the 50 had a country's name and no verdict could be given.
+A negated sentence with the true object is false; Figure B.3 is taken to show such sentences. """
+AFTERWARDS = """
+P1412 was given 80 facts in place of 50 when a first run had been seen, in which 38 of the 50 had a country's name and
+no verdict could be given.
 """
 _NEGATED = "{subject} is not {unrelated}."
 _CONTROLS = {
@@ -335,7 +337,8 @@ def _lines(settings: HijackCurves, model: str, parts: dict[str, FactCurves]) -> 
     found: dict[str, list[dict[str, Any]]] = {}
 
     def draw(figure: str, panel: str, curve: FactCurves, lines: dict[str, str]) -> None:
-        found.setdefault(figure, []).extend({"panel": f"{model}\n{panel}"} | row for row in curve.lines(lines))
+        title = f"{model}\n{panel}".replace(" (", "\n(")
+        found.setdefault(figure, []).extend({"panel": title} | row for row in curve.lines(lines))
 
     for scheme, control in _CONTROLS.items():
         figure = {"dont-think": "2a", "reverse-dont-think": "B.1"}.get(scheme, "others")
@@ -344,8 +347,9 @@ def _lines(settings: HijackCurves, model: str, parts: dict[str, FactCurves]) -> 
     for name in settings.relations:
         if name in parts:
             of = _of_relation(name)
-            lines = {"with the false object": of["false"], "with the true object": of["true"]}
-            draw("2b", name, parts[name], lines | {"its control": of["unrelated"], "neutral sentence": "neutral"})
+            lines = {"the false object": of["false"], "the true object": of["true"]}
+            lines |= {"an object of another relation": of["unrelated"], "neutral sentence": "neutral"}
+            draw("2b", name, parts[name], lines)
     if _RELATED_TO in parts:
         lines = {"the object": "dont-think", "its country": "related-form", "another country": "unrelated-form"}
         lines |= {"an associate": "related-word", "another's associate": "unrelated-word"}
@@ -370,6 +374,7 @@ def _counterparts(settings: HijackCurves, captions: dict[str, str], models: list
     ours = "The paper's models are GPT-2, Gemma 2B (base and instruct) and Llama 2 7B; ours here: " + ", ".join(models)
     ours += ". The paper's number of facts is unknown to us"
     many = f"{ours}; ours: {settings.facts}, n = {', '.join(map(str, settings.counts))}."
+    fewer = f"{ours}; ours: {settings.facts}, n = {', '.join(map(str, settings.few))}."
     some = f"{ours}; ours: at most {settings.of_relation} a relation, n = {', '.join(map(str, settings.counts))}."
     up = (
         "The paper's sentence speaks of a score that drops. The efficacy score as defined there, the share of facts "
@@ -396,7 +401,7 @@ def _counterparts(settings: HijackCurves, captions: dict[str, str], models: list
                  "line falls."),
             )
         ),
-        Counterpart(figure="Figure B.1", settings=many, sentence=RULES[6].sentence, caption=captions["B.1"],
+        Counterpart(figure="Figure B.1", settings=fewer, sentence=RULES[6].sentence, caption=captions["B.1"],
                     paragraph="Naming the true object, even in order not to think of it, is the reverse of a hijack."),
         Counterpart(
             figure="Figure B.4",

@@ -24,13 +24,14 @@ from probes.harness.run import main
 from probes.harness.study import Counterpart, Report, Settings
 from probes.harness.work import Work, model_label, model_names
 
+_SENTENCE = "Fact retrieval is not robust: LLMs are easily fooled by varying contexts."
 _CONTROL = "the same where the sentence names something unrelated"
 RULES = (
     Rule(
         claim="A sentence before the question pushes the answer towards the false object that it names.",
         source="Figure 1",
-        group="paper",
-        sentence="Fact retrieval is not robust: LLMs are easily fooled by varying contexts.",
+        group="ours",
+        sentence=_SENTENCE,
         effect="the mean change in the log odds of the false answer against the true one",
         unit="nats",
         minimum=1.0,
@@ -43,9 +44,13 @@ RULES = (
 CHOICES = """
 Figure 1 was not seen; the text gives three sentences, all about the Eiffel Tower, marked here as the
 paper's. The other facts are ours and were chosen before any model was asked, one false object each; two of the
-examples share their subject. One copy of the sentence is judged, as in the figure. The sweep shows the change over the
+examples share their subject. One copy of the sentence is judged, our choice. The sweep shows the change over the
 wording of the sentence and the number of its copies. Every model is asked in plain text, an instruct model too. An
 answer's probability is that of its whole string; what the model says is its likeliest next token.
+"""
+AFTERWARDS = """
+The rule stood among the paper's claims at first. It judges a mean over ten examples, eight of them ours, of which the
+paper's sentence does not speak, so it was put among ours when a first run had been seen.
 """
 
 
@@ -91,6 +96,7 @@ _CAPTION = (
 )
 _JUDGED = (_NEGATION, _DO_NOT_THINK)
 _ABOUT = ("the false answer", "something unrelated", "nothing")
+_NAMED = dict(zip(_ABOUT, ("about the false answer", "about something unrelated", "naming no object"), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +225,10 @@ def _drawn(settings: HijackExamples, rows: pd.DataFrame) -> pd.DataFrame:
         first = row["copies"] == settings.copies[0]
         if not first and row["about"] != _ABOUT[0]:
             continue
-        name = f"{row['about']}, {row['copies']}x"
+        copies = {1: "once"}.get(row["copies"], f"{row['copies']} times")
+        name = f"{_NAMED[row['about']]}, {copies}"
         place = {"setting": f"{row['subject']}: {row['true']} / {row['false']}"}
-        place["panel"] = f"{row['model']}: {row['wording']}"
+        place["panel"] = f"{row['model']}: {row['wording']}".replace(" (", "\n(")
         shown = [("no sentence", row["clean"])] if first and row["about"] == _ABOUT[0] else []
         for series, odds in [*shown, (name, row["hijacked"])]:
             drawn.append(place | {"with": series, "mean": odds, "low": odds, "high": odds})

@@ -316,7 +316,7 @@ def _carried(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, pd.Dat
             row["drawn"] = ratio_of_facts(mean, whole[of_drawn], clusters[of_drawn])
             setting = f"{model}, {against}, {few} of {int(ends['heads'])} heads, {len(whole)} facts"
             row["leading over drawn"] = Evidence(
-                setting=setting,
+                setting=f"{setting} (control and difference: {len(mean)} of them)",
                 effect=row["both"],
                 control=row["drawn"],
                 excess=ratio_of_facts(apart, whole[of_drawn], clusters[of_drawn]),

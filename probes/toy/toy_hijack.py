@@ -249,7 +249,7 @@ def report(settings: ToyHijack, rows: pd.DataFrame) -> Report:
             (RULES[2], [paired(panel, gain, noise) for panel, (_, _, gain, noise) in found.items()]),
         ),
         figures={
-            caption: _bars(share),
+            caption: _bars(share, settings.judged),
             f"Errors over the share redrawn from y~; {many}.": _drawn(share, "error", "error", "share redrawn"),
             f"How often the answer is y~; {many}.": _drawn(share, "y~", "Pr(answer = y~)", "share redrawn"),
             f"The same by the distance of y~ from y, {at}; {many}.": _drawn(distance, "y~", "Pr(answer = y~)", "D_H"),
@@ -288,9 +288,10 @@ def _error(settings: ToyHijack, panel: str, part: pd.DataFrame) -> Evidence:
     return paired(panel, over[settings.judged], over[0.0])
 
 
-def _bars(share: pd.DataFrame) -> Any:
-    """Errors as bars, the shares that are a multiple of a fifth and the last."""
-    shown = share[((share["x"] * 5) % 1).lt(1e-9) | (share["x"] == share["x"].max())]
+def _bars(share: pd.DataFrame, judged: float) -> Any:
+    """Errors as bars: the shares that are a multiple of a fifth, the one that is judged, and the last."""
+    fifths = (share["x"] * 5 - (share["x"] * 5).round()).abs().lt(1e-9)
+    shown = share[fifths | share["x"].isin([judged, share["x"].max()])]
     over = means(shown, ("panel", "x", "reader"), "error")
     words = {"xlabel": "share redrawn", "ylabel": "error", "series": "reader", "panel": "panel"}
     return bars(over, x="x", y="mean", **words, ylim=(0, 1.03))
