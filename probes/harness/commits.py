@@ -35,6 +35,8 @@ def rules_commit(probe: ModuleType) -> str:
 
 def _history(file: Path, part: Callable[[str], str]) -> str | None:
     """The commit since which a part of a file is as it is now."""
+    if not file.is_file():
+        return None
     now = part(file.read_text(encoding="utf-8"))
     told = _git(file.parent, "log", "--follow", "--format=commit %h", "--name-only", "--", str(file))
     since = None

@@ -192,9 +192,13 @@ class Rule:
     def fails(self, evidence: Evidence) -> bool:
         """Whether the claim fails in this setting: the whole of one of the two intervals is on the wrong side.
 
+        What has no interval, or is no number, such as a run that diverged, fails too.
+
         Args:
             evidence: Of one setting.
         """
+        if any(math.isnan(slack) for slack in self.slack(evidence)):
+            return True
         if self.sense == "at least":
             return evidence.effect.high < self.minimum or evidence.excess.high < self.margin
         return evidence.effect.low > self.minimum or evidence.excess.low > -self.margin
@@ -218,7 +222,9 @@ class Rule:
         of_counted = [self.meets(one) for one in counted]
         word: Word = "holds" if all(of_counted) else "holds in part" if any(of_counted) else "does not hold"
         unmet = [one for one, met in zip(counted, of_counted, strict=True) if not met]
-        decides = (word == "holds in part" and self._differs(counted)) or all(one.unfinished for one in unmet)
+        decides = (word == "holds in part" and self._differs(counted)) or all(
+            one.unfinished and not math.isnan(one.effect.mean) for one in unmet
+        )
         if self.unknown and word != "holds" and decides:
             word = "depends on"
         elif word == "does not hold" and not any(self.fails(one) for one in unmet):

@@ -26,7 +26,7 @@ from probes.harness.figures import curves
 from probes.harness.paper_figures import FIGURES, beside, span
 from probes.harness.rules import SHARE, Evidence, Rule, paired
 from probes.harness.run import main
-from probes.harness.shares import mean_share
+from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import Report, Settings
 from probes.harness.toy import recipe
 from probes.harness.work import Work
@@ -96,7 +96,8 @@ _HEADS = {
     "share": "accuracy",
     "bayes": "Bayes",
 }
-_UNBOUNDED = ("slope", "premise")  # of the above; the others are shares
+_MEANS = dict.fromkeys(("r2", "control", "shuffled"), mean_change) | dict.fromkeys(("slope", "premise"), over_seeds)
+"""How the above are averaged, where they are no shares: R^2 of a falling line is below 0 where it rises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +284,7 @@ def report(settings: ValueRole, rows: pd.DataFrame) -> Report:
 def _fits(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     table = []
     for key, part in rows.groupby(by):
-        means = {name: over_seeds if name in _UNBOUNDED else mean_share for name in _HEADS}
-        shown = {head: str(means[name](part[name])) for name, head in _HEADS.items()}
+        shown = {head: str(_MEANS.get(name, mean_share)(part[name])) for name, head in _HEADS.items()}
         table.append(dict(zip(by, key, strict=True)) | shown | {"diverged": part["diverged"].notna().sum()})
     return pd.DataFrame(table)
 

@@ -19,7 +19,7 @@ def rows(longest, padded):
             for length, right, noisy in ((4, 0.2, 0.2), (64, longest, padded)):
                 cell = {"part": part, "m": 4, "trained at": 8, "steps": 1, "seed": seed, "L": length, "diverged": False}
                 shown = {probe._MODEL: right, probe._BAYES: 1.0, probe._NOISE: noisy, probe._BOUND: 0.0}
-                found.append(cell | {name: number + seed * 1e-4 for name, number in shown.items()})
+                found.append(cell | {name: abs(number - seed * 1e-4) for name, number in shown.items()})
     return pd.DataFrame(found)
 
 

@@ -66,8 +66,8 @@ def test_l_decides_where_the_gap_is_there_at_one_l_alone():
     rule, evidence = probe.report(SETTINGS, pd.concat([here, there])).evidence[0]
     verdict = rule.judge(evidence)
     assert verdict.word == "depends on"
-    assert "L = 64 (1 of 1)" in verdict.told()
-    assert "L = 256 (0 of 1)" in verdict.told()
+    assert "L = 64 (met in 1 of 1)" in verdict.told()
+    assert "L = 256 (met in 0 of 1)" in verdict.told()
 
 
 def test_the_table_says_where_the_largest_gap_is():

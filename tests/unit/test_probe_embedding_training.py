@@ -59,7 +59,9 @@ def test_a_loss_that_still_falls_leaves_what_is_not_met_open():
     longer = rows[rows["part"] == "grid"].assign(steps=4000)
     still = longer.assign(loss=longer["loss"].where(longer["W_E"] == "trained", 0.9 * longer["loss"]))
     above, evidence = probe.report(SETTINGS, pd.concat([rows, still])).evidence[1]
-    assert above.judge(evidence).told().startswith("depends on steps: from 0.19 at steps = 1000 (0 of 1) to 0.19")
+    assert (
+        above.judge(evidence).told().startswith("depends on steps: from 0.19 at steps = 1000 (met in 0 of 1) to 0.19")
+    )
     above, evidence = probe.report(SETTINGS, pd.concat([rows, longer])).evidence[1]
     assert above.judge(evidence).word == "does not hold"
 
@@ -69,7 +71,7 @@ def test_steps_decide_where_frozen_embeddings_come_up_with_more_of_them():
     found = probe.report(SETTINGS, pd.concat([few, many[many["part"] == "grid"]]))
     (below, at_below), (above, at_above) = found.evidence[:2]
     assert below.judge(at_below).word == "holds"
-    assert above.judge(at_above).told().startswith("depends on steps: from 0.2 at steps = 1000 (0 of 1)")
+    assert above.judge(at_above).told().startswith("depends on steps: from 0.2 at steps = 1000 (met in 0 of 1)")
     assert "m = 4, d = 8, trained (by 10% from 1000 to 4000 steps)" in found.notes[1]
 
 

@@ -23,7 +23,7 @@ from lcalens.core.statistics import wilson
 from probes.harness import run
 from probes.harness.commits import UNCOMMITTED, _history, _rules, rules_commit
 from probes.harness.naive import runs_of
-from probes.harness.order import ORDER, figure_page
+from probes.harness.order import HALVES, ORDER, figure_page
 from probes.harness.page import _judged, duration, escaped, page, short_table, table
 from probes.harness.rules import ANGLE, CHANGE, Evidence, Rule, paired, shown, unpaired
 from probes.harness.shares import mean_change, mean_share
@@ -45,9 +45,11 @@ def evidence(effect, control, excess):
 
 
 CLEAR = evidence((0.3, 0.2, 0.4), (0, -0.05, 0.05), (0.3, 0.2, 0.4))
-SMALL = evidence((0.12, 0.09, 0.15), (0, 0, 0), (0.12, 0.09, 0.15))  # its interval reaches below the minimum
+SMALL = evidence((0.12, 0.09, 0.15), (0, 0, 0), (0.12, 0.09, 0.15))  # its interval reaches over the minimum
+BELOW = evidence((0.06, 0.05, 0.07), (0, 0, 0), (0.06, 0.05, 0.07))  # the whole of it is below
 MATCHED = evidence((0.3, 0.2, 0.4), (0.28, 0.2, 0.36), (0.02, -0.05, 0.09))  # the control does as well
 UNSURE = evidence((0.3, math.nan, math.nan), (0, 0, 0), (0.3, math.nan, math.nan))
+MET = [(CLEAR, "yes"), (SMALL, "undecided"), (MATCHED, "undecided"), (BELOW, "no"), (UNSURE, "no")]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,12 @@ UNSURE = evidence((0.3, math.nan, math.nan), (0, 0, 0), (0.3, math.nan, math.nan
     [
         ([CLEAR], "holds"),
         ([CLEAR, SMALL], "holds in part"),
-        ([SMALL], "does not hold"),
-        ([MATCHED], "does not hold"),
+        ([BELOW], "does not hold"),
+        ([CLEAR, BELOW], "holds in part"),
+        ([SMALL, BELOW], "does not hold"),
+        ([SMALL], "undecided"),
+        ([MATCHED], "undecided"),
+        ([MATCHED, SMALL], "undecided"),
         ([UNSURE], "does not hold"),
         ([CLEAR, UNSURE], "holds in part"),
     ],
@@ -64,14 +70,16 @@ UNSURE = evidence((0.3, math.nan, math.nan), (0, 0, 0), (0.3, math.nan, math.nan
 def test_a_verdict_needs_effect_and_margin_by_whole_intervals(found, word):
     verdict = RULE.judge(found)
     assert verdict.word == word
-    assert verdict.worst == found[-1]
-    assert verdict.to_frame()["met"].tolist() == ["yes" if one is CLEAR else "no" for one in found]
+    assert found[-1] in (verdict.worst, CLEAR, SMALL)
+    met = [next(word for known, word in MET if known is one) for one in found]
+    assert verdict.to_frame()["met"].tolist() == met
 
 
 def test_at_most_turns_both_conditions_round():
     below = evidence((4, 3, 5), (20, 18, 22), (-16, -18, -14))
     assert FALLS.judge([below]).word == "holds"
-    assert FALLS.judge([evidence((9, 7, 11), (20, 18, 22), (-11, -13, -9))]).word == "does not hold"
+    assert FALLS.judge([evidence((9, 7, 11), (20, 18, 22), (-11, -13, -9))]).word == "undecided"
+    assert FALLS.judge([evidence((12, 11, 13), (20, 18, 22), (-8, -9, -7))]).word == "does not hold"
     assert FALLS.judge([evidence((4, 3, 5), (6, 5, 7), (-2, -3, -1))]).word == "does not hold"
 
 
@@ -118,11 +126,14 @@ def at(value, found):
 def test_what_is_left_open_decides_neither_way():
     verdict = OPEN.judge([at(64, SMALL), at(64, SMALL), at(256, CLEAR), at(256, CLEAR)])
     assert verdict.word == "depends on"
-    assert verdict.told() == "depends on L: from 0.12 at L = 64 (0 of 2) to 0.3 at L = 256 (2 of 2)"
+    assert verdict.told() == "depends on L: from 0.12 at L = 64 (met in 0 of 2) to 0.3 at L = 256 (met in 2 of 2)"
     assert OPEN.judge([at(64, CLEAR), at(256, CLEAR)]).told() == "holds, 2 of 2"
-    assert OPEN.judge([at(64, SMALL), at(256, SMALL)]).told() == "does not hold, 0 of 2"
+    assert OPEN.judge([at(64, BELOW), at(256, SMALL)]).told() == "does not hold, 0 of 2, 1 undecided"
     # One of two at either value: it is not L that decides.
-    assert OPEN.judge([at(64, SMALL), at(64, CLEAR), at(256, CLEAR), at(256, SMALL)]).told() == "holds in 2 of 4"
+    assert (
+        OPEN.judge([at(64, SMALL), at(64, CLEAR), at(256, CLEAR), at(256, SMALL)]).told()
+        == "holds in 2 of 4, 2 undecided"
+    )
     with pytest.raises(LcalensError, match="may depend on L"):
         OPEN.judge([CLEAR])
 
@@ -130,16 +141,23 @@ def test_what_is_left_open_decides_neither_way():
 def test_what_was_not_run_to_its_end_has_not_failed():
     unfinished = [replace(at(64, SMALL), unfinished=True), replace(at(256, SMALL), unfinished=True)]
     assert OPEN.judge(unfinished).word == "depends on"
-    assert OPEN.judge([*unfinished, at(512, SMALL)]).word == "does not hold"  # this one was, and failed
+    assert OPEN.judge([*unfinished, at(512, BELOW)]).word == "does not hold"  # this one was, and failed
+    assert OPEN.judge(unfinished).told().endswith("; more of them would still move it")
     assert OPEN.judge([replace(at(64, CLEAR), unfinished=True)]).word == "holds"
-    assert RULE.judge(unfinished).word == "does not hold"  # nothing is left open
+    assert RULE.judge(unfinished).word == "undecided"  # nothing is left open
 
 
 def test_from_the_first_to_the_last_value_the_same_cases_are_compared():
     small, clear = replace(at(64, SMALL), case="m = 5"), replace(at(256, CLEAR), case="m = 5")
     other = replace(at(64, CLEAR), case="m = 6")
     told = OPEN.judge([small, other, clear]).told()
-    assert told == "depends on L: from 0.12 at L = 64 (0 of 1) to 0.3 at L = 256 (1 of 1)"
+    assert told == "depends on L: from 0.12 at L = 64 (met in 0 of 1) to 0.3 at L = 256 (met in 1 of 1)"
+
+
+def test_what_misses_the_margin_alone_is_told_as_a_difference():
+    near = evidence((0.3, 0.28, 0.32), (0.29, 0.27, 0.31), (0.01, 0, 0.02))
+    told = OPEN.judge([at(64, near), at(256, CLEAR)]).told()
+    assert told == "depends on L: a difference from 0.01 at L = 64 (met in 0 of 1) to 0.3 at L = 256 (met in 1 of 1)"
 
 
 def test_an_interval_of_a_share_stays_where_a_share_can_be():
@@ -155,16 +173,16 @@ def test_what_is_true_by_construction_is_shown_and_not_counted():
     shown_only = replace(SMALL, counted=False)
     verdict = RULE.judge([CLEAR, shown_only])
     assert verdict.told() == "holds, 1 of 1"
-    assert verdict.to_frame()["met"].tolist() == ["yes", "no, not counted"]
+    assert verdict.to_frame()["met"].tolist() == ["yes", "undecided, not counted"]
     assert verdict.worst is verdict.evidence[0]
     with pytest.raises(LcalensError, match="a setting that counts"):
         RULE.judge([shown_only])
 
 
 def test_one_of_many_is_not_the_word_of_most():
-    many = [CLEAR] + [SMALL] * 23
+    many = [CLEAR] + [BELOW] * 23
     assert RULE.judge(many).told() == "holds in 1 of 24"
-    assert RULE.judge(many[:1] * 23 + [SMALL]).told() == "holds in 23 of 24"
+    assert RULE.judge(many[:1] * 23 + [SMALL]).told() == "holds in 23 of 24, 1 undecided"
 
 
 def test_intervals_stay_in_the_range_of_what_they_are_of():
@@ -199,9 +217,9 @@ def test_no_interval_is_shown_of_rounding_error():
 def test_a_verdict_shows_the_effect_first_and_the_worst_only_where_it_failed():
     low = evidence((0.2, 0.15, 0.25), (0, 0, 0), (0.2, 0.15, 0.25))
     verdict = RULE.judge([CLEAR, low, CLEAR])
-    assert (verdict.effects(), verdict.told()) == ("0.2 to 0.3, median 0.3", "holds, 3 of 3")
+    assert (verdict.effects(), verdict.told()) == ("0.2 to 0.3, middle 0.3", "holds, 3 of 3")
     text = "\n".join(_judged(verdict))
-    assert "The rise (share): 0.2 to 0.3, median 0.3 (**holds, 3 of 3**; ours; Figure 0)." in text
+    assert "The rise (share): 0.2 to 0.3, middle 0.3 (**holds, 3 of 3**; ours; Figure 0)." in text
     assert "The whole 95% interval of the rise must be at least 0.1 and exceed the control's by 0.05." in text
     assert "Worst setting" not in text
     text = "\n".join(_judged(RULE.judge([CLEAR, SMALL])))
@@ -350,7 +368,7 @@ def test_the_command_writes_a_page_and_quick_gives_no_verdict(probe, tmp_path, c
     assert json.loads((tmp_path / "out/quick/own_probe.json").read_text()) == {"verdicts": []}
     assert run.main("own_probe", ["--out", out, "--sizes", "1", "2"]) == 0
     text = (tmp_path / "out/standard/own_probe.md").read_text()
-    assert "**does not hold, 0 of 2**" in text  # two seeds that far apart leave an interval about 0
+    assert "**undecided, 0 of 2 met**" in text  # two seeds that far apart leave an interval about 0
     assert "1 &lt;b&gt;" in text
     assert "<b>" not in text
     assert "python -m probes.own_probe standard" in text
@@ -376,13 +394,13 @@ def test_publishing_copies_pages_and_puts_the_verdicts_between_the_marks(probe, 
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
-    effect = "share: 0.05 [-0.585, 0.685] (does not hold, 0 of 1); 1 &lt;b&gt;"
+    effect = "undecided, 0 of 1 met | the rise (share): 0.05 [-0.585, 0.685]; 1 &lt;b&gt;"
     assert f"| [Rises](docs/claims/own_probe.md) | ours | {effect} |" in text
     assert sorted(one.name for one in docs.iterdir()) == ["figures", "figures.md", "index.md", "own_probe.md"]
     index = (docs / "index.md").read_text()
     assert "## Ours" in index
     assert "## The paper's claims" not in index
-    assert "| It rises. | Figure 0 | the rise (share): 0.05 [-0.585, 0.685] | does not hold, 0 of 1 |" in index
+    assert "| It rises. | Figure 0 | the rise (share): 0.05 [-0.585, 0.685] | undecided, 0 of 1 met |" in index
     readme.write_text("no marks")
     with pytest.raises(LcalensError, match="each once"):
         run.publish(tmp_path / "out", docs, readme)
@@ -439,10 +457,9 @@ def test_figures_stand_in_the_papers_order_with_what_is_missing(probe, tmp_path)
     text = figure_page([outcome], {"own_probe": "probes.toy.own_probe"})
     assert text.index("## Figure 2a") < text.index("## Lemma 2") < text.index("## Without a counterpart")
     assert "python -m probes.toy.own_probe standard" in text
-    assert (
-        text.count("- Figure") + text.count("- Theorem") + text.count("- Lemma") + text.count("- Section")
-        == len(ORDER) - 2
-    )
+    assert text.count("- Figure") + text.count("- Theorem") + text.count("- Lemma") + text.count("- Section") == len(
+        ORDER
+    ) - 2 + len(HALVES)
     for changes, message in (({"figure": "Figure 9"}, "expected one of"), ({"caption": "none"}, "has no figure")):
         report = replace(outcome.report, paper=(replace(outcome.report.paper[0], **changes),))
         with pytest.raises(LcalensError, match=message):
