@@ -215,7 +215,9 @@ def _below(figure: "Figure", axes: Sequence[Any]) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if known:
-        columns = min(len(known), min(len(axes), 3) + 1)
+        # As many as fit: a name takes some .06 inches a character, and .4 for its line.
+        widest = 0.4 + 0.06 * max(len(label) for label in known)
+        columns = min(len(known), min(len(axes), 3) + 1, max(1, int(figure.get_figwidth() / widest)))
         figure.legend(
             known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=7, frameon=False
         )

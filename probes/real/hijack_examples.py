@@ -228,7 +228,7 @@ def _drawn(settings: HijackExamples, rows: pd.DataFrame) -> pd.DataFrame:
         copies = {1: "once"}.get(row["copies"], f"{row['copies']} times")
         name = f"{_NAMED[row['about']]}, {copies}"
         place = {"setting": f"{row['subject']}: {row['true']} / {row['false']}"}
-        place["panel"] = f"{row['model']}: {row['wording']}".replace(" (", "\n(")
+        place["panel"] = f"{row['model']}\n{row['wording']}"
         shown = [("no sentence", row["clean"])] if first and row["about"] == _ABOUT[0] else []
         for series, odds in [*shown, (name, row["hijacked"])]:
             drawn.append(place | {"with": series, "mean": odds, "low": odds, "high": odds})
