@@ -39,6 +39,7 @@ _HOMES = {
     "ranking": "lcalens.mechanism.ranking",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
+    "shapley": "lcalens.mechanism.shapley",
     "split": "lcalens.mechanism.split",
     "train": "lcalens.lca.training.training",
 }
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.patch import patch as patch
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
+    from lcalens.mechanism.shapley import shapley as shapley
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view
 

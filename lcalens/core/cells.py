@@ -123,7 +123,9 @@ class CellStore:
         unfinished = self._cells / f"{key}.{uuid4().hex}.part"
         try:
             with unfinished.open("wb") as file:
-                file.write(save(dict(arrays), metadata={"sha256": _checksum(arrays)}))
+                # safetensors writes an array's memory as it lies, a view of every second number included.
+                whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+                file.write(save(whole, metadata={"sha256": _checksum(whole)}))
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(self._cells / f"{key}.safetensors")
