@@ -37,6 +37,7 @@ _HOMES = {
     "memory_estimate": "lcalens.mechanism.estimate",
     "patch": "lcalens.mechanism.patch",
     "ranking": "lcalens.mechanism.ranking",
+    "recall": "lcalens.mechanism.recall",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
     "shapley": "lcalens.mechanism.shapley",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.patch import patch as patch
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
+    from lcalens.mechanism.recall import recall as recall
     from lcalens.mechanism.shapley import shapley as shapley
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view

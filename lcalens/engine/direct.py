@@ -112,11 +112,11 @@ def direct_effects(
     Raises:
         LcalensError: The parts do not sum to the metric within 1e-4 of their size.
     """
-    _check_open(decoder)
+    check_open(decoder)
     pattern, written, run = _last_position(decoder, tokens)
     final = run.final[:, -1]
     unembed = (decoder.unembed[false].double() - decoder.unembed[true].double()) * decoder.logit_scale
-    norm = _freeze(decoder.final_norm, final.to(decoder.norm_device)).to(unembed.device)
+    norm = freeze(decoder.final_norm, final.to(decoder.norm_device)).to(unembed.device)
     direction = norm.back(unembed)
 
     def read(vectors: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def direct_effects(
     return effects
 
 
-def _check_open(decoder: Decoder) -> None:
+def check_open(decoder: Decoder) -> None:
     """Refuse models whose logits are no sum over what layers write."""
     closed = next((index for index, layer in enumerate(decoder.layers) if not layer.open), None)
     if closed is None:
@@ -198,7 +198,7 @@ def _attention(
         norm: The final norm.
         direction: Before the final norm.
     """
-    after = _freeze(layer.after_attention, written)
+    after = freeze(layer.after_attention, written)
     write_direction = after.back(direction.to(layer.device))
     # In the model's own precision where that is full, in float32 where it is reduced.
     out = wide(layer.out)
@@ -225,7 +225,7 @@ def _check_balance(effects: DirectEffects, tolerance: float) -> None:
         )
 
 
-def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Frozen:
+def freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Frozen:
     """The norm as it acts on `x`, and on whatever `x` is the sum of.
 
     What kind of norm it is, and its gain and bias, are seen by what it does to a vector: RMSNorm with weight or 1 +
@@ -238,7 +238,7 @@ def _freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _F
     if norm is identity:
         return _Frozen(unit_gain, no_bias, False, torch.ones_like(x[:, 0], dtype=torch.float64))
     if isinstance(norm, Scaled):
-        inner = _freeze(norm.function, x)
+        inner = freeze(norm.function, x)
         return _Frozen(inner.gain * norm.multiplier, inner.bias * norm.multiplier, inner.centred, inner.scale)
     probe = torch.where(torch.arange(size, device=x.device) % 2 == 0, 1.0, -1.0).double() * _LOUD
 
