@@ -8,6 +8,7 @@ from lcalens.views.attention import AttentionView, attention_view
 from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
+from lcalens.views.recall import plot_recall
 from lcalens.views.shapley import plot_shapley
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
 
@@ -26,6 +27,7 @@ __all__ = [
     "plot_efficacy",
     "plot_gram",
     "plot_ranking",
+    "plot_recall",
     "plot_shapley",
     "plot_split",
     "plot_training",
@@ -55,6 +57,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "attribution": plot_effects,
         "split": plot_split,
         "ranking": plot_ranking,
+        "recall": plot_recall,
         "shapley": plot_shapley,
     }
     if result.kind not in drawn:

@@ -19,7 +19,10 @@ from lcalens.core.tokens import source_tokenizer
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.exchange import exchange
+from lcalens.mechanism.leading import leading
 from lcalens.mechanism.patch import patch
+from lcalens.mechanism.shapley import shapley
 from lcalens.mechanism.split import split
 
 pytestmark = [
@@ -296,3 +299,48 @@ def test_what_a_split_costs_over_plain_forwards(benchmark, capsys, model):
         rows[f"overhead in forwards a run, twin={twin} (aim 1.5)"] = own / plain - 1
     benchmark.pedantic(forwards, rounds=1)
     show(capsys, benchmark, rows)
+
+
+def test_every_set_of_ten_heads(benchmark, capsys, model):
+    """All 1,023 sets of ten heads: beside `exchange`, which runs each from the first head's layer on, and hooks."""
+    contrast = contrast_of(model, 4)
+    ranked = patch(model, contrast, progress=False)
+    heads = list(leading(ranked, 10, by="carrying"))
+    some = [[head for bit, head in enumerate(heads) if number >> bit & 1] for number in range(7, 1 << 10, 8)]
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(
+            lambda: shapley(model, contrast, heads, progress=False),
+            lambda: exchange(model, contrast, some, progress=False),
+        ),
+        rounds=1,
+    )
+    together = found[0].examples["hijacked"] - found[1].values["value"][:, -1, 2]  # the last set is all ten
+    np.testing.assert_allclose(found[0].examples["together"], together, rtol=0, atol=1e-4)
+    hooked = time.process_time()
+    by_hooks_once(model, contrast, heads)
+    hooked = time.process_time() - hooked
+    rows = {
+        "shapley, every set of ten heads, s a pair (aim 2)": fast / len(contrast),
+        "exchange, as many sets, s a pair": slow * 8 / len(contrast),
+        "one hooked forward a set, s a pair": hooked * 1023,
+        "ratio over hooked forwards": hooked * 1023 / (fast / len(contrast)),
+    }
+    show(capsys, benchmark, rows)
+
+
+@torch.no_grad()
+def by_hooks_once(model, contrast, heads):
+    """One set exchanged in one forward, by TransformerLens's hooks, the clean run's activations at hand."""
+    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
+    _, cache = model.run_with_cache(torch.tensor([contrast.clean[0]]), names_filter=names)
+
+    def restored(layer):
+        def hook(value, hook):
+            for head in (head for at, head in heads if at == layer):
+                value[:, -1, head] = cache[f"blocks.{layer}.attn.hook_z"][:, -1, head]
+            return value
+
+        return hook
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", restored(layer)) for layer in sorted({layer for layer, _ in heads})]
+    return model.run_with_hooks(torch.tensor([contrast.hijacked[0]]), fwd_hooks=hooks)[0, -1]
