@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Contrast": "lcalens.mechanism.contrast.contrast",
+    "Defence": "lcalens.mechanism.defence.defence",
     "Fact": "lcalens.llm.facts.facts",
     "LCAConfig": "lcalens.lca.model.model",
     "LCAForCausalLM": "lcalens.lca.model.model",
@@ -25,6 +26,7 @@ _HOMES = {
     "attribute": "lcalens.mechanism.attribute",
     "contrast_concepts": "lcalens.lca.contrasts",
     "contrast_facts": "lcalens.llm.contrasts",
+    "defend": "lcalens.mechanism.defence.defend",
     "efficacy": "lcalens.llm.efficacy.measure",
     "exchange": "lcalens.mechanism.exchange",
     "held_out": "lcalens.llm.facts.halves",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast
+    from lcalens.mechanism.defence.defence import Defence as Defence
+    from lcalens.mechanism.defence.defend import defend as defend
     from lcalens.mechanism.estimate import memory_estimate as memory_estimate
     from lcalens.mechanism.exchange import exchange as exchange
     from lcalens.mechanism.hook_names import hook_name as hook_name

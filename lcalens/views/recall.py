@@ -1,4 +1,4 @@
-"""The figure of recall: what each head's circuit gives the related answers, and what is left without the easy reasons."""
+"""The figure of recall: what each head's circuit gives related answers, and what is left without the easy reasons."""
 
 from typing import TYPE_CHECKING
 
