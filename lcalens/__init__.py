@@ -28,6 +28,7 @@ _HOMES = {
     "contrast_facts": "lcalens.llm.contrasts",
     "defend": "lcalens.mechanism.defence.defend",
     "efficacy": "lcalens.llm.efficacy.measure",
+    "evaluate_defence": "lcalens.llm.defences",
     "exchange": "lcalens.mechanism.exchange",
     "held_out": "lcalens.llm.facts.halves",
     "hook_name": "lcalens.mechanism.hook_names",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from lcalens.lca.world.concepts import LatentConcepts as LatentConcepts
     from lcalens.llm.ask import ask as ask
     from lcalens.llm.contrasts import contrast_facts as contrast_facts
+    from lcalens.llm.defences import evaluate_defence as evaluate_defence
     from lcalens.llm.efficacy.measure import efficacy as efficacy
     from lcalens.llm.facts.facts import Fact as Fact
     from lcalens.llm.facts.facts import load_facts as load_facts

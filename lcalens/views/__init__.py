@@ -6,6 +6,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.mechanism.labels import token_labels
 from lcalens.views.attention import AttentionView, attention_view
 from lcalens.views.bars import plot_ranking, plot_split
+from lcalens.views.defence import plot_defence
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
 from lcalens.views.recall import plot_recall
@@ -23,6 +24,7 @@ __all__ = [
     "plot",
     "plot_answers",
     "plot_attention_pattern",
+    "plot_defence",
     "plot_effects",
     "plot_efficacy",
     "plot_gram",
@@ -57,6 +59,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "attribution": plot_effects,
         "split": plot_split,
         "ranking": plot_ranking,
+        "defence": plot_defence,
         "recall": plot_recall,
         "shapley": plot_shapley,
     }

@@ -187,8 +187,8 @@ class _Cut:
     def __init__(self, defence: Defence):
         self.defence = defence
         self.ends = torch.tensor(defence.ends, dtype=torch.int64)
+        self.sinks = False
         self.run: _Run | None = None
-        self.new: tuple[Tensor, Tensor | None] | None = None
 
     def attach(self, model: Any) -> Iterator[Any]:
         """Hook the model; each handle takes one hook off.
@@ -196,6 +196,7 @@ class _Cut:
         Args:
             model: A TransformerBridge.
         """
+        self.sinks = any(name.endswith("sinks") for name, _ in model.original_model.named_parameters())
         yield model.original_model.register_forward_pre_hook(_foreign(self.begin), with_kwargs=True)
         points, layers = model.hook_dict, sorted({layer for layer, _ in self.defence.heads})
         if self.defence.detector is not None:
@@ -252,7 +253,9 @@ class _Cut:
             hidden = hidden & held[..., None]
         rows = pattern[:, heads]
         left = rows.masked_fill(hidden[:, None], 0.0)
-        total = left.sum(-1, keepdim=True) + (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # a sink keeps its share
+        total = left.sum(-1, keepdim=True)
+        if self.sinks:  # a sink stays in the softmax with the share that it had beside what is left
+            total = total + (1 - rows.sum(-1, keepdim=True)).clamp(min=0)
         tiny = torch.finfo(left.dtype).tiny
         changed = pattern.clone()
         touched = hidden.any(-1)[:, None, :, None]

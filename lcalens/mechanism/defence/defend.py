@@ -40,6 +40,7 @@ def defend(
     where: Where = "last",
     negatives: Negatives | None = None,
     false_alarms: float = 0.05,
+    layer: int | None = None,
     seed: int = 0,
 ) -> Defence:
     """Make a defence: heads that carry a hijack no longer look before the last sentence end.
@@ -50,10 +51,10 @@ def defend(
 
     Args:
         model: A TransformerBridge with a tokenizer, that lcalens reads layer by layer.
-        contrast: Clean and hijacked runs: the detector is fitted on them, and the hooks are tried on them.
+        contrast: Clean and hijacked runs: the detector is fitted on them, and the hooks are tried on them. For a
+            detector take `control="none"`: a neutral sentence behind "Do not think of" is half a hijack.
         method: `none`; `boundary`, always; `random`, as many other heads as are given, from the same layers; or
-            `detector`, only where a logistic regression on the residual stream before the first of the heads' layers
-            takes the position for a hijacked one.
+            `detector`, only where a logistic regression on the residual stream takes the position for a hijacked one.
         heads: Heads as (layer, head), or as `leading` gives them, ranked on other facts than those that the defence is
             judged on; not for `none`.
         where: `last`, only the position that is read is defended; `all`, every position.
@@ -61,6 +62,8 @@ def defend(
             more of each. The contrast's clean runs are negatives besides.
         false_alarms: For `detector`: the share of each kind's negatives on which it may fire, of texts that did not
             train it.
+        layer: For `detector`: before which layer it reads; heads of earlier layers have run by then and are not cut. By
+            default the first of the heads' layers.
         seed: Of random heads and of the folds.
 
     Returns:
@@ -86,12 +89,14 @@ def defend(
         tokenizer = source_tokenizer(model)
     except LcalensError as error:
         raise LcalensError(
-            "model: a boundary cut needs sentences, and this model has no tokenizer to tell them by; in the toy, cut "
-            "positions with knockout()."
+            "model: a boundary cut needs sentences, and this model has no tokenizer to tell them by; cut positions "
+            "with knockout()."
         ) from error
     decoder = read_layers(model, "defend", contrast)
     if not decoder.causal:
-        raise LcalensError("model: a boundary cut is defined where attention looks back alone; this one looks ahead.")
+        raise LcalensError(
+            "model: a boundary cut needs attention that looks back alone, and sentences; in the toy, use knockout()."
+        )
     chosen = _heads(decoder, method, heads, seed)
     ends = end_tokens(tokenizer)
     record: dict[str, Any] = {
@@ -101,7 +106,10 @@ def defend(
     }
     detector = None
     if method == "detector":
-        detector, told = _fit(model, decoder, contrast, chosen, negatives, false_alarms, seed, tokenizer)
+        layer = chosen[0][0] if layer is None else check_int("layer", layer, low=0, high=chosen[-1][0])
+        record["too_early"] = [list(head) for head in chosen if head[0] < layer]
+        chosen = tuple(head for head in chosen if head[0] >= layer)
+        detector, told = _fit(model, decoder, contrast, layer, negatives, false_alarms, seed, tokenizer)
         record |= told
     elif negatives is not None:
         raise LcalensError(f"negatives: only method='detector' is fitted on them, not {method!r}; leave them out.")
@@ -139,7 +147,7 @@ def _fit(
     model: Any,
     decoder: Decoder,
     contrast: Contrast,
-    heads: tuple[Head, ...],
+    layer: int,
     negatives: Any,
     false_alarms: float,
     seed: int,
@@ -153,7 +161,6 @@ def _fit(
     from sklearn.preprocessing import StandardScaler
 
     kinds = _negatives(negatives)
-    layer = heads[0][0]
     rows = {"hijacked": _last_streams(decoder, contrast.hijacked, layer),
             "clean prompts": _last_streams(decoder, contrast.clean, layer)}  # fmt: skip
     for kind, texts in kinds.items():
@@ -253,7 +260,9 @@ def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defe
                 return value
             rows = value[:, 0, heads]
             left = rows.masked_fill(hidden[:, None].to(rows.device), 0.0)
-            total = left.sum(-1, keepdim=True) + (1 - rows.sum(-1, keepdim=True)).clamp(min=0)
+            total = left.sum(-1, keepdim=True)
+            if decoder.layers[index].sinks is not None:
+                total = total + (1 - rows.sum(-1, keepdim=True)).clamp(min=0)
             value = value.clone()
             value[:, 0, heads] = torch.where(hidden.any(-1)[:, None, :, None].to(rows.device), left / total, rows)
             return value
