@@ -43,7 +43,7 @@ _HOMES = {
     "recall": "lcalens.mechanism.recall",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
-    "shapley": "lcalens.mechanism.shapley",
+    "shapley": "lcalens.mechanism.players",
     "split": "lcalens.mechanism.split",
     "train": "lcalens.lca.training.training",
 }
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
     from lcalens.mechanism.recall import recall as recall
-    from lcalens.mechanism.shapley import shapley as shapley
+    from lcalens.mechanism.players import shapley as shapley
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view
 

@@ -22,7 +22,7 @@ from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
 from lcalens.mechanism.leading import leading
 from lcalens.mechanism.patch import patch
-from lcalens.mechanism.shapley import shapley
+from lcalens.mechanism.players import shapley
 from lcalens.mechanism.split import split
 
 pytestmark = [

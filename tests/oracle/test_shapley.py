@@ -16,7 +16,7 @@ from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
 from lcalens.mechanism.leading import leading
 from lcalens.mechanism.patch import patch
-from lcalens.mechanism.shapley import shapley
+from lcalens.mechanism.players import shapley
 
 FAMILIES = ("gpt2", "gemma", "gemma3", "llama")
 HEADS = [(0, 1), (0, 2), (1, 3), (2, 0)]
