@@ -108,19 +108,11 @@ def shapley(
     """
     check_contrast(model, contrast)
     metric = check_metric(metric, "shapley", but=("whole-answer",))
-    check_choice("players", players, get_args(Players))
-    check_choice("exchange", exchange, get_args(Exchange))
+    _check_game(contrast, players, exchange)
     check_int("seed", seed, low=0)
     if check_int("samples", samples, low=4, why="it is a number of orders, half of them reversed") % 2:
         raise LcalensError(f"samples: expected an even number of orders, half of them reversed, got {samples}.")
     budget = check_real("memory", memory, low=1e-3) * 2**30
-    if players == "tokens" and exchange != "both":
-        raise LcalensError(
-            f"exchange: {exchange!r} of tokens says nothing, as a token's value is its own in both runs; take 'both', "
-            "or players='positions'."
-        )
-    if exchange != "both" or players == "positions":
-        check_equal_lengths(f"shapley of {players}, {exchange}", contrast)
     decoder = read_layers(model, "shapley", contrast)
     chosen = _heads(decoder, heads)
     labels = _labels(contrast, chosen, players)
@@ -137,7 +129,7 @@ def shapley(
         for bucket in _batches(contrast, decoder, players):
             rows = bucket.indices.cpu().numpy()
             key = "" if out is None else cell_key(
-                (_measure, read_decoder), [*whose, rows.tolist(), contrast[rows.tolist()].content()]
+                (_measure, _game, Game, read_decoder), [*whose, rows.tolist(), contrast[rows.tolist()].content()]
             )  # fmt: skip
             cell = store.get(key)
             if cell is None:
@@ -185,6 +177,19 @@ def shapley(
             model, path="growing batch", settings=settings | how | record | contrast_record(contrast, metric)
         ),
     )
+
+
+def _check_game(contrast: Contrast, players: Any, exchange: Any) -> None:
+    """Refuse games that are not defined: values of tokens, and positions that do not align."""
+    check_choice("players", players, get_args(Players))
+    check_choice("exchange", exchange, get_args(Exchange))
+    if players == "tokens" and exchange != "both":
+        raise LcalensError(
+            f"exchange: {exchange!r} of tokens says nothing, as a token's value is its own in both runs; take 'both', "
+            "or players='positions'."
+        )
+    if exchange != "both" or players == "positions":
+        check_equal_lengths(f"shapley of {players}, {exchange}", contrast)
 
 
 def _heads(decoder: Decoder, heads: Any) -> tuple[Head, ...]:
