@@ -79,10 +79,10 @@ if TYPE_CHECKING:
     from lcalens.mechanism.knockout import knockout as knockout
     from lcalens.mechanism.leading import leading as leading
     from lcalens.mechanism.patch import patch as patch
+    from lcalens.mechanism.players import shapley as shapley
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
     from lcalens.mechanism.recall import recall as recall
-    from lcalens.mechanism.players import shapley as shapley
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view
 
