@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from lcalens.core.results import Result
 
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+_COLOURS = (GREY, BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")  # the undefended model is grey
 _MARKERS = "osD^vP*X"
 
 
