@@ -1,0 +1,52 @@
+"""Turning a hijack off: a boundary cut and its detector, judged on facts, relations and words they have not seen.
+
+Run: python examples/defend.py [model] [heads] [layer of the detector]; smollm2 takes a quarter of an hour on one core.
+"""
+
+import os
+import random
+import sys
+
+from lcalens import contrast_facts, defend, evaluate_defence, held_out, leading, load_facts, load_model, patch
+from lcalens.llm.facts import Facts
+from lcalens.llm.plain import honest_contexts, plain_texts
+
+name = sys.argv[1] if len(sys.argv) > 1 else "smollm2"
+count = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+layer = int(sys.argv[3]) if len(sys.argv) > 3 else None
+
+# Half of the relations are kept away from heads and detector; of the other half's facts some are judged on too.
+facts = held_out(load_facts("counterfact" if os.environ.get("LCALENS_COUNTERFACT") else "sample"))
+relations = sorted({fact.relation_id for fact in facts})
+random.Random(0).shuffle(relations)
+unseen = set(relations[: len(relations) // 2])
+known = Facts([fact for fact in facts if fact.relation_id not in unseen], pool=facts.pool)
+train = known.sample(160, 0)
+taken = {fact.case_id for fact in train}
+others = Facts([fact for fact in known if fact.case_id not in taken], pool=facts.pool).sample(100, 1)
+new = Facts([fact for fact in facts if fact.relation_id in unseen], pool=facts.pool).sample(100, 1)
+judged = Facts([*others, *new], pool=facts.pool)
+
+model = load_model(name)
+ranked = patch(model, contrast_facts(model, train))
+heads = {k: leading(ranked, k, by="carrying") for k in (count // 2, count, 2 * count)}
+print(heads[count])
+
+bare = contrast_facts(model, train, control="none")
+negatives = {"plain text": plain_texts("train")}
+negatives |= {kind: [text for text in honest_contexts(train, kind) if text] for kind in ("fiction", "correction")}
+defences = {f"boundary cut, {k} heads": defend(model, bare, heads=heads[k]) for k in heads}
+for k in (count, 2 * count):
+    made = defend(model, bare, method="detector", heads=heads[k], negatives=negatives, layer=layer)
+    print({name: made.record[name] for name in ("layer", "caught", "auc", "false_alarms", "too_early")})
+    defences[f"detector, {k} heads"] = made
+defences[f"random {count} heads"] = [
+    defend(model, bare, method="random", heads=heads[count], seed=seed) for seed in range(5)
+]
+
+schemes = ("dont-think", "negation", "factual", "Forget about {target_false}.")
+found = evaluate_defence(model, defences, judged, schemes=schemes, texts=plain_texts("evaluation", cuts=1))
+table = found.wide()
+columns = [name for name in ("es", "flips", "recovery", "returned", "agreement", "kept", "kl") if name in table]
+print(table.groupby(["defence", "condition"], sort=False)[columns].first().round(3).to_string())
+found.plot().savefig(f"defence_{name}.png", dpi=200)
