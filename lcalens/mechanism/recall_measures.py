@@ -19,44 +19,47 @@ def measures(
     related: Bool[np.ndarray, "source answer"],
     similarity: Float[np.ndarray, "source answer"],
 ) -> dict[str, Float[np.ndarray, " source"]]:
-    """What a table recalls, source by source; NaN where a source has no own token, or nothing related.
+    """What a table recalls, source by source; NaN where a source has no own token, nothing related or nothing unrelated.
 
-    The table is taken less each answer's mean over the sources: what this source recalls more than others do.
+    The table is taken less each answer's mean over the sources: what this source recalls more than others do. Equal
+    entries share their ranks.
 
     Args:
         table: What each answer's logit gets of each source.
         own: Where each source's own token stands among the answers; -1 where it does not.
-        related: Which answers are related to each source.
+        related: Which answers are related to each source; its own token is not, whatever is said here.
         similarity: Of the embeddings of source and answer, for `left`.
 
     Returns:
-        `own_first` and `own_last`, 1 where the own token has the largest or the smallest entry; `own_rank`, 1 for the
-        largest; `own_gap`, its entry less the mean of the unrelated; `related_rank`, the mean rank of related tokens
-        among all but the own; `related_auc`, the share of pairs of a related and an unrelated token in which the
-        related one has the larger entry; `related_gap`, the related ones' mean less that of the unrelated; `left`, the
-        same in standard deviations of the unrelated, when own token and similarity are regressed out of the table.
+        `own_first` and `own_last`, 1 where the own token alone has the largest or the smallest entry; `own_rank`, 1 for
+        the largest; `own_gap`, its entry less the mean of the unrelated; `related_rank`, the mean rank of related
+        tokens among all but the own; `related_auc`, the share of pairs of a related and an unrelated token in which the
+        related one has the larger entry, of equal ones half; `related_gap`, the related ones' mean less that of the
+        unrelated; `left`, the same in standard deviations of the unrelated (no less than a millionth of the table's),
+        when own token and similarity, less each answer's mean as the table is, are regressed out of the whole table.
+        It is NaN where they leave nothing.
     """
     centred = table - table.mean(0)
     sources = np.arange(len(table))
     is_own = np.zeros(table.shape, dtype=bool)
     is_own[sources[own >= 0], own[own >= 0]] = True
+    related = related & ~is_own
     unrelated = ~related & ~is_own
     found = {name: np.full(len(table), np.nan) for name in QUANTITIES}
     beside = _mean(centred, unrelated)
     has = own >= 0
     mine = centred[sources[has], own[has]]
-    higher, level = (centred[has] > mine[:, None]).sum(1), (centred[has] == mine[:, None]).sum(1)
+    higher, lower, level = (compare(centred[has], mine[:, None]).sum(1) for compare in (np.greater, np.less, np.equal))
     found["own_rank"][has] = 1 + higher + (level - 1) / 2
     found["own_first"][has] = (higher == 0) & (level == 1)
-    found["own_last"][has] = (centred[has] < mine[:, None]).sum(1) == 0
+    found["own_last"][has] = (lower == 0) & (level == 1)
     found["own_gap"][has] = mine - beside[has]
     found["related_gap"] = _mean(centred, related) - beside
     for row in np.flatnonzero(related.any(1) & unrelated.any(1)):
-        of_related, of_others = centred[row, related[row]], centred[row, unrelated[row]]
-        above = (of_related[:, None] > of_others).mean() + (of_related[:, None] == of_others).mean() / 2
-        found["related_auc"][row] = above
+        of_related, of_others = centred[row, related[row], None], centred[row, unrelated[row]]
+        found["related_auc"][row] = (of_related > of_others).mean() + (of_related == of_others).mean() / 2
         ranked = centred[row, ~is_own[row]]
-        found["related_rank"][row] = np.mean([1 + (ranked > one).sum() for one in of_related])
+        found["related_rank"][row] = np.mean((ranked > of_related).sum(1) + ((ranked == of_related).sum(1) + 1) / 2)
     found["left"] = _left(centred, is_own, related, unrelated, similarity)
     return found
 
@@ -70,14 +73,14 @@ def _left(
     centred: np.ndarray, own: np.ndarray, related: np.ndarray, unrelated: np.ndarray, similarity: np.ndarray
 ) -> np.ndarray:
     """How far related answers stand above unrelated ones when own token and similarity are projected out."""
-    reasons = np.stack([np.ones(centred.size), own.ravel(), (similarity - similarity.mean(0)).ravel()], 1)
+    # Less their means over the sources as the table is, or what they put there would be left of answers of their kind.
+    reasons = np.stack([(reason - reason.mean(0)).ravel() for reason in (own, similarity)], 1)
     left = centred - (reasons @ np.linalg.lstsq(reasons, centred.ravel(), rcond=None)[0]).reshape(centred.shape)
     if left.std() <= _FLAT * centred.std():
         return np.full(len(centred), np.nan)  # nothing but the reasons
     middle = _mean(left, unrelated)
     spread = np.sqrt(_mean((left - middle[:, None]) ** 2, unrelated))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(spread > 0, (_mean(left, related) - middle) / spread, np.nan)
+    return (_mean(left, related) - middle) / np.maximum(spread, _FLAT * centred.std())
 
 
 def copying_score(table: Float[np.ndarray, "source source"]) -> float:
