@@ -37,25 +37,26 @@ Positions = str | SupportsIndex | Sequence[SupportsIndex] | np.ndarray | Tensor
 """`last`, `all`, `each`, a span's name, or indices: negative from the end, else from the hijacked tokens' start."""
 
 
-def check_contrast(model: Any, contrast: Any, *, answers: bool = False) -> None:
+def check_contrast(model: Any, contrast: Any, *, answers: bool = False, name: str = "contrast") -> None:
     """Refuse what is no contrast, or one that this model cannot read: other tokens, or more than its context holds.
 
     Args:
         model: A TransformerBridge.
         contrast: What was given as the contrast.
         answers: Whether whole answers are read behind the runs, so that they take room too.
+        name: The argument.
 
     Raises:
         LcalensError: It is none, a token is outside the vocabulary, or a run is too long.
     """
     if not isinstance(contrast, Contrast):
-        raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
+        raise LcalensError(f"{name}: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
     vocabulary = int(model.cfg.d_vocab)
-    for name in ("clean", "hijacked", "true", "false"):
-        for example, ids in enumerate(getattr(contrast, name)):
+    for part in ("clean", "hijacked", "true", "false"):
+        for example, ids in enumerate(getattr(contrast, part)):
             if max(ids) >= vocabulary:
                 raise LcalensError(
-                    f"contrast: token {max(ids)} is none of the model's {vocabulary} ({name}, example {example}); make "
+                    f"{name}: token {max(ids)} is none of the model's {vocabulary} ({part}, example {example}); make "
                     "the contrast with the model's own tokenizer."
                 )
     limit = context_limit(model)
@@ -66,7 +67,7 @@ def check_contrast(model: Any, contrast: Any, *, answers: bool = False) -> None:
         length = max(len(clean), len(hijacked)) + (max(len(true), len(false)) - 1 if answers else 0)
         if limit is not None and length > limit:
             raise LcalensError(
-                f"contrast: example {example} has {length} tokens{' with its answer' if answers else ''}, and the "
+                f"{name}: example {example} has {length} tokens{' with its answer' if answers else ''}, and the "
                 f"model's context holds {limit}; shorten it, or choose others, contrast[[...]]."
             )
 

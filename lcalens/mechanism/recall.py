@@ -1,6 +1,6 @@
 """`recall`: what a head's value circuit recalls of a source token, beside all that looks like recall and is not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import context_limit
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
 from lcalens.core.statistics import holm, ratio_of_means
 from lcalens.core.tables import lengthen
-from lcalens.core.tokens import encode, follow, source_tokenizer
+from lcalens.core.tokens import encode, follow
 from lcalens.engine.circuits import Readout, gaussian_circuit, readout, recalled, spectrum
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import trace
@@ -36,7 +37,7 @@ Objects = Sequence[str | int] | Mapping[Any, Any]
 _NEUTRAL = ("It is", "This is", "There was a", "They went to the", "One of the", "He said that the", "We saw", "And so")
 _FRAME = "It is"  # a word's tokens are those that it has behind this
 _FILLER = 4  # positions before a bare source, so that it does not stand first
-_REPEATED, _ROWS = 24, 4  # tokens of a sequence that is repeated, and how many sequences
+_REPEATED, _ROWS = 24, 4  # tokens of a sequence that is repeated (fewer in a short context), and how many sequences
 
 
 @holds_steady
@@ -54,21 +55,25 @@ def recall(
 ) -> Result:
     """The source-to-answer table of heads' value circuits, and whether it is an association.
 
-    An entry is what an answer's logit gets for every unit of attention that the head pays to the source: through W_V,
-    W_O, the norm after attention where there is one, the final norm (frozen) and W_U. In the toy model it is
-    W_E^T W_V W_E. A head that moves a word's own token, or whatever resembles it in the embedding, has large entries
-    for related answers too, so each number stands beside what would show it without recall.
+    An entry is what an answer's logit, before any soft cap, gets for every unit of attention that the head pays to the
+    source: through W_V with its bias, W_O, the norm after attention where there is one, the final norm and W_U. The
+    norms after the head are frozen as they are at the last position: of each clean run, or of neutral prompts on
+    average where there are no runs. In the toy model an entry is W_E^T W_V W_E. A head that moves a word's own token,
+    or whatever resembles it in the embedding, has large entries for related answers too, so each number stands beside
+    what would show it without recall.
 
     Args:
         model: A TransformerBridge, of a toy or a real model, whose blocks add to the residual stream.
         sources: A contrast: the sources are the last tokens of the span `word` in the hijacked runs (of the span
-            `redrawn`, in the toy), the answers all tokens that are a source or an answer. Or objects: words, token
-            ids, or a mapping from each to what is related to it; sources and answers are then these.
+            `redrawn`, in the toy), the answers all tokens that are a source, an answer or related to a source. Or
+            objects: words, token ids, or a mapping from each to what is related to it; answers are then these and what
+            is related to them.
         heads: Heads as (layer, head), or as `leading` gives them.
-        related: From a source to its related words or token ids, one or several. Of a contrast whose word is not the
-            false object (the scheme `related-word`) the false answer is related to it, whatever is given here.
-        level: Where the circuit reads the source: `embedding`, as it comes from W_E, or `residual`, as it stands before
-            the head's layer in the hijacked run.
+        related: From a source to its related words or token ids, one or several, besides those of a mapping. Of a
+            contrast whose word is not the false object (the scheme `related-word`) the false answer is related to it,
+            whatever is given here.
+        level: Where the circuit reads the source: `embedding`, as it comes from the embedding (in the fifth place,
+            where positions are learned), or `residual`, as it stands before the head's layer in the hijacked run.
         draws: Random circuits with the head's own singular values.
         seed: Of these circuits and of the sequences for the induction score.
         progress: True for a bar, False for silence, or a function of (done, total, what).
@@ -78,12 +83,13 @@ def recall(
         `summary`, for each head means over sources with 95% bootstrap intervals of `own_first`, `own_last`,
         `own_rank`, `own_gap`, `related_rank`, `related_auc`, `related_gap`, `left` (see
         `lcalens.mechanism.recall_measures.measures`) and `relative`, related_gap over own_gap; `nulls`, the same of the
-        embeddings' similarity, of a logit lens at that layer, of the layer's other heads, of all other heads and of
-        random circuits of the same spectrum (of many the mean, with the middle 95% as its ends); `tests`, the share of
-        random circuits whose `left` is as large, by itself and Holm-corrected over the heads; `scores`, for each head
-        copying (Elhage et al. 2021), from -1 to 1, and induction, the attention paid to the token after the last
-        occurrence in repeated random tokens; `sources`, every quantity source by source. Words of several tokens are
-        left out: `provenance["left_out"]`.
+        embeddings' similarity (whose gaps are cosines), of a logit lens at that layer, of the layer's other heads, of
+        all heads that were not given and of random circuits of the same spectrum (of many the mean, with the middle 95%
+        as its ends); `tests`, the share of random circuits, the head itself among them, whose `left` is as large, by
+        itself and Holm-corrected over the heads; `scores`, for each head copying (Elhage et al. 2021), from -1 to 1,
+        and induction, the attention paid to the token after the last occurrence in repeated random tokens (NaN in the
+        toy, which has no order); `sources`, every quantity source by source. Words that are not one token are left out:
+        `provenance["left_out"]`. `provenance["sources"]` and `["answers"]` are the tokens' ids.
 
     Raises:
         LcalensError: An argument that cannot be used, fewer than three sources, or a model whose logits are no sum over
@@ -102,12 +108,15 @@ def recall(
         raise LcalensError("level: bare objects stand in no run, so 'residual' needs a contrast; take 'embedding'.")
     decoder = _decoder(model, contrast)
     chosen = read_heads("heads", heads, len(decoder.layers), decoder.layers[0].heads)
-    asked = _of_contrast(model, contrast, related) if contrast is not None else _of_objects(model, sources, related)
+    text = _text_of(model, decoder)
+    asked = (
+        _of_objects(model, text, sources, related) if contrast is None else _of_contrast(model, text, contrast, related)
+    )
     if len(asked.tokens) < 3:
         raise LcalensError(f"sources: three or more are needed, got {len(asked.tokens)}{asked.said()}.")
     embedded = _embedded(decoder, asked.tokens)
     streams = _streams(decoder, contrast, asked, embedded) if level == "residual" else [embedded] * len(decoder.layers)
-    read, scale = _readout(model, decoder, contrast, asked)
+    read, scale, scale_of = _readout(model, text, decoder, contrast, asked)
     similarity = _similarity(embedded, _embedded(decoder, asked.answers))
     names = [f"L{layer}H{head}" for layer, head in chosen]
     generator = torch.Generator().manual_seed(seed)
@@ -135,9 +144,8 @@ def recall(
                     )
                     for _ in range(draws)
                 ]  # fmt: skip
-                random[index, head] = np.array([np.nanmean(one["left"]) if asked.any_related else np.nan
-                                                for one in drawn])  # fmt: skip
-                lens = (streams[index].double() @ read.final.to(layer.device).T).cpu().numpy()
+                random[index, head] = np.array([_known_mean(one["left"]) for one in drawn])
+                lens = _lens(decoder, streams[index], asked.answers)
                 kinds = {
                     "embedding similarity": [measures(similarity, asked.own, asked.related, similarity)],
                     "logit lens": [measures(lens, asked.own, asked.related, similarity)],
@@ -163,7 +171,9 @@ def recall(
         "draws": draws,
         "seed": seed,
         "scale": [float(scale[:, layer].mean()) for layer, _ in chosen],
-        "scale_of": "each clean run" if contrast is not None else "the mean over neutral prompts",
+        "scale_of": scale_of,
+        "sources": asked.tokens,
+        "answers": asked.answers,
         "left_out": asked.left_out,
     }
     return Result(
@@ -175,7 +185,7 @@ def recall(
             "summary": _summary(names, [by_head[head] for head in chosen], clusters),
             "nulls": lengthen(pd.DataFrame(nulls), UNITS),
             "tests": _tests(names, [by_head[head] for head in chosen], [random[head] for head in chosen]),
-            "scores": _scores(decoder, chosen, names, tables, asked, generator),
+            "scores": _scores(model, decoder, chosen, names, tables, asked, generator),
             "sources": _by_source(names, axis, labels, [by_head[head] for head in chosen]),
         },
         units={"recall": "logits"},
@@ -199,7 +209,7 @@ class _Asked:
         own: Where each source's own token stands among the answers.
         related: Which answers are related to each source.
         at: For each example of a contrast the source's position in the hijacked run.
-        left_out: Words that are several tokens.
+        left_out: Words that are not one token.
     """
 
     tokens: list[int]
@@ -211,19 +221,14 @@ class _Asked:
     at: list[int]
     left_out: list[str]
 
-    @property
-    def any_related(self) -> bool:
-        """Whether any source has a related answer."""
-        return bool(self.related.any())
-
     def said(self) -> str:
         """What was left out, for an error."""
-        return f"; left out as several tokens: {', '.join(self.left_out)[:80]}" if self.left_out else ""
+        return f"; left out as not one token: {', '.join(self.left_out)[:80]}" if self.left_out else ""
 
 
 def _decoder(model: Any, contrast: Contrast | None) -> Decoder:
     if contrast is not None:
-        check_contrast(model, contrast)
+        check_contrast(model, contrast, name="sources")
         return read_layers(model, "recall", contrast)
     decoder = read_decoder(model)
     if isinstance(decoder, str):
@@ -231,6 +236,11 @@ def _decoder(model: Any, contrast: Contrast | None) -> Decoder:
             f"model: recall needs a model that lcalens reads layer by layer, and cannot here: {decoder}."
         )
     return decoder
+
+
+def _text_of(model: Any, decoder: Decoder) -> Any:
+    """The tokenizer; None where tokens are no text: none is found, or it is the toy's."""
+    return tokenizer_of(model) if decoder.causal else None
 
 
 def _gathered(
@@ -254,64 +264,110 @@ def _gathered(
     )  # fmt: skip
 
 
-def _of_contrast(model: Any, contrast: Contrast, related: Mapping[Any, Any] | None) -> _Asked:
-    span = next((name for name in ("word", "redrawn", "sentence") if name in contrast.spans), None)
+def _of_contrast(model: Any, text: Any, contrast: Contrast, related: Any) -> _Asked:
+    span = next((name for name in ("word", "redrawn") if name in contrast.spans), None)
     if span is None:
         raise LcalensError("sources: the contrast has no span 'word'; give Contrast(..., spans={'word': ...}).")
     missing = [example for example, rows in enumerate(contrast.spans[span]) if not rows]
     if missing:
         raise LcalensError(f"sources: example {missing[0]} has no span {span!r}; choose others, contrast[[...]].")
-    at = [max(last for _, last in rows) - 1 for rows in contrast.spans[span]]
-    tokens = [contrast.hijacked[example][position] for example, position in enumerate(at)]
-    given = {} if related is None else _tokens_of(model, related)[0]
-    relations = [[*given.get(token, []), false[0]] for token, false in zip(tokens, contrast.false, strict=True)]
-    first = (row[0] for row in (*contrast.true, *contrast.false))
-    answers = sorted({*tokens, *first, *chain.from_iterable(given.values())})
+    places = [max(rows, key=lambda place: place[1]) for rows in contrast.spans[span]]
+    at = [last - 1 for _, last in places]
+    tokens = [run[position] for run, position in zip(contrast.hijacked, at, strict=True)]
+    given, _, left_out = _tokens_of(model, text, "related", related)
+    relations = [list(given.get(token, [])) for token in tokens]
+    for some, run, (first, last), false in zip(relations, contrast.hijacked, places, contrast.false, strict=True):
+        if not _same_word(text, run[first:last], false):
+            some.append(false[0])
+    answering = (row[0] for row in (*contrast.true, *contrast.false))
+    answers = sorted({*tokens, *answering, *chain.from_iterable(relations)})
     tokenizer = tokenizer_of(model)
     return _gathered(
-        tokens, [read_token(tokenizer, token) for token in tokens], relations, answers, model, at=at, left_out=[]
+        tokens, [read_token(tokenizer, token) for token in tokens], relations, answers, model, at=at, left_out=left_out
     )
 
 
-def _of_objects(model: Any, objects: Any, related: Mapping[Any, Any] | None) -> _Asked:
-    if isinstance(objects, str) or not isinstance(objects, Sequence | Mapping):
+def _same_word(text: Any, one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two are one word, however it is cut into tokens and whether or not a space stands before it."""
+    if text is None or tuple(one) == tuple(other):
+        return tuple(one) == tuple(other)
+    return str(text.decode(list(one))).strip() == str(text.decode(list(other))).strip()
+
+
+def _of_objects(model: Any, text: Any, objects: Any, related: Any) -> _Asked:
+    if isinstance(objects, str | bytes) or not isinstance(objects, Sequence | Mapping):
         raise LcalensError(f"sources: expected a Contrast, words, token ids or a mapping, got {objects!r:.60}.")
-    pairs = dict(objects) if isinstance(objects, Mapping) else {one: (related or {}).get(one, ()) for one in objects}
-    relations, names, left_out = _tokens_of(model, pairs)
+    relations, names, left_out = _tokens_of(model, text, "sources", objects)
+    given, _, more_left_out = _tokens_of(model, text, "related", related)
+    relations = {token: [*some, *given.get(token, [])] for token, some in relations.items()}
     tokens = list(relations)
-    answers = list(dict.fromkeys([*tokens, *chain.from_iterable(relations.values())]))
     return _gathered(
-        tokens, [names[token] for token in tokens], [relations[token] for token in tokens], answers, model,
-        at=[], left_out=left_out,
-    )  # fmt: skip
-
-
-def _tokens_of(model: Any, pairs: Mapping[Any, Any]) -> tuple[dict[int, list[int]], dict[int, str], list[str]]:
-    """Sources with what is related to them, as tokens; names; and words that are several tokens."""
-    lists = {source: [one] if isinstance(one, str) or is_index(one) else list(one) for source, one in pairs.items()}
-    words = list(
-        dict.fromkeys(one for source, some in lists.items() for one in (source, *some) if isinstance(one, str))
+        tokens,
+        [names[token] for token in tokens],
+        list(relations.values()),
+        list(dict.fromkeys([*tokens, *chain.from_iterable(relations.values())])),
+        model,
+        at=[],
+        left_out=list(dict.fromkeys([*left_out, *more_left_out])),
     )
-    token_of: dict[Any, int | None] = {}
-    if words:
-        followed = follow(source_tokenizer(model), [_FRAME] * len(words), words, argument="sources")
-        token_of = {
-            word: int(answer.ids[-1]) if not answer.problem and len(answer.ids) == answer.start + 1 else None
-            for word, answer in zip(words, followed, strict=True)
-        }
+
+
+def _tokens_of(
+    model: Any, text: Any, argument: str, given: Any
+) -> tuple[dict[int, list[int]], dict[int, str], list[str]]:
+    """Sources with what is related to them, as tokens; names; and words that are not one token.
+
+    Args:
+        model: A TransformerBridge.
+        text: The tokenizer, or None where tokens are no text.
+        argument: Whose they are.
+        given: A mapping from each source to one or several related to it; sources alone, of `sources`; or None, of
+            `related`.
+    """
+    if isinstance(given, Mapping):
+        pairs = [(source, _several(argument, some)) for source, some in given.items()]
+    elif argument == "sources":
+        pairs = [(source, []) for source in given]
+    elif given is None:
+        pairs = []
+    else:
+        raise LcalensError(
+            f"{argument}: expected a mapping from a source to what is related to it, got {given!r:.60}; "
+            '{"France": ["French"]} is one.'
+        )
+    every = [one for source, some in pairs for one in (source, *some)]
     vocabulary = int(model.cfg.d_vocab)
-    for one in (one for source, some in lists.items() for one in (source, *some) if not isinstance(one, str)):
-        if not is_index(one) or not 0 <= int(one) < vocabulary:
-            raise LcalensError(f"sources: {one!r:.60} is no word, nor a token of the model's {vocabulary}.")
-        token_of[one] = int(one)
+    for one in every:
+        if not isinstance(one, str) and not (is_index(one) and 0 <= int(one) < vocabulary):
+            raise LcalensError(f"{argument}: {one!r:.60} is no word, nor a token of the model's {vocabulary}.")
+    words = list(dict.fromkeys(one for one in every if isinstance(one, str)))
+    if words and text is None:
+        raise LcalensError(f"{argument}: {words[0]!r:.60} is a word, and this model has no tokenizer of text; give "
+                           "token ids.")  # fmt: skip
+    followed = follow(text, [_FRAME] * len(words), words, argument=argument) if words else []
+    token_of = {
+        word: int(answer.ids[-1]) if not answer.problem and len(answer.ids) == answer.start + 1 else None
+        for word, answer in zip(words, followed, strict=True)
+    }
     relations: dict[int, list[int]] = {}
     names: dict[int, str] = {}
-    for source, some in lists.items():
-        token = token_of[source]
-        if token is not None:
-            relations[token] = [found for one in some if (found := token_of[one]) is not None]
-            names[token] = str(source)
+    for source, some in pairs:
+        found = [token_of[one] if isinstance(one, str) else int(one) for one in (source, *some)]
+        if found[0] is not None:
+            relations.setdefault(found[0], []).extend(token for token in found[1:] if token is not None)
+            names.setdefault(found[0], source if isinstance(source, str) else str(int(source)))
     return relations, names, [word for word in words if token_of[word] is None]
+
+
+def _several(argument: str, some: Any) -> list[Any]:
+    """One or several related words or token ids as a list."""
+    if isinstance(some, str) or is_index(some):
+        return [some]
+    if isinstance(some, np.ndarray | Tensor):
+        some = some.tolist()
+    if isinstance(some, bytes | Mapping | type) or not isinstance(some, Iterable):
+        raise LcalensError(f"{argument}: expected related words or token ids, one or several, got {some!r:.60}.")
+    return list(some)
 
 
 def _embedded(decoder: Decoder, tokens: Sequence[int]) -> Float[Tensor, "token d"]:
@@ -338,9 +394,9 @@ def _streams(
 
 
 def _readout(
-    model: Any, decoder: Decoder, contrast: Contrast | None, asked: _Asked
-) -> tuple[Readout, Float[Tensor, "source layer"]]:
-    """The answers' directions, and each source's scale: its clean run's, or the mean over neutral prompts."""
+    model: Any, text: Any, decoder: Decoder, contrast: Contrast | None, asked: _Asked
+) -> tuple[Readout, Float[Tensor, "source layer"], str]:
+    """The answers' directions, each source's scale, and what runs it is of."""
     device, answers = decoder.layers[0].device, torch.tensor(asked.answers)
     if contrast is not None:
         scale = torch.zeros(len(asked.tokens), len(decoder.layers), dtype=torch.float64)
@@ -349,15 +405,24 @@ def _readout(
             found = readout(decoder, bucket.clean.to(device), answers)
             scale[bucket.indices] = found.scale.cpu()
         assert found is not None, "a contrast has an example"
-        return found, scale
-    tokenizer = tokenizer_of(model)
-    if tokenizer is None:  # ids have no sentences
-        prompts = [[token] for token in asked.tokens]
-    else:
-        prompts = [list(one.ids) for one in encode(tokenizer, _NEUTRAL)]
+        return found, scale, "each clean run"
+    limit, vocabulary = context_limit(model), int(model.cfg.d_vocab)
+    prompts = [] if text is None else [list(one.ids) for one in encode(text, _NEUTRAL)]
+    prompts = [ids for ids in prompts if max(ids) < vocabulary and (limit is None or len(ids) <= limit)]
+    scale_of = "the mean over neutral prompts"
+    if not prompts:  # ids have no sentences
+        prompts, scale_of = [[token] for token in asked.tokens[: len(_NEUTRAL)]], "the mean over sources by themselves"
     runs = [readout(decoder, torch.tensor([ids], device=device), answers) for ids in prompts]
     mean = torch.stack([run.scale[0].cpu() for run in runs]).mean(0)
-    return runs[0], mean.expand(len(asked.tokens), -1)
+    return runs[0], mean.expand(len(asked.tokens), -1), scale_of
+
+
+def _lens(
+    decoder: Decoder, stream: Float[Tensor, "source d"], answers: Sequence[int]
+) -> Float[np.ndarray, "source answer"]:
+    """The answers' logits as if the stream were the last layer's, before any soft cap."""
+    rows = decoder.unembed[torch.tensor(answers, device=decoder.unembed.device)].double()
+    return (decoder.normed(stream).double() @ rows.T * decoder.logit_scale).cpu().numpy()
 
 
 def _similarity(sources: Tensor, answers: Tensor) -> Float[np.ndarray, "source answer"]:
@@ -365,12 +430,16 @@ def _similarity(sources: Tensor, answers: Tensor) -> Float[np.ndarray, "source a
     return (left @ right.T).cpu().numpy()
 
 
+def _known_mean(values: Float[np.ndarray, " source"]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
 def _spread(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
     """Of one table its means; of several the mean of their means, and the middle 95% of them."""
     row: dict[str, float] = {}
     for name in QUANTITIES:
-        values = np.array([one[name][~np.isnan(one[name])].mean() if (~np.isnan(one[name])).any() else np.nan
-                           for one in found])  # fmt: skip
+        values = np.array([_known_mean(one[name]) for one in found])
         values = values[~np.isnan(values)]
         row[name] = float(values.mean()) if len(values) else np.nan
         if len(values) > 1:
@@ -396,16 +465,15 @@ def _tests(names: list[str], found: list[dict[str, np.ndarray]], drawn: list[np.
     """Of each head the share of random circuits of its spectrum with as much association left; Holm over the heads."""
     shares = []
     for one, random in zip(found, drawn, strict=True):
-        left = one["left"][~np.isnan(one["left"])]
-        known = random[~np.isnan(random)]
-        shares.append(
-            float((1 + (known >= left.mean()).sum()) / (1 + len(known))) if len(left) and len(known) else np.nan
-        )
+        left, known = _known_mean(one["left"]), random[~np.isnan(random)]
+        tested = not np.isnan(left) and len(known)
+        shares.append(float((1 + (known >= left).sum()) / (1 + len(known))) if tested else np.nan)
     wide = pd.DataFrame({"head": names, "p": shares, "p_holm": holm(shares)})
     return lengthen(wide, {"p": "probability", "p_holm": "probability"})
 
 
 def _scores(
+    model: Any,
     decoder: Decoder,
     chosen: Sequence[Head],
     names: list[str],
@@ -417,13 +485,14 @@ def _scores(
     first = {token: row for row, token in reversed(list(enumerate(asked.tokens))) if asked.own[row] >= 0}
     rows = sorted(first.values())
     for table in tables:
-        copying.append(copying_score(table[np.ix_(rows, asked.own[rows])]) if rows else np.nan)
+        copying.append(copying_score(table[rows][:, asked.own[rows]]) if rows else np.nan)
     induction = [np.nan] * len(chosen)
-    if decoder.causal:
-        tokens = torch.randint(len(decoder.unembed), (_ROWS, _REPEATED), generator=generator)
+    repeated = min(_REPEATED, (context_limit(model) or 2 * _REPEATED) // 2)
+    if decoder.causal and repeated > 1:
+        tokens = torch.randint(len(decoder.unembed), (_ROWS, repeated), generator=generator)
         run = trace(decoder, torch.cat([tokens, tokens], 1).to(decoder.layers[0].device), keep=("pattern",))
         induction = [
-            float(run.kept["pattern"][layer][:, head].diagonal(1 - _REPEATED, 1, 2)[:, 1:].double().mean())
+            float(run.kept["pattern"][layer][:, head].diagonal(1 - repeated, 1, 2)[:, 1:].double().mean())
             for layer, head in chosen
         ]
     wide = pd.DataFrame({"head": names, "copying": copying, "induction": induction})

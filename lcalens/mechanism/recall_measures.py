@@ -19,10 +19,11 @@ def measures(
     related: Bool[np.ndarray, "source answer"],
     similarity: Float[np.ndarray, "source answer"],
 ) -> dict[str, Float[np.ndarray, " source"]]:
-    """What a table recalls, source by source; NaN where a source has no own token, nothing related or nothing unrelated.
+    """What a table recalls, source by source.
 
     The table is taken less each answer's mean over the sources: what this source recalls more than others do. Equal
-    entries share their ranks.
+    entries share their ranks. NaN is where a source has no own token, nothing related, or nothing unrelated to hold
+    these against.
 
     Args:
         table: What each answer's logit gets of each source.
