@@ -7,7 +7,7 @@ import os
 import random
 import sys
 
-from lcalens import contrast_facts, defend, evaluate_defence, held_out, leading, load_facts, load_model, patch
+from lcalens import Defence, contrast_facts, defend, evaluate_defence, held_out, leading, load_facts, load_model, patch
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import honest_contexts, plain_texts
 
@@ -35,7 +35,9 @@ print(heads[count])
 bare = contrast_facts(model, train, control="none")
 negatives = {"plain text": plain_texts("train")}
 negatives |= {kind: [text for text in honest_contexts(train, kind) if text] for kind in ("fiction", "correction")}
-defences = {f"boundary cut, {k} heads": defend(model, bare, heads=heads[k]) for k in heads}
+defences: dict[str, Defence | list[Defence]] = {
+    f"boundary cut, {k} heads": defend(model, bare, heads=heads[k]) for k in heads
+}
 for k in (count, 2 * count):
     made = defend(model, bare, method="detector", heads=heads[k], negatives=negatives, layer=layer)
     print({name: made.record[name] for name in ("layer", "caught", "auc", "false_alarms", "too_early")})

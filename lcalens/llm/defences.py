@@ -320,7 +320,7 @@ def _where(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _grouped(summary: pd.DataFrame, group: Mapping[str, str]) -> pd.DataFrame:
     """Of a name with several defences the mean over them, with the middle 95% of them in place of an interval."""
-    label = summary["defence"].map(lambda name: group.get(name, name))
+    label = [group.get(str(name), str(name)) for name in summary["defence"]]
     parts = []
     for name, some in summary.groupby(label, sort=False):
         if some["defence"].nunique() == 1:

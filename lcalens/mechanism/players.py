@@ -107,7 +107,7 @@ def shapley(
         >>> found.wide("curve")
     """
     check_contrast(model, contrast)
-    metric = check_metric(metric, "shapley", but=("whole-answer",))
+    asked: Metric = check_metric(metric, "shapley", but=("whole-answer",))
     _check_game(contrast, players, exchange)
     check_int("seed", seed, low=0)
     if check_int("samples", samples, low=4, why="it is a number of orders, half of them reversed") % 2:
@@ -135,7 +135,7 @@ def shapley(
             if cell is None:
 
                 def measure(part: Bucket, limit: float) -> dict[str, np.ndarray]:
-                    game = _game(decoder, part, chosen, exchange, players, metric, limit, contrast)
+                    game = _game(decoder, part, chosen, exchange, players, asked, limit, contrast)
                     return _measure(game, exact=worths is not None, samples=samples, seed=seed)
 
                 cell, _ = halving(measure, bucket, budget)

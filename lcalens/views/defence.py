@@ -24,6 +24,7 @@ def plot_defence(result: "Result") -> "Figure":
         result: Of `evaluate_defence`.
     """
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     table = result.summary.set_index(["defence", "condition", "quantity"])["value"]
     low, high = (
@@ -52,9 +53,9 @@ def plot_defence(result: "Result") -> "Figure":
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("recovery of ES", fontsize=TEXT)
-    by_colour = [pyplot.Line2D([], [], ls="", marker="s", color=_COLOURS[i % len(_COLOURS)], label=legend(name))
+    by_colour = [Line2D([], [], ls="", marker="s", color=_COLOURS[i % len(_COLOURS)], label=legend(name))
                  for i, name in enumerate(defences)]  # fmt: skip
-    by_mark = [pyplot.Line2D([], [], ls="", marker=mark, color="k", mfc="none", label=legend(scheme))
+    by_mark = [Line2D([], [], ls="", marker=mark, color="k", mfc="none", label=legend(scheme))
                for mark, scheme in zip(_MARKERS, schemes, strict=False)]  # fmt: skip
     figure.legend(handles=[*by_colour, *by_mark], fontsize=SMALL, frameon=False, ncols=4, loc="outside lower center")
     figure.suptitle(plain(f"{short(source_of(result), 40)}, {len(result.examples)} facts"), fontsize=TEXT)

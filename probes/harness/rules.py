@@ -78,8 +78,8 @@ def paired(
     one, other = np.asarray(effect, dtype=float), np.asarray(control, dtype=float)
     if one.shape != other.shape:
         raise LcalensError(f"control: {other.shape} numbers beside {one.shape} of the effect; give one a seed.")
-    estimates = {"effect": over_seeds(one), "control": over_seeds(other), "excess": over_seeds(one - other)}
-    return Evidence(setting=setting, **estimates, at=at, counted=counted)
+    means = over_seeds(one), over_seeds(other), over_seeds(one - other)
+    return Evidence(setting=setting, effect=means[0], control=means[1], excess=means[2], at=at, counted=counted)
 
 
 def unpaired(setting: str, effect: Estimate, control: Estimate, *, counted: bool = True) -> Evidence:

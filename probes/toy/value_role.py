@@ -7,7 +7,7 @@ products that fall exponentially.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -96,7 +96,9 @@ _HEADS = {
     "share": "accuracy",
     "bayes": "Bayes",
 }
-_MEANS = dict.fromkeys(("r2", "control", "shuffled"), mean_change) | dict.fromkeys(("slope", "premise"), over_seeds)
+_MEANS: Mapping[str, Any] = dict.fromkeys(("r2", "control", "shuffled"), mean_change) | dict.fromkeys(
+    ("slope", "premise"), over_seeds
+)
 """How the above are averaged, where they are no shares: R^2 of a falling line is below 0 where it rises."""
 
 

@@ -176,8 +176,8 @@ def _fit(
         pipeline = make_pipeline(
             StandardScaler(), LogisticRegression(C=penalty, max_iter=2000, class_weight="balanced")
         )
-        scores = cross_val_predict(
-            pipeline, features, label, cv=folds.split(features, kind_of), method="decision_function"
+        scores = np.asarray(
+            cross_val_predict(pipeline, features, label, cv=folds.split(features, kind_of), method="decision_function")
         )
         area = float(roc_auc_score(label, scores))
         if best is None or area > best[0]:
