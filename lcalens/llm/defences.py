@@ -322,7 +322,8 @@ def _grouped(summary: pd.DataFrame, group: Mapping[str, str]) -> pd.DataFrame:
     """Of a name with several defences the mean over them, with the middle 95% of them in place of an interval."""
     label = [group.get(str(name), str(name)) for name in summary["defence"]]
     parts = []
-    for name, some in summary.groupby(label, sort=False):
+    for name in dict.fromkeys(label):
+        some = summary[[own == name for own in label]]
         if some["defence"].nunique() == 1:
             parts.append(some.assign(defence=name))
             continue

@@ -96,9 +96,10 @@ _HEADS = {
     "share": "accuracy",
     "bayes": "Bayes",
 }
-_MEANS: Mapping[str, Any] = dict.fromkeys(("r2", "control", "shuffled"), mean_change) | dict.fromkeys(
-    ("slope", "premise"), over_seeds
-)
+_MEANS: Mapping[str, Any] = {
+    **dict.fromkeys(("r2", "control", "shuffled"), mean_change),
+    **dict.fromkeys(("slope", "premise"), over_seeds),
+}
 """How the above are averaged, where they are no shares: R^2 of a falling line is below 0 where it rises."""
 
 
