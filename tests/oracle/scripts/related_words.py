@@ -18,7 +18,7 @@ def load(path):
 
 
 def shares(rows, path):
-    """For each stratum: its facts, the hijack's mean size, and the shares that related and unrelated words keep."""
+    """By stratum its facts, and against each beginning the hijack in nats and the shares of it that words keep."""
     model, tokenizer = load(path)
 
     @lru_cache(maxsize=4)
@@ -39,17 +39,19 @@ def shares(rows, path):
     def log_odds(prompt, false, true):
         return log_prob(prompt, false) - log_prob(prompt, true)
 
-    changes = {}
+    odds = {}
     for row in rows:
-        answers = row["false"], row["true"]
-        bare = log_odds(row["prompt"], *answers)
-        behind = [f"Do not think of {row[word]}. {row['prompt']}" for word in ("false", "related", "unrelated")]
-        changes.setdefault(row["stratum"], []).append([log_odds(prompt, *answers) - bare for prompt in behind])
-    means = {stratum: torch.tensor(each, dtype=torch.float64).mean(0).tolist() for stratum, each in changes.items()}
-    return {
-        stratum: {"facts": len(changes[stratum]), "hijack": hijack, "related": near / hijack, "unrelated": far / hijack}
-        for stratum, (hijack, near, far) in means.items()
-    }
+        named = [f"Do not think of {word}." for word in (row["false"], row["related"], row["unrelated"], "anything")]
+        prompts = [row["prompt"], *(f"{sentence} {row['prompt']}" for sentence in named)]
+        odds.setdefault(row["stratum"], []).append([log_odds(one, row["false"], row["true"]) for one in prompts])
+    found = {}
+    for stratum, each in odds.items():
+        bare, false, related, unrelated, anything = torch.tensor(each, dtype=torch.float64).mean(0).tolist()
+        found[stratum] = {"facts": len(each)}
+        for name, start in (("no sentence", bare), ("a sentence that names nothing", anything)):
+            hijack, near, far = (end - start for end in (false, related, unrelated))
+            found[stratum][name] = {"hijack": hijack, "related": near / hijack, "unrelated": far / hijack}
+    return found
 
 
 if __name__ == "__main__":
