@@ -124,7 +124,7 @@ class CellStore:
         try:
             with unfinished.open("wb") as file:
                 # safetensors writes an array's memory as it lies, a view of every second number included.
-                whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+                whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
                 file.write(save(whole, metadata={"sha256": _checksum(whole)}))
                 file.flush()
                 os.fsync(file.fileno())

@@ -92,11 +92,18 @@ def test_what_is_put_is_got(tmp_path):
 
 def test_views_of_larger_arrays_are_kept_as_what_they_show(tmp_path):
     whole = np.arange(12.0).reshape(3, 4)
-    views = {"column": whole[:, 1], "turned": whole.T, "backwards": whole[::-1], "some": whole[:, ::2]}
+    views = {
+        "column": whole[:, 1],
+        "turned": whole.T,
+        "one": np.array(3.0),
+        "backwards": whole[::-1],
+        "some": whole[:, ::2],
+    }
     CellStore(tmp_path).put("key", views)
     found = CellStore(tmp_path).get("key")
     assert found is not None
     assert all(np.array_equal(found[name], view) for name, view in views.items())
+    assert {name: array.shape for name, array in found.items()} == {name: view.shape for name, view in views.items()}
 
 
 def test_a_cell_may_be_put_again(tmp_path):
