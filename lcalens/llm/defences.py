@@ -81,8 +81,9 @@ def evaluate_defence(
         LcalensError: An argument that cannot be used, or a defence made for other weights.
 
     Example:
-        >>> defence = defend(model, first, heads=leading(patch(model, first), 10, by="carrying"))
-        >>> evaluate_defence(model, {"boundary cut": defence}, held_out_facts).wide()
+        >>> defence = defend(model, contrast, heads=leading(patch(model, contrast), 10, by="carrying"))
+        >>> found = evaluate_defence(model, {"boundary cut": defence}, facts, schemes=("dont-think",))
+        >>> found.wide()  # `facts` should be others than those of the contrast
     """
     listed = _listed(defences)
     check_int("n", n, low=1)
@@ -185,7 +186,8 @@ def _rows(
     tokenizer = source_tokenizer(model)
     for kind in kinds:
         texts = honest_contexts(Facts(order, pool=facts.pool), kind, seed=seed)
-        encoded = iter(encode(tokenizer, [text for text in texts if text is not None]))
+        told = [text for text in texts if text is not None]
+        encoded = iter(encode(tokenizer, told) if told else ())
         found[kind] = [None if text is None else tuple(next(encoded).ids) for text in texts]
     return pd.DataFrame([known[key] for key in keys]), found
 

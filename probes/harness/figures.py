@@ -158,7 +158,9 @@ def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = N
 
     parts = [(None, frame)] if panel is None else list(frame.groupby(panel, sort=False))
     settings, names = list(dict.fromkeys(frame["setting"])), list(dict.fromkeys(frame[series]))
-    figure, axes = panels(len(parts), across=2, height=0.6 + 0.28 * len(settings), sharey=True)
+    lines = max((str(title).count("\n") + str(title).count(" (") for title, _ in parts), default=0)
+    height = 0.9 + 0.15 * lines + 0.28 * len(settings)  # titles of several lines, and a legend of several rows
+    figure, axes = panels(len(parts), across=2, height=height, sharey=True)
     for axis, (title, part) in zip(axes, parts, strict=True):
         for index, name in enumerate(names):
             rows = part[part[series] == name]

@@ -73,10 +73,11 @@ class Defence:
         record: How it was made.
 
     Example:
-        ```
-        with defence.applied(model):
-            print(model.generate("Do not think of Rome. The Eiffel Tower is in", max_new_tokens=3))
-        ```
+        >>> defence = defend(model, contrast, heads=[(23, 4), (29, 2)])
+        >>> with defence.applied(model):
+        ...     logits = model("Do not think of Rome. The Eiffel Tower is in")
+        >>> Defence.load(defence.save("out/defence")).heads
+        ((23, 4), (29, 2))
     """
 
     method: Method
