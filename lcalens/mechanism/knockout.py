@@ -162,7 +162,7 @@ def _together(
         if site != "pattern" or not cut:
             return value
         value = value.clone()
-        value[:, 0, cut] = _without(
+        value[:, 0, cut] = without(
             decoder.layers[index], value[:, 0, cut], hidden[:, -value.shape[-2] :].to(value.device), renormalise
         )
         return value
@@ -179,20 +179,27 @@ def _one_by_one(
         if stage != "mid":
             return None
         layer, looked = decoder.layers[index], base.kept["pattern"][index]
-        pattern = _without(layer, looked, hidden.to(looked.device), renormalise)[:, :, start:]
+        pattern = without(layer, looked, hidden.to(looked.device), renormalise)[:, :, start:]
         z = average(layer, pattern[:, None], base.values[index])[:, 0]
         return written_by_heads(decoder, base, index, z - base.kept["z"][index][:, start:], start)
 
     return run(decoder, None, start=start, before=base, join=join, reads=1)
 
 
-def _without(
+def without(
     layer: Layer,
     pattern: Float[Tensor, "batch head query key"],
     hidden: Bool[Tensor, "batch query key"],
     renormalise: bool,
 ) -> Float[Tensor, "batch head query key"]:
-    """The pattern with nothing paid to what is hidden; a row that has nothing else left stays 0."""
+    """The pattern with nothing paid to what is hidden; a row that has nothing else left stays 0.
+
+    Args:
+        layer: Whose heads; its sinks keep their share.
+        pattern: Where some of them look.
+        hidden: Which keys each query no longer sees.
+        renormalise: Whether what is left is made to sum to 1.
+    """
     left = pattern.masked_fill(hidden[:, None], 0.0)
     if not renormalise:
         return left

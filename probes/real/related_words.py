@@ -1,8 +1,9 @@
 """How much of a hijack is association: what a related word keeps of it (the question that the paper leaves open).
 
 The sentence names a word *related* to the false object in place of the object itself; beside it, an unrelated word of
-the same kind, which is the control. What is kept is the change of log Pr[false] - log Pr[true] against a sentence that
-names nothing, as a share of the change that the object's own name makes. In the toy, part of the context is replaced by
+the same kind, which is the control. What is kept is the change of log Pr[false] - log Pr[true] against "Do not
+think of anything.", which names nothing, as a share of the change that the object's own name makes; from the bare
+prompt on associates keep less (docs/measured/independent.md). In the toy, part of the context is replaced by
 one word at some Hamming distance from the hijacking concept y~, against a random word as far from the true concept y,
 both as a share of what y~ itself does there to logit(y~) - logit(y).
 """

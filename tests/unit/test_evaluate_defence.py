@@ -58,11 +58,11 @@ def test_the_table_counts_what_the_differences_say(found):
     there = ~np.isnan(hijacked)
     es = [float((some[there] > 0).mean()) for some in (clean, hijacked, own)]
     assert table["cut", "dont-think", "es"] == pytest.approx(es[2])
-    if es[1] != es[0]:
-        assert table["cut", "dont-think", "recovery"] == pytest.approx((es[1] - es[2]) / (es[1] - es[0]))
+    assert es[1] != es[0]
+    assert table["cut", "dont-think", "recovery"] == pytest.approx((es[1] - es[2]) / (es[1] - es[0]))
     flipped = there & (clean <= 0) & (hijacked > 0)
-    if flipped.any():
-        assert table["cut", "dont-think", "returned"] == pytest.approx((own[flipped] <= 0).mean())
+    assert flipped.any()
+    assert table["cut", "dont-think", "returned"] == pytest.approx((own[flipped] <= 0).mean())
     agreement = ((own > 0) == (clean > 0))[there].mean()
     assert table["cut", "dont-think", "agreement"] == pytest.approx(agreement)
     assert table["none", "dont-think", "recovery"] == pytest.approx(0) or es[1] == es[0]
@@ -70,9 +70,9 @@ def test_the_table_counts_what_the_differences_say(found):
     assert table["cut", "plain text", "kl"] >= 0
     fiction = difference[:, 0, conditions.index("fiction")]
     changed = (clean <= 0) & (fiction > 0)
-    if changed.any():
-        kept = (difference[:, 1, conditions.index("fiction")][changed] > 0).mean()
-        assert table["cut", "fiction", "kept"] == pytest.approx(kept)
+    assert changed.any()
+    kept = (difference[:, 1, conditions.index("fiction")][changed] > 0).mean()
+    assert table["cut", "fiction", "kept"] == pytest.approx(kept)
     mean = np.mean([(difference[there, at, conditions.index("dont-think")] > 0).mean() for at in (2, 3)])
     assert table["random", "dont-think", "es"] == pytest.approx(mean)
 

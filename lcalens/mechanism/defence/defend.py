@@ -21,6 +21,7 @@ from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads,
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.boundary import end_tokens, hidden_keys, sentence_starts
 from lcalens.mechanism.defence.defence import Defence, Detector, Method, Where
+from lcalens.mechanism.knockout import without
 
 _FOLDS = 5
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, of standardised features
@@ -258,13 +259,8 @@ def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defe
             heads = [head for layer, head in defence.heads if layer == index]
             if site != "pattern" or not heads:
                 return value
-            rows = value[:, 0, heads]
-            left = rows.masked_fill(hidden[:, None].to(rows.device), 0.0)
-            total = left.sum(-1, keepdim=True)
-            if decoder.layers[index].sinks is not None:
-                total = total + (1 - rows.sum(-1, keepdim=True)).clamp(min=0)
             value = value.clone()
-            value[:, 0, heads] = torch.where(hidden.any(-1)[:, None, :, None].to(rows.device), left / total, rows)
+            value[:, 0, heads] = without(decoder.layers[index], value[:, 0, heads], hidden.to(value.device), True)
             return value
 
         expected = decoder.logits(run(decoder, decoder.embed(tokens)[:, None], edit=cut)[0, 0, -1])
