@@ -15,7 +15,7 @@ from probes.real import related_words
 LANGUAGES = {"P37", "P103", "P364", "P407", "P1412"}
 MODEL = "smollm2"
 START = "a sentence that names nothing"  # what the probe measures against, as the script calls it
-TOLERANCE = 1e-3  # in shares of the hijack: float32 leaves some 1e-5 of it
+TOLERANCE = 1e-4  # in shares of the hijack: float32 leaves some 1e-5 of it
 
 
 def model_file():
