@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
@@ -15,24 +13,16 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
-from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.contrasts import contrast_facts
+from lcalens.llm.defence_summary import CLEAN, PLAIN, grouped, summary_of
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.defence import Defence
+from lcalens.mechanism.defence.last import prompts, way_of
 
 NONE = "none"
-_CLEAN = "clean"
-_TOKENS = 1024  # run at once
-_CLOSE = 1e-4
-_RIGHT = {
-    "fiction": 1,
-    "correction": -1,
-    "examples": -1,
-}  # the sign of logit(false) - logit(true) that the context asks
-Rows = list[tuple[int, ...] | None]
 
 
 @holds_steady
@@ -42,7 +32,7 @@ def evaluate_defence(
     defences: Mapping[str, Defence | Sequence[Defence]],
     facts: Facts | Sequence[Fact],
     *,
-    schemes: Sequence[str] = ("dont-think", "negation", "factual"),
+    schemes: Sequence[str | tuple[str, int]] = ("dont-think", "negation", "factual"),
     n: int = 1,
     honest: Sequence[str] = HONEST,
     texts: Sequence[str] | None = None,
@@ -60,22 +50,29 @@ def evaluate_defence(
         defences: Names with defences; of a name with several (draws of random heads) the mean is told, with the middle
             95% of them.
         facts: Facts that ranked no heads and fitted no detector.
-        schemes: Names of schemes, or templates such as `"Forget about {target_false}."`.
-        n: How many sentences of each.
+        schemes: Names of schemes, templates such as `"Forget about {target_false}."`, or pairs of either with a number
+            of sentences; none for clean prompts and texts alone.
+        n: How many sentences of those that have no number of their own.
         honest: Kinds of honest context, see `lcalens.llm.plain.honest_contexts`.
-        texts: Plain texts, read at their end; the shipped ones of the half `evaluation` by default.
+        texts: Plain texts, read before their last token; the shipped ones of the half `evaluation` by default, and `()`
+            for none.
         limit: The most facts, chosen at random.
         seed: Of everything drawn.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
         A result over the axes example (fact), defence and condition (`clean`, the schemes, the kinds of honest
-        context): `difference`, logit(false) - logit(true). Its table `summary` has, with 95% bootstrap intervals over
-        relations: for a scheme `es`, `recovery`, (ES hijacked - ES defended) / (ES hijacked - ES clean), `returned`,
-        the share of facts flipped by the hijack whose clean preference is back, and `agreement`, the share of all facts
-        that prefer what they prefer clean and undefended; for `clean` its `es` and `flips`; for a kind of honest
-        context `kept`, of the facts that it rightly changes undefended the share that still follow it; for plain text
-        `kl`, KL(undefended || defended) of the next token in nats.
+        context): `difference`, logit(false) - logit(true), and `top`, the most likely next token. Its table `summary`
+        has, with 95% bootstrap intervals over relations:
+
+        - for a scheme `es`; `recovery`, (ES hijacked - ES defended) / (ES hijacked - ES clean); `returned`, the share
+          of facts flipped by the hijack whose clean preference is back; and `agreement`, the share of all facts that
+          prefer what they prefer clean and undefended;
+        - for `clean` its `es`; `flips` of preference; `accuracy`, the share whose most likely next token is the true
+          object's first; and `top flips`, of most likely tokens;
+        - for a kind of honest context `kept`, of the facts that it rightly changes undefended the share that still
+          follow it;
+        - for plain text `kl`, KL(undefended || defended) of the next token in nats, and the last tokens' `perplexity`.
 
     Raises:
         LcalensError: An argument that cannot be used, or a defence made for other weights.
@@ -88,51 +85,67 @@ def evaluate_defence(
     listed = _listed(defences)
     check_int("n", n, low=1)
     check_int("seed", seed, low=0)
-    kinds = [check_choice("honest", kind, HONEST) for kind in _several("honest", honest, empty=True)]
+    kinds = [check_choice("honest", kind, HONEST) for kind in _several("honest", honest)]
     facts = facts if isinstance(facts, Facts) else Facts(facts)
     facts = facts if limit is None else facts.sample(check_int("limit", limit, low=1), seed)
-    named = _several("schemes", schemes)
+    named = _schemes(schemes, n)
     contrasts = {
-        scheme: contrast_facts(model, facts, scheme=scheme, n=n, control="none", seed=seed) for scheme in named
+        name: contrast_facts(model, facts, scheme=scheme, n=count, control="none", seed=seed)
+        for name, (scheme, count) in (named or {"dont-think": ("dont-think", 1)}).items()
     }
-    examples, rows = _rows(model, facts, contrasts, kinds, seed)
+    examples, rows, begins = _rows(model, facts, contrasts, kinds, seed)
+    rows = {name: some for name, some in rows.items() if name in (CLEAN, *named, *kinds)}
     plain = plain_texts("evaluation", seed=seed) if texts is None else _several("texts", texts)
-    plain_rows: Rows = [tuple(one.ids) for one in encode(source_tokenizer(model), plain)]
+    read = _plain_rows(model, plain)
+    for _, defence in listed.values():
+        defence.check(model)
+    way = way_of(model, rows[CLEAN] + [row for row, _ in read])
     every = {NONE: None} | {name: defence for name, (_, defence) in listed.items()}
-    difference = np.full((len(examples), len(every), len(rows)), np.nan)
-    kl = np.full((len(plain_rows), len(every)), np.nan)
-    undefended: list[Tensor] = []
-    padded = _pads(model, rows[_CLEAN] + plain_rows)
+    shape = (len(examples), len(every), len(rows))
+    difference, top = np.full(shape, np.nan), np.full(shape, np.nan)
+    kl, surprise = np.full((len(read), len(every)), np.nan), np.full((len(read), len(every)), np.nan)
     answers = torch.tensor(examples[["true_token", "false_token"]].to_numpy())
-    with progress_callback(progress, unit="conditions") as report:
-        total, done = len(every) * (len(rows) + 1), 0
-        for at, (name, defence) in enumerate(every.items()):
-            for column, condition in enumerate(rows.values()):
-                difference[:, at, column] = _differences(model, defence, condition, answers, padded)
-                done += 1
-                report(done, total, name)
-            kl[:, at] = _divergences(model, defence, plain_rows, undefended, padded)
-            done += 1
-            report(done, total, name)
+    total = len(every) * sum(row is not None for some in [*rows.values(), read] for row in some)
+    with progress_callback(progress, unit="prompts") as report:
+        done = 0
+        for column, (name, condition) in enumerate(rows.items()):
+            for some in prompts(model, condition, way):
+                pair = answers[some.indices]
+                for at, defence in enumerate(every.values()):
+                    logits = some.logits if defence is None else some.under(defence, begins.get(name))
+                    both = logits.gather(1, pair.to(logits.device))
+                    difference[some.indices, at, column] = (both[:, 1] - both[:, 0]).cpu().numpy()
+                    top[some.indices, at, column] = logits.argmax(-1).cpu().numpy()
+                    done += len(some.indices)
+                    report(done, total, name)
+        for some in prompts(model, [row for row, _ in read], way):
+            before = some.logits.log_softmax(-1)
+            follows = torch.tensor([read[index][1] for index in some.indices], device=before.device)[:, None]
+            for at, defence in enumerate(every.values()):
+                logs = before if defence is None else some.under(defence).log_softmax(-1)
+                kl[some.indices, at] = (before.exp() * (before - logs)).sum(-1).clamp(min=0).cpu().numpy()
+                surprise[some.indices, at] = -logs.gather(1, follows)[:, 0].cpu().numpy()
+                done += len(some.indices)
+                report(done, total, PLAIN)
     axes = {EXAMPLE: tuple(range(len(examples))), "defence": tuple(every), "condition": tuple(rows)}
     group = {name: label for name, (label, _) in listed.items()}
-    summary = _summary(difference, kl, axes["defence"], list(rows), kinds, examples["relation_id"].to_numpy())
+    summary = summary_of(difference, top, kl, surprise, axes["defence"], axes["condition"], kinds, examples)
     return Result(
         kind="defence",
         axes=axes,
-        values={"difference": difference},
+        values={"difference": difference, "top": top},
         examples=examples,
-        tables={"summary": _grouped(summary, group)},
-        units={"difference": "logits"},
+        tables={"summary": grouped(summary, group)},
+        units={"difference": "logits", "top": "token id"},
         provenance=provenance_of(
             model,
             path="hooks",
             settings={
-                "schemes": named,
-                "n": n,
+                "schemes": {name: list(one) for name, one in named.items()},
                 "honest": kinds,
-                "texts": len(plain_rows),
-                "padded": padded,
+                "texts": len(read),
+                "padded": way.padded,
+                "cached": way.cached,
                 "seed": seed,
                 "facts": len(examples),
                 "defences": {name: {"method": one.method, "heads": [list(head) for head in one.heads],
@@ -160,36 +173,64 @@ def _listed(defences: Any) -> dict[str, tuple[str, Defence]]:
     return found
 
 
-def _several(name: str, values: Any, *, empty: bool = False) -> list[str]:
-    listed = [] if isinstance(values, str | bytes) or not isinstance(values, Sequence) else list(values)
-    if (not listed and not (empty and values == ())) or not all(isinstance(one, str) for one in listed):
+def _several(name: str, values: Any) -> list[str]:
+    if not isinstance(values, list | tuple) or not all(isinstance(one, str) for one in values):
         raise LcalensError(f"{name}: expected several texts, got {values!r:.60}.")
-    return listed
+    return list(values)
+
+
+def _schemes(schemes: Any, n: int) -> dict[str, tuple[str, int]]:
+    """Each condition's name, with its scheme and how many sentences."""
+    if isinstance(schemes, str | bytes) or not isinstance(schemes, Sequence):
+        raise LcalensError(f"schemes: expected several names, templates or pairs (name, n), got {schemes!r:.60}.")
+    found: dict[str, tuple[str, int]] = {}
+    for one in schemes:
+        if isinstance(one, str):
+            found[one] = one, n
+            continue
+        if not isinstance(one, Sequence) or len(one) != 2 or not isinstance(one[0], str):
+            raise LcalensError(f"schemes: expected a name, a template or a pair (name, n), got {one!r:.60}.")
+        count = check_int("schemes", one[1], low=1)
+        found[f"{one[0]}, n = {count}"] = one[0], count
+    return found
+
+
+def _plain_rows(model: Any, texts: Sequence[str]) -> list[tuple[tuple[int, ...], int]]:
+    """Each text's tokens but the last, and the last."""
+    encoded = encode(source_tokenizer(model), list(texts)) if texts else ()
+    rows = [tuple(one.ids) for one in encoded]
+    short = [text for text, row in zip(texts, rows, strict=True) if len(row) < 2]
+    if short:
+        raise LcalensError(f"texts: {short[0]!r:.40} has no two tokens; the last is what the ones before are read for.")
+    return [(row[:-1], row[-1]) for row in rows]
 
 
 def _rows(
     model: Any, facts: Facts, contrasts: dict[str, Contrast], kinds: list[str], seed: int
-) -> tuple[pd.DataFrame, dict[str, Rows]]:
-    """The facts that some scheme can hijack, and each condition's tokens for each of them."""
+) -> tuple[pd.DataFrame, dict[str, list[tuple[int, ...] | None]], dict[str, list[int | None]]]:
+    """The facts that some scheme can hijack, each condition's tokens for them, and where their prompts begin."""
     columns = ["case_id", "relation_id", "subject", "target_true", "target_false"]
     known: dict[Any, dict[str, Any]] = {}
-    tokens: dict[str, dict[Any, tuple[int, ...]]] = {_CLEAN: {}} | {scheme: {} for scheme in contrasts}
+    tokens: dict[str, dict[Any, tuple[int, ...]]] = {CLEAN: {}} | {scheme: {} for scheme in contrasts}
     for scheme, contrast in contrasts.items():
         for row, example in enumerate(contrast.examples[columns].to_dict("records")):
             answers = {"true_token": contrast.true[row][0], "false_token": contrast.false[row][0]}
             known.setdefault(example["case_id"], {str(key): value for key, value in example.items()} | answers)
-            tokens[_CLEAN][example["case_id"]] = contrast.clean[row]
+            tokens[CLEAN][example["case_id"]] = contrast.clean[row]
             tokens[scheme][example["case_id"]] = contrast.hijacked[row]
     order = [fact for fact in facts if _key(fact, known) is not None]
     keys = [_key(fact, known) for fact in order]
-    found: dict[str, Rows] = {name: [some.get(key) for key in keys] for name, some in tokens.items()}
+    found: dict[str, list[tuple[int, ...] | None]] = {
+        name: [some.get(key) for key in keys] for name, some in tokens.items()
+    }
+    begins = {scheme: _begins(contrast, keys) for scheme, contrast in contrasts.items()}
     tokenizer = source_tokenizer(model)
     for kind in kinds:
         texts = honest_contexts(Facts(order, pool=facts.pool), kind, seed=seed)
         told = [text for text in texts if text is not None]
         encoded = iter(encode(tokenizer, told) if told else ())
         found[kind] = [None if text is None else tuple(next(encoded).ids) for text in texts]
-    return pd.DataFrame([known[key] for key in keys]), found
+    return pd.DataFrame([known[key] for key in keys]), found, begins
 
 
 def _key(fact: Fact, known: Mapping[Any, Any]) -> Any:
@@ -197,143 +238,8 @@ def _key(fact: Fact, known: Mapping[Any, Any]) -> Any:
     return next((key for key in (fact.case_id, str(fact.case_id)) if key in known), None)
 
 
-def _batches(rows: Rows, padded: bool) -> list[list[int]]:
-    """Rows of like length, some thousand tokens at a time; of the same length where padding would change them."""
-    order = sorted((index for index, row in enumerate(rows) if row is not None), key=lambda index: _length(rows, index))
-    batches: list[list[int]] = []
-    for index in order:
-        length, batch = _length(rows, index), batches[-1] if batches else []
-        alike = padded or not batch or _length(rows, batch[0]) == length
-        if not batch or not alike or (len(batch) + 1) * length > _TOKENS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def _length(rows: Rows, index: int) -> int:
-    row = rows[index]
-    return 0 if row is None else len(row)
-
-
-def _pads(model: Any, rows: Rows) -> bool:
-    """Whether a short row gives the same beside a long one, padded on the left, as by itself."""
-    order = [batch[0] for batch in _batches(rows, padded=False)]
-    pair = [order[0], order[-1]]
-    alone = torch.cat([_logits(model, None, rows, [index]) for index in pair])
-    together = _logits(model, None, rows, pair)
-    return bool((alone - together).abs().max() <= _CLOSE * alone.abs().max())
-
-
-def _logits(model: Any, defence: Defence | None, rows: Rows, batch: list[int]) -> Float[Tensor, "row vocab"]:
-    """The next token's logits of some rows, with a defence on, or of the model as it is."""
-    device = next(model.original_model.parameters()).device
-    some = [rows[index] or () for index in batch]
-    longest = max(map(len, some))
-    ids = torch.tensor([(0,) * (longest - len(row)) + tuple(row) for row in some], device=device)
-    mask = torch.tensor([(0,) * (longest - len(row)) + (1,) * len(row) for row in some], device=device)
-    options = {} if bool(mask.all()) else {"attention_mask": mask}
-    if defence is None:
-        return model(ids, **options)[:, -1].double()
-    with defence.applied(model):
-        return model(ids, **options)[:, -1].double()
-
-
-def _differences(
-    model: Any, defence: Defence | None, rows: Rows, answers: Tensor, padded: bool
-) -> Float[np.ndarray, " example"]:
-    found = np.full(len(rows), np.nan)
-    for batch in _batches(rows, padded):
-        logits = _logits(model, defence, rows, batch)
-        pair = logits.gather(1, answers[batch].to(logits.device))
-        found[batch] = (pair[:, 1] - pair[:, 0]).cpu().numpy()
-    return found
-
-
-def _divergences(
-    model: Any, defence: Defence | None, rows: Rows, undefended: list[Tensor], padded: bool
-) -> Float[np.ndarray, " text"]:
-    """KL(undefended || defended) at the end of every text; the undefended run is kept the first time."""
-    found = np.zeros(len(rows))
-    for number, batch in enumerate(_batches(rows, padded)):
-        logs = _logits(model, defence, rows, batch).log_softmax(-1)
-        if defence is None:
-            undefended.append(logs.float().cpu())
-            continue
-        before = undefended[number].double().to(logs.device)
-        found[batch] = (before.exp() * (before - logs)).sum(-1).clamp(min=0).cpu().numpy()
-    return found
-
-
-def _summary(
-    difference: np.ndarray,
-    kl: np.ndarray,
-    defences: Sequence[str],
-    conditions: Sequence[str],
-    kinds: Sequence[str],
-    clusters: np.ndarray,
-) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-
-    def add(defence: str, condition: str, quantity: str, part: Any, whole: Any = None, groups: Any = clusters) -> None:
-        part = np.asarray(part, dtype=float)
-        measured = ~np.isnan(part)
-        ends = (np.nan,) * 3
-        if measured.any():
-            whole = np.ones(len(part)) if whole is None else np.asarray(whole, dtype=float)
-            own = None if groups is None else groups[measured]
-            ends = tuple(float(end[0]) for end in ratio_of_means(part[measured][:, None], whole[measured], own))
-        named = dict(zip(("value", "value_low", "value_high"), ends, strict=True))
-        unit = "nats" if quantity == "kl" else "share"
-        rows.append({"defence": defence, "condition": condition, "quantity": quantity} | named
-                    | {"unit": unit, "n": int(measured.sum())})  # fmt: skip
-
-    base = difference[:, 0]
-    clean = base[:, 0]
-    for at, defence in enumerate(defences):
-        own = difference[:, at]
-        add(defence, _CLEAN, "es", _prefers(own[:, 0]))
-        add(defence, _CLEAN, "flips", _where(~np.isnan(own[:, 0]), (own[:, 0] > 0) != (clean > 0)))
-        for column, condition in list(enumerate(conditions))[1:]:
-            there = ~np.isnan(base[:, column])
-            if condition in kinds:
-                right = _RIGHT[condition]
-                changed = there & (np.sign(clean) != right) & (np.sign(base[:, column]) == right)
-                add(defence, condition, "kept", _where(changed, np.sign(own[:, column]) == right))
-                continue
-            before, after = _prefers(base[:, column]), _prefers(own[:, column])
-            add(defence, condition, "es", after)
-            add(defence, condition, "recovery", before - after, before - _where(there, clean > 0))
-            flipped = there & (clean <= 0) & (base[:, column] > 0)
-            add(defence, condition, "returned", _where(flipped, own[:, column] <= 0))
-            add(defence, condition, "agreement", _where(there, (own[:, column] > 0) == (clean > 0)))
-        if len(kl):
-            add(defence, "plain text", "kl", kl[:, at], groups=None)
-    return pd.DataFrame(rows)
-
-
-def _prefers(difference: np.ndarray) -> np.ndarray:
-    """Whether the false object is preferred; NaN where nothing was measured."""
-    return _where(~np.isnan(difference), difference > 0)
-
-
-def _where(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.where(mask, values.astype(float), np.nan)
-
-
-def _grouped(summary: pd.DataFrame, group: Mapping[str, str]) -> pd.DataFrame:
-    """Of a name with several defences the mean over them, with the middle 95% of them in place of an interval."""
-    label = [group.get(str(name), str(name)) for name in summary["defence"]]
-    parts = []
-    for name in dict.fromkeys(label):
-        some = summary[[own == name for own in label]]
-        if some["defence"].nunique() == 1:
-            parts.append(some.assign(defence=name))
-            continue
-        over = some.groupby(["condition", "quantity", "unit"], sort=False)["value"]
-        table = over.agg(
-            value="mean", value_low=lambda one: one.quantile(0.025), value_high=lambda one: one.quantile(0.975)
-        ).reset_index()
-        counts = some.groupby(["condition", "quantity"], sort=False)["n"].first().to_numpy()
-        parts.append(table.assign(defence=name, n=counts))
-    columns = ["defence", "condition", "quantity", "value", "value_low", "value_high", "unit", "n"]
-    return pd.concat(parts)[columns].reset_index(drop=True)
+def _begins(contrast: Contrast, keys: Sequence[Any]) -> list[int | None]:
+    """Where each fact's prompt begins in its hijacked run."""
+    cases = contrast.examples["case_id"]
+    first = {case: spans[0][0] for case, spans in zip(cases, contrast.spans["prompt"], strict=True)}
+    return [first.get(key) for key in keys]

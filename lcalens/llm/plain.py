@@ -13,8 +13,11 @@ from lcalens.core.text import join_between
 from lcalens.llm.facts.facts import Fact, Facts
 
 Half = Literal["train", "evaluation"]
-HONEST = ("fiction", "correction", "examples")
-"""Kinds of honest context: a premise that makes the false object right, the true one told, two examples."""
+ASKED = {"fiction": 1, "long fiction": 1, "unnamed": 1, "correction": -1, "examples": -1}
+"""Kinds of honest context, with the sign of logit(false) - logit(true) that each asks for."""
+HONEST = tuple(ASKED)
+_BEFORE = ("This is about an old novel.", "In it, much is invented.")
+_BEHIND = ("It was printed many times.", "Readers liked it.")
 _LEAST = 6  # words before a cut
 
 
@@ -55,8 +58,9 @@ def honest_contexts(facts: Facts | Sequence[Fact], kind: str, *, seed: int = 0) 
 
     Args:
         facts: The facts.
-        kind: `fiction`, a premise that makes the false object right; `correction`, the true object told; or
-            `examples`, two other facts of the relation, in the same words.
+        kind: `fiction`, a premise that makes the false object right; `long fiction`, the same as the third of five
+            sentences; `unnamed`, a premise that names the false object but not the subject; `correction`, the true
+            object told; or `examples`, two other facts of the relation, in the same words.
         seed: Of the other facts.
 
     Raises:
@@ -68,6 +72,8 @@ def honest_contexts(facts: Facts | Sequence[Fact], kind: str, *, seed: int = 0) 
     check_choice("kind", kind, HONEST)
     made: dict[str, Callable[[Fact], str | None]] = {
         "fiction": lambda fact: f"In the novel, {_told(fact, fact.target_false)} {fact.text}",
+        "long fiction": lambda fact: " ".join([*_BEFORE, _told(fact, fact.target_false), *_BEHIND, fact.text]),
+        "unnamed": lambda fact: f"In this tale the answer is always {fact.target_false.strip()}. {fact.text}",
         "correction": lambda fact: f"The encyclopedia says: {_told(fact, fact.target_true)} {fact.text}",
         "examples": _examples(facts, seed),
     }

@@ -1,16 +1,21 @@
 """`evaluate_defence`: its table against counts by hand, its prompts against prompts one by one."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
+from lcalens.core.tokens import source_tokenizer
+from lcalens.llm import defences
 from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.defences import evaluate_defence
 from lcalens.llm.facts.facts import load_facts
-from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
+from lcalens.llm.plain import ASKED, HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.defence.defend import defend
+from lcalens.mechanism.defence.last import Way
 
 HEADS = [(0, 1), (1, 3), (2, 0)]
 TEXTS = ["A house stood by the road. The door was", "It rained. We went back to the"]
@@ -103,9 +108,12 @@ def test_honest_contexts_end_in_the_prompt_and_name_what_they_should():
                 assert kind == "examples"
                 continue
             assert text.endswith(fact.text)
-            told = fact.target_false if kind == "fiction" else fact.target_true
+            told = fact.target_false if ASKED[kind] > 0 else fact.target_true
             assert (told in text) == (kind != "examples")
-            assert text.count(fact.text) == (1 if kind == "examples" else 2)
+            assert text.count(fact.text) == (1 if kind in ("examples", "unnamed") else 2)
+            assert (text.count(fact.subject) == 1) == (kind in ("examples", "unnamed"))
+    sentences = honest_contexts(facts, "long fiction")[0].removesuffix(facts[0].text).count(". ")
+    assert sentences >= 5
 
 
 def test_plain_texts_of_the_halves_share_nothing():
@@ -121,9 +129,10 @@ def test_plain_texts_of_the_halves_share_nothing():
     [
         ({"defences": {}}, "defences"),
         ({"defences": {"cut": []}}, "defences"),
-        ({"schemes": ()}, "schemes"),
+        ({"schemes": "dont-think"}, "schemes"),
+        ({"schemes": [("dont-think", 0)]}, "schemes"),
         ({"honest": ("lies",)}, "honest"),
-        ({"texts": ()}, "texts"),
+        ({"texts": [""]}, "texts"),
         ({"n": 0}, "n"),
     ],
 )
@@ -138,3 +147,66 @@ def test_the_undefended_name_is_taken(found):
     model, facts, cut, _ = found
     with pytest.raises(LcalensError, match=r"^defences: 'none'"):
         evaluate_defence(model, {"none": cut}, facts, progress=False)
+
+
+def test_pairs_have_their_own_number_of_sentences_and_a_span_is_pointed_out(found):
+    """Behind whole sentences the boundary is the span's end, so both cut the same; behind a clause only one can."""
+    model, facts, cut, _ = found
+    contrast = contrast_facts(model, facts, control="none")
+    told = defend(model, contrast, method="span", heads=HEADS)
+    clause = "Without a thought of {target_false},"
+    schemes = ("dont-think", ("dont-think", 3), clause)
+    result = evaluate_defence(model, {"cut": cut, "told": told}, facts, schemes=schemes, honest=(), texts=(),
+                              progress=False)  # fmt: skip
+    assert list(result.axes["condition"]) == ["clean", "dont-think", "dont-think, n = 3", clause]
+    none, boundary, span = np.moveaxis(result.values["difference"], 1, 0)
+    no_blank = {
+        case
+        for case, sentence, prompt in zip(
+            contrast.examples["case_id"], contrast.spans["sentence"], contrast.spans["prompt"], strict=True
+        )
+        if sentence[-1][1] == prompt[0][0]
+    }  # a token of its own between the two is cut by one of them
+    alike = result.examples["case_id"].isin(no_blank) & np.isclose(boundary[:, 0], none[:, 0], atol=1e-4)
+    assert alike.sum() >= 8
+    for at in (1, 2):
+        assert np.isclose(boundary[alike, at], span[alike, at], atol=1e-3).all()
+        assert np.abs(span[:, at] - none[:, at]).max() > 0.01
+    assert np.abs(span[:, 0] - none[:, 0]).max() < 1e-3  # nothing stands before a clean prompt
+    assert np.abs(span[:, 3] - none[:, 3]).max() > 0.01
+    assert np.abs(none[:, 1] - none[:, 2]).max() > 0.01
+    assert "plain text" not in set(result.summary["condition"])
+
+
+@torch.no_grad()
+def test_next_tokens_and_perplexity_are_those_of_whole_runs(found):
+    model, facts, cut, result = found
+    contrast = contrast_facts(model, facts, control="none")
+    row_of = {case: row for row, case in enumerate(result.examples["case_id"])}
+    tops = [int(model(torch.tensor([ids]))[0, -1].argmax()) for ids in contrast.clean]
+    rows = [row_of[case] for case in contrast.examples["case_id"]]
+    assert np.mean(result.values["top"][rows, 0, 0] == tops) > 0.95  # a tie may fall either way
+    table = result.summary.set_index(["defence", "condition", "quantity"])["value"]
+    right = np.mean([top == true[0] for top, true in zip(tops, contrast.true, strict=True)])
+    assert table["none", "clean", "accuracy"] == pytest.approx(right, abs=0.05)
+    assert table["none", "clean", "top flips"] == 0
+    tokenizer = source_tokenizer(model)
+    for name in ("none", "cut"):
+        surprise = []
+        for text in TEXTS:
+            ids = tokenizer(text).input_ids
+            with cut.applied(model) if name == "cut" else nullcontext():
+                logs = model(torch.tensor([ids[:-1]]))[0, -1].log_softmax(-1)
+            surprise.append(-float(logs[ids[-1]]))
+        assert table[name, "plain text", "perplexity"] == pytest.approx(np.exp(np.mean(surprise)), rel=1e-3)
+
+
+def test_without_a_cache_it_gives_the_same(found, monkeypatch):
+    model, facts, cut, _ = found
+    options = {"schemes": ("dont-think",), "honest": (), "texts": TEXTS, "progress": False}
+    quick = evaluate_defence(model, {"cut": cut}, facts, **options)
+    monkeypatch.setattr(defences, "way_of", lambda model, rows: Way(padded=False, cached=False))
+    slow = evaluate_defence(model, {"cut": cut}, facts, **options)
+    assert quick.provenance["cached"]
+    assert not slow.provenance["cached"]
+    assert quick.values["difference"] == pytest.approx(slow.values["difference"], abs=1e-3, nan_ok=True)

@@ -1,5 +1,6 @@
 """Where the last sentence began, by tokens: what a cut head still sees."""
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,16 @@ from torch import Tensor
 _ENDS = (".", "!", "?", "…", "。", "！", "？", "\u0964", "\u06d4", "\u061f")
 _CLOSING = "\"'”’»)]}*_`"
 _CHUNK = 4096
+_NO_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        The This That These Those There Do Does Did Don Not No In On At Of It Its He She His Her
+        They Their We Our You Your If When While Although And But Or So As An For From By With To
+        What Who Which Where How Why Is Was Are Were
+        """,
+    )
+)  # words that begin a sentence and name nothing
 
 
 def ends_sentence(text: str) -> bool:
@@ -91,3 +102,23 @@ def hidden_keys(
     """
     key = torch.arange(keys, device=starts.device)
     return (key > first[:, None, None]) & (key < starts[:, :, None])
+
+
+def shares_name(before: str, after: str) -> bool:
+    """Whether a text names something that the text before it names, by words with a capital.
+
+    Args:
+        before: The earlier text.
+        after: The later one.
+
+    Example:
+        >>> shares_name("Do not think of Rome.", " The Eiffel Tower is in")
+        False
+        >>> shares_name("In the novel, the Eiffel Tower is in Rome.", " The Eiffel Tower is in")
+        True
+    """
+    return bool(_names(before) & _names(after))
+
+
+def _names(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text) if word[0].isupper() and len(word) > 1} - _NO_NAMES
