@@ -34,6 +34,7 @@ _HOMES = {
     "hook_name": "lcalens.mechanism.hook_names",
     "knockout": "lcalens.mechanism.knockout",
     "lca_bridge": "lcalens.lca.model.bridge",
+    "learn_heads": "lcalens.mechanism.defence.learned",
     "leading": "lcalens.mechanism.leading",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast
     from lcalens.mechanism.defence.defence import Defence as Defence
     from lcalens.mechanism.defence.defend import defend as defend
+    from lcalens.mechanism.defence.learned import learn_heads as learn_heads
     from lcalens.mechanism.estimate import memory_estimate as memory_estimate
     from lcalens.mechanism.exchange import exchange as exchange
     from lcalens.mechanism.hook_names import hook_name as hook_name
