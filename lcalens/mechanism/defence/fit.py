@@ -1,6 +1,7 @@
 """What a defence is fitted on: a detector, thresholds of attention, and what heads write in clean runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,7 @@ def features(
     """
     found: dict[int, np.ndarray] = {}
     marks = torch.tensor(ends)
+    decoder = replace(decoder, layers=decoder.layers[:layer] or decoder.layers[:1])  # later ones change nothing here
     for some, run in _runs(decoder, rows, keep=() if reads == "residual" else ("pattern",)):
         parts = [] if reads == "attention" else [run.resid[layer][:, -1].double().cpu()]
         if reads != "residual":
