@@ -15,7 +15,7 @@ from lcalens.mechanism.defence.learned import learn_heads
 
 PROMPTS = ["The tower in Paris is in", "The language of Rome is", "The capital of Japan is"] * 2
 HIJACK = "Do not think of Rome. "
-HEADS = ((0, 1), (1, 3), (2, 0))
+HEADS = ((0, 1), (1, 0), (1, 3), (2, 0))
 TEXTS = {"plain text": [f"A house stood by the {word}. It was" for word in ("river", "road", "sea", "wood", "hill")]}
 
 
@@ -109,11 +109,11 @@ def test_a_head_is_cut_where_it_looks_more_than_its_threshold(made):
     ids = contrast.hijacked[0]
     start = start_of(ids, defence)
     for asked in (0.0, 1.0):
-        values = {"thresholds": torch.full((3,), asked, dtype=torch.float64)}
+        values = {"thresholds": torch.full((4,), asked, dtype=torch.float64)}
         other = Defence(**{**vars(defence), "values": values})
         expected = hooked(model, ids, hidden_from(start) if asked == 0 else [])
         assert under(other, model, ids) == pytest.approx(expected, abs=1e-4)
-    assert defence.values["thresholds"].shape == (3,)
+    assert defence.values["thresholds"].shape == (4,)
     assert all(share <= 0.5 for shares in defence.record["false_alarms"].values() for share in shares)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from lcalens.core.errors import LcalensError
 from lcalens.core.tokens import source_tokenizer
 from lcalens.mechanism.defence.boundary import hidden_keys, sentence_starts, shares_name
-
-if TYPE_CHECKING:
-    from lcalens.mechanism.defence.defence import Defence
+from lcalens.mechanism.defence.plan import Plan
 
 WRITES = ("zero", "mean", "resample")
 """Methods that replace what a head has read; others change where it looks, or the stream."""
@@ -31,7 +29,7 @@ class Cut:
 
     def __init__(
         self,
-        defence: "Defence",
+        defence: Plan,
         model: Any,
         *,
         begins: Sequence[int] | None = None,

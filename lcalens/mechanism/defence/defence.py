@@ -1,70 +1,26 @@
 """`Defence`: which heads are cut, and when; it is applied to a model, saved and loaded."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import fingerprint
-from lcalens.mechanism.arguments import Head
 from lcalens.mechanism.defence.cut import Cut
+from lcalens.mechanism.defence.plan import Detector, Plan
 
-Method = Literal[
-    "none", "random", "boundary", "names", "attention", "detector", "span", "zero", "mean", "resample", "own-token",
-    "direction",
-]  # fmt: skip
-Where = Literal["last", "all"]
-Reads = Literal["residual", "attention", "both"]
 _FORMAT = 1
 _HEAD, _VALUES = "defence.json", "defence.safetensors"
 _DETECTOR = ("layer", "bias", "threshold", "reads")
 
 
 @dataclass(frozen=True, eq=False)
-class Detector:
-    """A logistic regression at the position that is read, on what is known before a layer.
-
-    Attributes:
-        layer: Before which layer it reads; no head that it switches is in an earlier one.
-        weights: Of the residual stream, of the share of attention that each head of the layers before pays to what is
-            before the sentence, or of both, one behind the other.
-        bias: Added to the sum.
-        threshold: The cut is switched on where the sum exceeds it.
-        reads: `residual`, `attention` or `both`.
-    """
-
-    layer: int
-    weights: Float[Tensor, " feature"]
-    bias: float
-    threshold: float
-    reads: Reads = "residual"
-
-    def fires(self, features: Float[Tensor, "*batch feature"]) -> Bool[Tensor, "*batch"]:
-        """Whether it takes a position for a hijacked one.
-
-        Args:
-            features: The residual stream before the layer, the shares of attention, or both.
-        """
-        return self.scores(features) > self.threshold
-
-    def scores(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
-        """The log odds of a hijack, by the fit's own prior.
-
-        Args:
-            features: The residual stream before the layer, the shares of attention, or both.
-        """
-        return features.double() @ self.weights.to(features.device).double() + self.bias
-
-
-@dataclass(frozen=True, eq=False)
-class Defence:
+class Defence(Plan):
     """What is taken from some heads, and when: as a rule, that they look before the last sentence end.
 
     Made by `defend`. Applied, it acts on every forward pass of the bridge: single, in left-padded batches with their
@@ -88,15 +44,6 @@ class Defence:
         >>> Defence.load(defence.save("out/defence")).heads
         ((23, 4), (29, 2))
     """
-
-    method: Method
-    heads: tuple[Head, ...]
-    where: Where
-    ends: tuple[int, ...]
-    detector: Detector | None
-    model: str
-    record: Mapping[str, Any] = field(default_factory=dict)
-    values: Mapping[str, Tensor] = field(default_factory=dict)
 
     @contextmanager
     def applied(self, model: Any, begins: Sequence[int] | None = None) -> Iterator[Any]:

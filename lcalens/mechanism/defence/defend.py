@@ -17,9 +17,10 @@ from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads,
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.boundary import end_tokens, hidden_keys, sentence_starts
 from lcalens.mechanism.defence.cut import WRITES
-from lcalens.mechanism.defence.defence import Defence, Method, Reads, Where
+from lcalens.mechanism.defence.defence import Defence
 from lcalens.mechanism.defence.fit import Negatives, detector_of, rows_by_kind, thresholds_of, z_of
 from lcalens.mechanism.defence.learned import learn_direction
+from lcalens.mechanism.defence.plan import Method, Reads, Where
 from lcalens.mechanism.knockout import without
 
 _TRIED = 4  # examples on which the hooks are compared with the model run layer by layer
@@ -205,8 +206,8 @@ def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defe
             if site != ("z" if writes else "pattern") or not heads:
                 return value
             value = value.clone()
-            if writes:  # (head, batch, position, width) is what is written to
-                value[:, 0, begin:, heads] = z["z"][0, numbers].to(value)[:, None, None]
+            if writes:  # (batch, position, head, width) is what is written to
+                value[:, 0, begin:, heads] = z["z"][0, numbers].to(value)
             else:
                 value[:, 0, heads] = without(decoder.layers[index], value[:, 0, heads], hidden.to(value.device), True)
             return value

@@ -17,7 +17,7 @@ from lcalens.engine.forward import Trace, trace
 from lcalens.mechanism.arguments import Head
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.boundary import hidden_keys, sentence_starts
-from lcalens.mechanism.defence.defence import Detector, Reads
+from lcalens.mechanism.defence.plan import Detector, Reads
 
 Negatives = Mapping[str, Sequence[str]]
 _FOLDS = 5
