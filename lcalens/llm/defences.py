@@ -9,6 +9,7 @@ import torch
 
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_length
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
@@ -97,6 +98,7 @@ def evaluate_defence(
     rows = {name: some for name, some in rows.items() if name in (CLEAN, *named, *kinds)}
     plain = plain_texts("evaluation", seed=seed) if texts is None else _several("texts", texts)
     read = _plain_rows(model, plain)
+    check_length(model, max(len(row) for some in [*rows.values(), [row for row, _ in read]] for row in some if row))
     for _, defence in listed.values():
         defence.check(model)
     way = way_of(model, rows[CLEAN] + [row for row, _ in read])

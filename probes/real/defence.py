@@ -67,12 +67,12 @@ RULES = (
 )
 CHOICES = """
 What a hijack moved is the efficacy score, the share of facts whose false object is likelier than the true one, by the
-next token alone; a recovery of more than 1 is over-correction, so the tables have beside it the share of flipped facts
-whose clean preference is back, and the aim is held to the smaller. The heads are 4% of the model's, seven at least,
-those of the largest mean recovery. The detector reads the residual stream before the layer before which a fifth of
-them have run; those are not cut. It is fitted on `dont-think` alone, and fires on at most a twentieth of every kind of
-text that it is shown as no hijack: plain text, clean prompts, a novel's premise and a correction. Means and intervals
-are over splits; of what is measured on one split, over relations.
+next token alone. A recovery of more than 1 is over-correction, so the tables have beside it the share of flipped facts
+whose clean preference is back, and the aim is held to the smaller. The heads are 4% of the model's, seven at least (of
+a model of twenty heads or fewer a third), those of the largest mean recovery. The detector reads the residual stream
+before the layer before which a fifth of them have run; those are not cut. It is fitted on `dont-think` alone, and fires
+on at most a twentieth of every kind of text that it is shown as no hijack: plain text, clean prompts, a novel's premise
+and a correction. Means and intervals are over splits; of what is measured on one split, over relations.
 """
 UNSEEN = tuple(kind for kind in HONEST if kind not in ("fiction", "correction"))
 FORGET = "Forget about {target_false}."
@@ -147,7 +147,7 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     train, judged, left = divided(judged_facts(cell["source"]), cell["split"], cell["train"], cell["judged"])
     ranked = patch(model, contrast_facts(model, train), out=work.parts, progress=False)
     size = ranked.values["value"][0].size
-    heads = leading(ranked, max(_FEWEST, size * _PERCENT // 100), by="carrying")
+    heads = leading(ranked, min(max(_FEWEST, size * _PERCENT // 100), size // 3), by="carrying")
     negatives = {"plain text": plain_texts("train", cuts=1)} | {
         kind: [text for text in honest_contexts(train, kind) if text] for kind in HONEST if kind not in UNSEEN
     }

@@ -1,0 +1,77 @@
+"""The probe of defences: splits that share nothing they should not, a run on a small model, and its report."""
+
+import pandas as pd
+import pytest
+
+from lcalens.llm.facts import load_facts
+from lcalens.llm.plain import HONEST
+from probes.harness.work import Work
+from probes.real import defence
+
+
+def test_a_split_keeps_half_of_the_relations_and_all_judged_facts_away():
+    facts = load_facts("sample")
+    first, judged, more = defence.divided(facts, 0, 20, 16)
+    cases, relations = ({getattr(fact, name) for fact in first} for name in ("case_id", "relation_id"))
+    assert (len(first), len(judged), len(more)) == (20, 16, 16)
+    assert not cases & {fact.case_id for fact in (*judged, *more)}
+    new = [fact for fact in judged if fact.relation_id not in relations]
+    assert len(new) >= 8
+    assert [fact.case_id for fact in defence.divided(facts, 1, 20, 16)[0]] != [fact.case_id for fact in first]
+    assert [fact.case_id for fact in defence.divided(facts, 0, 20, 16)[1]] == [fact.case_id for fact in judged]
+
+
+def test_a_fifth_of_the_heads_have_run_before_the_detector_reads():
+    heads = [(3, 0), (1, 0), (2, 0), (4, 1), (4, 0), (5, 0), (6, 0), (7, 0), (8, 0), (9, 0)]
+    assert defence.late(heads) == 3
+    assert defence.late([(2, 0), (1, 0)]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_every_part_is_measured_and_reported(tmp_path):
+    settings = defence.Defences(models=("smollm2",), splits=2, train=24, judged=12, draws=2, more_draws=3, clean=10,
+                                steps=2)  # fmt: skip
+    table = pd.DataFrame([row for cell in defence.grid(settings) for row in defence.measure(cell, Work(tmp_path))])
+    methods = table[table["part"] == "methods"]
+    assert set(methods["defence"]) >= {"none", "detector", "span known", "zero", "learned gates", "direction"}
+    assert {"dont-think", "factual, n = 5", *defence.PLACES, *HONEST} <= set(methods["condition"])
+    assert set(table[table["part"] == "clean"]["quantity"]) == {"es", "flips", "accuracy", "top flips"}
+    assert len(table["heads"].iloc[0]) == 10
+    told = defence.report(settings, table)
+    assert [len(evidence) for _, evidence in told.evidence] == [1, 1, 1]
+    aims = next(iter(told.tables.values()))
+    assert set(aims["reached"]) <= {"yes", "no"}
+    splits = told.tables["Every split: means, and 95% intervals over splits"]
+    assert list(splits)[3:] == ["none", "boundary cut", "detector", "random heads"]
+
+
+def test_means_are_over_splits_and_the_aim_is_held_to_the_smaller():
+    def row(split, name, condition, quantity, value):
+        return {"model": "smollm2", "part": "splits", "split": split, "defence": name, "condition": condition,
+                "quantity": quantity, "value": value, "value_low": 0.0, "value_high": 1.0, "unit": "share",
+                "heads": ["L1H1"], "of": 12, "layer": 1, "auc": {"plain text": 1.0}, "caught": 1.0}  # fmt: skip
+
+    rows = []
+    for split in (0, 1):
+        for name, recovery in (("none", 0.0), ("boundary cut", 0.9), ("detector", 0.8 + 0.1 * split),
+                               ("random heads", 0.0)):  # fmt: skip
+            for condition, _ in defence.AIMS:
+                rows += [
+                    row(split, name, condition, "recovery", recovery),
+                    row(split, name, condition, "returned", 0.84),
+                ]
+            rows += [row(split, name, kind, "kept", 0.5 if name == "boundary cut" else 1.0) for kind in HONEST]
+            rows += [row(split, name, "clean", "es", 0.3), row(split, name, "clean", "accuracy", 0.3)]
+            rows.append(row(split, name, "plain text", "kl", 0.004))
+    report = defence.report(defence.Defences(models=("smollm2",), splits=2), pd.DataFrame(rows))
+    (_, [cut]), (_, [honest]), (_, [forget]) = report.evidence
+    assert (cut.effect.mean, cut.control.mean) == pytest.approx((0.9, 0.0))
+    assert (honest.effect.mean, honest.control.mean) == pytest.approx((1.0, 0.5))
+    assert forget.effect.mean == pytest.approx(0.85)
+    aims = next(iter(report.tables.values())).set_index(["defence", "of"])
+    assert aims.loc[("boundary cut", "dont-think"), "measured"] == pytest.approx(0.84)
+    assert aims.loc[("boundary cut", "dont-think"), "reached"] == "no"
+    assert aims.loc[("boundary cut", "negation"), "reached"] == "yes"
+    assert aims.loc[("detector", "KL, nats"), "reached"] == "yes"
+    assert aims.loc[("boundary cut", "fiction, kept"), "reached"] == "no"
