@@ -5,6 +5,7 @@ A defence of the last position changes nothing before it, so the keys and values
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lcalens.mechanism.defence.cut import Cut
 from lcalens.mechanism.defence.defence import Defence
 
 Rows = Sequence[tuple[int, ...] | None]
-_TOKENS = 1024  # run at once
+_TOKENS = 4096  # run at once
 _CLOSE = 1e-4
 
 
@@ -151,7 +152,9 @@ def _run(model: Any, rows: Rows, batch: list[int], cached: bool) -> Prompts:
     ids = torch.tensor([(0,) * (longest - len(row)) + tuple(row) for row in some], device=device)
     mask = torch.tensor([(0,) * (longest - len(row)) + (1,) * len(row) for row in some], device=device)
     masked = None if bool(mask.all()) else mask
-    options = {} if masked is None else {"attention_mask": masked}
+    options: dict[str, Any] = {} if masked is None else {"attention_mask": masked}
+    if "logits_to_keep" in signature(model.original_model.forward).parameters:
+        options["logits_to_keep"] = 1  # no other position's next token is read
     with torch.no_grad():
         found = model.original_model(input_ids=ids, use_cache=cached, **options)
     return Prompts(model, batch, ids, masked, found.logits[:, -1].double(), found.past_key_values if cached else None)
