@@ -173,11 +173,11 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
         made |= _methods(model, train, bare, heads, negatives, cell["steps"])
         options["schemes"] = (*SCHEMES, *PLACES)
     found = evaluate_defence(model, made, judged, **options, progress=False)
-    record = made["detector"].record if isinstance(made.get("detector"), Defence) else {}
-    told = {"heads": [f"L{layer}H{head}" for layer, head in heads], "of": int(size), "layer": layer}
-    told |= {name: record[name] for name in ("auc", "false_alarms", "caught") if name in record}
-    return [{"model": cell["model"], "part": cell["part"], "split": cell["split"]} | row | told
-            for row in found.summary.to_dict("records")]  # fmt: skip
+    told: dict[str, Any] = {"heads": [f"L{layer}H{head}" for layer, head in heads], "of": int(size), "layer": layer}
+    if isinstance(detector := made.get("detector"), Defence):
+        told |= {name: detector.record[name] for name in ("auc", "false_alarms", "caught")}
+    known = {"model": cell["model"], "part": cell["part"], "split": cell["split"]} | told
+    return [known | {str(name): value for name, value in row.items()} for row in found.summary.to_dict("records")]
 
 
 def divided(facts: Facts, split: int, train: int, judged: int) -> tuple[Facts, Facts, Facts]:
@@ -263,7 +263,7 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
         evidence[1].append(paired(setting, *kept))
         evidence[2].append(paired(setting, detector[FORGET, "recovery"], other[FORGET, "recovery"]))
     of = {part: _table(rows[rows["part"] == part]) for part in ("splits", "methods", "random", "clean")}
-    frontier = [_dot(model, defence, condition, quantity, part["value"])
+    frontier = [_dot(str(model), str(defence), str(condition), str(quantity), part["value"])
                 for (model, defence, condition, quantity), part in by_split.groupby(
                     ["model", "defence", "condition", "quantity"], sort=False)
                 if quantity in ("recovery", "kept") and defence != "none"]  # fmt: skip

@@ -4,6 +4,7 @@ import random
 from typing import Any, get_args
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int, check_real
@@ -12,7 +13,7 @@ from lcalens.core.provenance import fingerprint
 from lcalens.core.stamp import holds_steady
 from lcalens.core.tokens import source_tokenizer
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import run
+from lcalens.engine.forward import Edit, run
 from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.boundary import end_tokens, hidden_keys, sentence_starts
@@ -199,20 +200,9 @@ def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defe
         hidden = hidden_keys(starts, first, len(ids))
         begin = 0 if defence.where == "all" else len(ids) - 1
         hidden[:, :begin] = False
-
-        def change(site: str, index: int, value: Tensor, hidden: Tensor = hidden, begin: int = begin) -> Tensor:
-            numbers = [number for number, (layer, _) in enumerate(defence.heads) if layer == index]
-            heads = [defence.heads[number][1] for number in numbers]
-            if site != ("z" if writes else "pattern") or not heads:
-                return value
-            value = value.clone()
-            if writes:  # (batch, position, head, width) is what is written to
-                value[:, 0, begin:, heads] = z["z"][0, numbers].to(value)
-            else:
-                value[:, 0, heads] = without(decoder.layers[index], value[:, 0, heads], hidden.to(value.device), True)
-            return value
-
-        expected = decoder.logits(run(decoder, decoder.embed(tokens)[:, None], edit=change)[0, 0, -1])
+        expected = decoder.logits(
+            run(decoder, decoder.embed(tokens)[:, None], edit=_by_layers(decoder, always, hidden, begin))[0, 0, -1]
+        )
         with always.applied(model):
             found = model(tokens)[0, -1].to(expected)
         if not float((found - expected).abs().max()) <= _CLOSE * float(expected.abs().max()):
@@ -220,3 +210,29 @@ def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defe
                 "model: the defence's hooks do not act on this model as its attention run layer by layer says they "
                 "should; it cannot be defended here."
             )
+
+
+def _by_layers(decoder: Decoder, defence: Defence, hidden: Bool[Tensor, "1 query key"], begin: int) -> Edit:
+    """What the defence does, always on, in a run layer by layer.
+
+    Args:
+        decoder: The model.
+        defence: `boundary` or `mean`.
+        hidden: Which keys each query no longer sees.
+        begin: The first position that is defended.
+    """
+
+    def change(site: str, index: int, value: Tensor) -> Tensor:
+        numbers = [number for number, (layer, _) in enumerate(defence.heads) if layer == index]
+        heads = [defence.heads[number][1] for number in numbers]
+        if not heads or site != ("pattern" if defence.method == "boundary" else "z"):
+            return value
+        changed = value.clone()
+        if site == "pattern":
+            rows = without(decoder.layers[index], value[:, 0, heads], hidden.to(value.device), True)
+            changed[:, 0, heads] = rows
+        else:  # (batch, position, head, width) is what is written to
+            changed[:, 0, begin:, heads] = defence.values["z"][0, numbers].to(value)
+        return changed
+
+    return change
