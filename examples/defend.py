@@ -33,22 +33,30 @@ heads = {k: leading(ranked, k, by="carrying") for k in (count // 2, count, 2 * c
 print(heads[count])
 
 bare = contrast_facts(model, train, control="none")
-negatives = {"plain text": plain_texts("train")}
+negatives = {"plain text": plain_texts("train", cuts=1)}
 negatives |= {kind: [text for text in honest_contexts(train, kind) if text] for kind in ("fiction", "correction")}
+late = sorted(layer for layer, _ in heads[count])[count // 5]  # before it a fifth of the heads have run
+fitted = {"negatives": negatives, "layer": late if layer is None else layer}
 defences: dict[str, Defence | list[Defence]] = {
     f"boundary cut, {k} heads": defend(model, bare, heads=heads[k]) for k in heads
 }
-for k in (count, 2 * count):
-    made = defend(model, bare, method="detector", heads=heads[k], negatives=negatives, layer=layer)
-    print({name: made.record[name] for name in ("layer", "caught", "auc", "false_alarms", "too_early")})
-    defences[f"detector, {k} heads"] = made
+for reads in ("residual", "attention"):
+    made = defend(model, bare, method="detector", heads=heads[count], reads=reads, **fitted)
+    print(reads, {name: made.record[name] for name in ("layer", "caught", "auc", "false_alarms", "too_early")})
+    defences[f"detector of {reads}, {count} heads"] = made
+for method in ("names", "attention", "span", "zero", "mean", "resample"):
+    options = {"negatives": negatives} if method == "attention" else {}
+    defences[f"{method}, {count} heads"] = defend(model, bare, method=method, heads=heads[count], **options)
 defences[f"random {count} heads"] = [
     defend(model, bare, method="random", heads=heads[count], seed=seed) for seed in range(5)
 ]
 
-schemes = ("dont-think", "negation", "factual", "Forget about {target_false}.")
+schemes = ("dont-think", "Forget about {target_false}.", "negation", "factual", ("factual", 5),
+           "Without thinking of {target_false},")  # fmt: skip
 found = evaluate_defence(model, defences, judged, schemes=schemes, texts=plain_texts("evaluation", cuts=1))
 table = found.wide()
-columns = [name for name in ("es", "flips", "recovery", "returned", "agreement", "kept", "kl") if name in table]
+columns = [
+    name for name in ("es", "flips", "accuracy", "recovery", "returned", "kept", "kl", "perplexity") if name in table
+]
 print(table.groupby(["defence", "condition"], sort=False)[columns].first().round(3).to_string())
 found.plot().savefig(f"defence_{name}.png", dpi=200)
