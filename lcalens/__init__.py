@@ -40,6 +40,7 @@ _HOMES = {
     "load_model": "lcalens.llm.models.load",
     "memory_estimate": "lcalens.mechanism.estimate",
     "patch": "lcalens.mechanism.patch",
+    "path": "lcalens.mechanism.path",
     "ranking": "lcalens.mechanism.ranking",
     "recall": "lcalens.mechanism.recall",
     "run_with_cache": "lcalens.mechanism.cache",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.knockout import knockout as knockout
     from lcalens.mechanism.leading import leading as leading
     from lcalens.mechanism.patch import patch as patch
+    from lcalens.mechanism.path import path as path
     from lcalens.mechanism.players import shapley as shapley
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking

@@ -100,6 +100,26 @@ def of_variants(
     return rearrange(torch.cat(metrics), "(batch variant) -> batch variant", batch=len(resid))
 
 
+def with_slope(
+    metric: Metric, decoder: Decoder, asked: Asked
+) -> Callable[[Float[Tensor, "batch variant d"]], Float[Tensor, "batch variant"]]:
+    """The metric of residual streams after the last layer, refused where a slope is asked for and it has none.
+
+    Args:
+        metric: The metric.
+        decoder: The model.
+        asked: What is asked of each example.
+    """
+
+    def measure(resid: Float[Tensor, "batch variant d"]) -> Float[Tensor, "batch variant"]:
+        values = of_variants(metric, decoder, resid, asked)
+        if torch.is_grad_enabled() and not values.requires_grad:
+            raise LcalensError("metric: it has no gradient in the logits; use torch's own operations, or patch().")
+        return values
+
+    return measure
+
+
 def ends_of(
     metric: Metric, decoder: Decoder, runs: Sequence[Float[Tensor, "batch d"]], asked: Asked
 ) -> tuple[Float[Tensor, "batch run"], Asked]:

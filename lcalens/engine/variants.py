@@ -100,7 +100,7 @@ class Patch:
         layer = self.decoder.layers[index]
         if self.site == "attn_out":
             added = (self.base.kept["attn_out"][index][:, self.start :] + self._difference("attn_out", index))[:, None]
-            return _middle(self.decoder, self.base, index, self.start, added)
+            return middle_of(self.decoder, self.base, index, self.start, added)
         if self.site in ("q", "k") and layer.norms_join_heads:
             return self._each_head_anew(index)
         difference = self._difference("z", index) if self.site == "z" else self._read_anew(index)
@@ -111,7 +111,7 @@ class Patch:
         out = rearrange(layer.out, "(kv group) width d -> kv group width d", kv=layer.kv_heads)
         written = einsum(grouped, out, "batch position kv group width, kv group width d -> batch kv position d")
         raw = self.base.kept["attn_raw"][index][:, None, self.start :] + written
-        return _middle(self.decoder, self.base, index, self.start, layer.after_attention(raw))
+        return middle_of(self.decoder, self.base, index, self.start, layer.after_attention(raw))
 
     def _read_anew(self, index: int) -> Float[Tensor, "batch position head width"]:
         """What every head reads with its own q, k, v or pattern patched, less what it read."""
@@ -138,7 +138,7 @@ class Patch:
             for head in range(layer.heads if self.site == "q" else layer.kv_heads)
         ]  # fmt: skip
         raw = base.kept["attn_raw"][index][:, None, self.start :] + torch.stack(written, 1)
-        return _middle(self.decoder, base, index, self.start, layer.after_attention(raw))
+        return middle_of(self.decoder, base, index, self.start, layer.after_attention(raw))
 
     def _looked_anew(self, index: int, heads: slice) -> Float[Tensor, "batch position head width"]:
         """What every head reads where the queries, keys or values of some heads are the source's."""
@@ -159,10 +159,18 @@ class Patch:
         return average(layer, pattern, values)[:, 0]
 
 
-def _middle(
+def middle_of(
     decoder: Decoder, base: Trace, index: int, start: int, added: Float[Tensor, "batch variant position d"]
 ) -> Float[Tensor, "batch variant position d"]:
-    """The residual stream after something else has been added by a layer's attention."""
+    """The residual stream after something else has been added by a layer's attention.
+
+    Args:
+        decoder: The model.
+        base: The run that it is added in.
+        index: The layer.
+        start: The first position.
+        added: In place of what attention adds, from that position on.
+    """
     if not decoder.residual:
         return added
     return decoder.layers[index].close[0](base.resid[index][:, None, start:] + added)
@@ -183,7 +191,7 @@ def written_by_heads(
     layer = decoder.layers[index]
     written = einsum(difference, layer.out, "batch position head width, head width d -> batch head position d")
     added = layer.after_attention(base.kept["attn_raw"][index][:, None, start:] + written)
-    return _middle(decoder, base, index, start, added)
+    return middle_of(decoder, base, index, start, added)
 
 
 def row_bytes(decoder: Decoder) -> int:
@@ -221,9 +229,9 @@ def variants_of(
     batch, length = base.final.shape[:2]
     ends = length - beyond, source.final.shape[1]
     layers = layers or range(len(decoder.layers))
-    first_apart = _first_apart(base.tokens, source.tokens, ends[0] == ends[1])
+    apart = first_apart(base.tokens, source.tokens, ends[0] == ends[1])
     for group in groups:
-        start = max(ends[0] + min(group), first_apart) if decoder.causal else 0
+        start = max(ends[0] + min(group), apart) if decoder.causal else 0
         moved = [position for position in group if ends[0] + position >= start]
         rows, others = ([end + position for position in moved] for end in ends)
         each = decoder.layers[0].heads if site in HEADS | SHARED else 1
@@ -236,8 +244,14 @@ def variants_of(
         yield torch.cat(parts, 1)
 
 
-def _first_apart(base: Int[Tensor, "batch position"], source: Int[Tensor, "batch other"], aligned: bool) -> int:
-    """The first position at which two causal runs of the same tokens so far can differ; the last at most."""
+def first_apart(base: Int[Tensor, "batch position"], source: Int[Tensor, "batch other"], aligned: bool) -> int:
+    """The first position at which two causal runs of the same tokens so far can differ; the last at most.
+
+    Args:
+        base: Tokens of the one.
+        source: Of the other.
+        aligned: Whether positions are the same from the start on; where not, it is the first.
+    """
     length = min(base.shape[1], source.shape[1])
     apart = (base[:, :length] != source[:, :length]).any(0).nonzero()
     return min(int(apart[0]) if len(apart) else length, length - 1) if aligned else 0

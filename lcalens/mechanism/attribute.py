@@ -20,7 +20,7 @@ from lcalens.engine.decoder import Decoder
 from lcalens.engine.direct import direct_effects
 from lcalens.engine.forward import trace
 from lcalens.engine.gradients import Effects, Pairs, frozen, integrated_effects, patching_effects, rows_at_once
-from lcalens.engine.metrics import Asked, Metric, of_variants
+from lcalens.engine.metrics import Asked, Metric, with_slope
 from lcalens.engine.sites import HEADS, SHARED, head_labels
 from lcalens.mechanism.arguments import (
     Direction,
@@ -250,15 +250,7 @@ def _measure(
     with torch.no_grad():
         clean = decoder.logits(trace(decoder, tokens, keep=()).final[:, -1])
     index = torch.from_numpy(rows).to(device)
-    asked = Asked(pairs.true.to(device), pairs.false.to(device), index, clean)
-
-    def measure(resid: torch.Tensor) -> torch.Tensor:
-        values = of_variants(metric, decoder, resid, asked)
-        if torch.is_grad_enabled() and not values.requires_grad:
-            raise LcalensError("metric: it has no gradient in the logits; use torch's own operations, or patch().")
-        return values
-
-    return measure
+    return with_slope(metric, decoder, Asked(pairs.true.to(device), pairs.false.to(device), index, clean))
 
 
 def _direct(decoder: Decoder, pairs: Pairs, site: str, by_source: bool) -> tuple[Effects, np.ndarray]:

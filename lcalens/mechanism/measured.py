@@ -14,7 +14,8 @@ from lcalens.core.statistics import weighted_ratio
 
 DEFAULT = {"patching": "recovery", "knockout": "recovery", "attribution": "effect", "split": "total"}
 _PATCHED = ("patching", "knockout")  # kinds whose values are the metric of a changed run
-_SITES = ("layer", "head", "position")
+_PATHS = ("sender", "receiver")
+_SITES = ("layer", "head", "position", *_PATHS)
 _ENDS = ("clean", "hijacked")  # the metrics in a result's examples
 _CLOSE = 1e-3
 CLUSTER = "cluster"
@@ -111,6 +112,25 @@ def check_same_sites(name: str, first: Measured, second: Measured) -> None:
         raise LcalensError(
             f"{name}: its sites ({sizes[1]}) are not those of the other result ({sizes[0]}), or named apart."
         )
+
+
+def paths_in_common(first: Measured, second: Measured) -> tuple[Measured, Measured]:
+    """Of paths those that both have, so that a screen of all is held against what was measured of some.
+
+    Args:
+        first: Effects over sites.
+        second: Others; what is not over senders and receivers stays as it is.
+    """
+    if any(tuple(measured.axes) != _PATHS for measured in (first, second)):
+        return first, second
+    axes = {axis: tuple(label for label in first.axes[axis] if label in second.axes[axis]) for axis in _PATHS}
+    found = []
+    for measured in (first, second):
+        at = np.ix_(*([measured.axes[axis].index(label) for label in axes[axis]] for axis in _PATHS))
+        shape = tuple(len(measured.axes[axis]) for axis in _PATHS)
+        places = np.arange(np.prod(shape)).reshape(shape)[at].ravel()
+        found.append(Measured(axes, measured.part[:, places], measured.whole))
+    return found[0], found[1]
 
 
 def shared_examples(a: Result, b: Result) -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:

@@ -20,6 +20,7 @@ from lcalens.mechanism.measured import (
     clusters_of,
     measure,
     measure_hijack,
+    paths_in_common,
     shared_examples,
 )
 
@@ -149,8 +150,9 @@ def agreement(
 
     Returns:
         A result over the axis `measure`: Spearman's correlation of the mean effects, the same of their magnitudes, and
-        the share of the `k` leading sites (by magnitude) that are in both. Its quantities are `agreement` with its
-        interval, and what `chance` gives; `provenance` has the number of `sites` and of `shared` examples.
+        the share of the `k` leading sites (by magnitude) that are in both. Of `path`, where the paths that both have
+        are compared, there is also the share of `a`'s leading `k` that `b` misses. Its quantities are `agreement` with
+        its interval, and what `chance` gives; `provenance` has the number of `sites` and of `shared` examples.
 
     Raises:
         LcalensError: No such quantity, other sites, or fewer sites than `k`.
@@ -169,6 +171,7 @@ def agreement(
         measure_hijack(name, result) if asked is None else measure(name, result, asked)
         for name, result, asked in zip("ab", (a, b), names, strict=True)
     )
+    first, second = paths_in_common(first, second)
     check_same_sites("b", first, second)
     common = shared_examples(a, b)
     shared = len(common[0])
@@ -177,6 +180,7 @@ def agreement(
     usable = np.isfinite(first.part).any(0) & np.isfinite(second.part).any(0)
     sites = int(usable.sum())
     check_int("k", k, low=1, high=sites, why="there are no more sites")
+    paths = "sender" in first.axes
     plain = [measured.mean(np.ones((1, len(measured.part))))[:, usable] for measured in (first, second)]
     value = _compare(plain[0], plain[1], k)[:, 0]
     groups = [clusters_of(a.examples), clusters_of(b.examples)]
@@ -191,12 +195,12 @@ def agreement(
         drawn = np.hstack([_compare(first.mean(x)[:, usable], second.mean(y)[:, usable], k) for x, y in pairs])
         low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1) if not np.isnan(value).all() else (low, high)
     measures = ("spearman", "spearman of magnitudes", f"overlap of the top {k}")
-    columns = {
-        "agreement": value,
-        "agreement_low": low,
-        "agreement_high": high,
-        "chance": np.array([0.0, 0.0, k / sites]),
-    }
+    chance = np.array([0.0, 0.0, k / sites])
+    if paths:  # the share missed is what of the overlap is wanting, and so are the ends of its interval
+        measures += (f"missed of the top {k}",)
+        value, low, high, chance = (np.append(one, 1 - other[2]) for one, other in (
+            (value, value), (low, high), (high, low), (chance, chance)))  # fmt: skip
+    columns = {"agreement": value, "agreement_low": low, "agreement_high": high, "chance": chance}
     units = {"agreement": "share", "chance": "share"}
     return Result(
         kind="agreement",

@@ -9,6 +9,7 @@ from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.defence import plot_defence
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
+from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
@@ -28,6 +29,7 @@ __all__ = [
     "plot_effects",
     "plot_efficacy",
     "plot_gram",
+    "plot_paths",
     "plot_ranking",
     "plot_recall",
     "plot_shapley",
@@ -62,6 +64,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "defence": plot_defence,
         "recall": plot_recall,
         "shapley": plot_shapley,
+        "path": plot_paths,
     }
     if result.kind not in drawn:
         raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")

@@ -22,6 +22,7 @@ from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
 from lcalens.mechanism.leading import leading
 from lcalens.mechanism.patch import patch
+from lcalens.mechanism.path import path
 from lcalens.mechanism.players import shapley
 from lcalens.mechanism.split import split
 
@@ -326,6 +327,69 @@ def test_every_set_of_ten_heads(benchmark, capsys, model):
         "ratio over hooked forwards": hooked * 1023 / (fast / len(contrast)),
     }
     show(capsys, benchmark, rows)
+
+
+@pytest.mark.parametrize("at", ["q", "logits"])
+def test_paths_of_every_sender(benchmark, capsys, model, at):
+    """All heads and MLPs to one receiver: beside two hooked forwards a path, the clean run's activations at hand."""
+    contrast = contrast_of(model, 1)
+    receivers = None if at == "logits" else [(29, 1)]
+    by_hand = paths_by_hooks(model, contrast, at)
+    some = ["L3H2", "L17H0", "L23H4", "L24H4", "MLP5", "MLP22"]
+    fast, slow, found = benchmark.pedantic(
+        lambda: in_turn(
+            lambda: path(model, contrast, senders=["heads", "mlps"], receivers=receivers, at=at, progress=False),
+            lambda: [by_hand(name) for name in some],
+        ),
+        rounds=1,
+    )
+    effects = dict(zip(found[0].axes["sender"], found[0].values["effect"][0, :, 0], strict=True))
+    np.testing.assert_allclose([effects[name] for name in some], found[1], rtol=0, atol=1e-4)
+    start = time.process_time()
+    path(model, contrast, receivers=receivers, at=at, method="gradient", progress=False)
+    rows = {
+        f"path, {len(effects)} senders to one receiver's {at}, s a pair": fast,
+        "two hooked forwards a path, s a pair": slow / len(some) * len(effects),
+        "ratio": slow / len(some) * len(effects) / fast,
+        "the same paths by gradient, s": time.process_time() - start,
+    }
+    show(capsys, benchmark, rows)
+
+
+def paths_by_hooks(model, contrast, at):
+    """A function from a sender to its path's effect; what is kept of both runs is kept before the clock starts."""
+    clean, hijacked = (torch.tensor([getattr(contrast, side)[0]]) for side in ("clean", "hijacked"))
+    names = [f"blocks.{layer}.{site}" for layer in range(30) for site in ("attn.hook_z", "hook_mlp_out")]
+    _, source = model.run_with_cache(clean, names_filter=names)
+    before, base = model.run_with_cache(hijacked, names_filter=names)
+    metric = difference(contrast.true[0][0], contrast.false[0][0])
+
+    @torch.no_grad()
+    def effect(sender):
+        def hold(value, hook):
+            layer = hook.name.split(".")[1]
+            new = base[hook.name].clone()
+            if sender == f"MLP{layer}" and "mlp" in hook.name:
+                new[:, -1] = source[hook.name][:, -1]
+            elif sender.startswith(f"L{layer}H") and "hook_z" in hook.name:
+                head = int(sender.split("H")[1])
+                new[:, -1, head] = source[hook.name][:, -1, head]
+            return new
+
+        held, read = [(name, hold) for name in names], []
+        if at == "logits":
+            return -(metric(model.run_with_hooks(hijacked, fwd_hooks=held)) - metric(before)).item()
+        place = "blocks.29.attn.hook_q"
+        model.run_with_hooks(hijacked, fwd_hooks=[*held, (place, lambda value, hook: read.append(value.clone()))])
+
+        def put(value, hook):
+            value = value.clone()
+            value[:, -1, 1] = read[0][:, -1, 1]
+            return value
+
+        return -(metric(model.run_with_hooks(hijacked, fwd_hooks=[(place, put)])) - metric(before)).item()
+
+    return effect
 
 
 @torch.no_grad()

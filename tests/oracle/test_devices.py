@@ -101,7 +101,7 @@ def test_mixing_devices_raises(decoder):
 
 @pytest.mark.parametrize("site", SITES)
 def test_every_sites_variants_stay_on_their_layers_devices(decoder, site, monkeypatch):
-    monkeypatch.setattr(variants, "_first_apart", lambda *_: 3)  # it looks at values, and there are none
+    monkeypatch.setattr(variants, "first_apart", lambda *_: 3)  # it looks at values, and there are none
     clean, hijacked = runs()
     source, base = trace_both(decoder, clean, hijacked, keep=variants.kept_for(site))
     assert [stream.device for stream in base.resid] == [FIRST, SECOND, SECOND, SECOND]

@@ -24,6 +24,7 @@ from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.knockout import knockout
 from lcalens.mechanism.labels import read_token
 from lcalens.mechanism.patch import patch
+from lcalens.mechanism.path import path
 from lcalens.mechanism.ranking import ranking
 from lcalens.mechanism.split import split
 from lcalens.mechanism.summary import patching_result
@@ -535,3 +536,24 @@ def test_a_view_is_short_to_print(toy):
     assert repr(view) == str(view)
     assert len(repr(view)) < 200
     assert isinstance(pd.DataFrame(view.clean.patterns[0]), pd.DataFrame)
+
+
+def test_paths_are_a_map_for_each_receiver(standin):
+    place = standin("gpt2")
+    contrast = france(place)
+    found = path(place.model, contrast, receivers=[(1, 0), (2, 1), (2, 3)], at="q", progress=False)
+    figure = found.plot(top=2)
+    panels = [panel for panel in figure.axes if panel.images]
+    means = found.values["effect"].mean(0)
+    chosen = sorted(np.argsort(-np.nanmax(np.abs(means), 0), kind="stable")[:2])
+    assert [panel.get_title() for panel in panels] == [f"{found.axes['receiver'][at]} q" for at in chosen]
+    for panel, at in zip(panels, chosen, strict=True):
+        shown = np.ma.filled(panel.images[0].get_array(), np.nan)
+        by_name = dict(zip(found.axes["sender"], means[:, at], strict=True))
+        assert shown[0, 4] == by_name["embed"]
+        assert shown[1, 4] == by_name["MLP0"]
+        assert shown[1, 2] == by_name["L0H2"]
+        assert np.isnan(shown[0, :4]).all()
+    assert [panel.get_title() for panel in path(place.model, contrast, progress=False).plot().axes if panel.images] == [
+        "logits"
+    ]
