@@ -366,17 +366,19 @@ def paths_by_hooks(model, contrast, at):
 
     @torch.no_grad()
     def effect(sender):
-        def hold(value, hook):
-            layer = hook.name.split(".")[1]
-            new = base[hook.name].clone()
-            if sender == f"MLP{layer}" and "mlp" in hook.name:
-                new[:, -1] = source[hook.name][:, -1]
-            elif sender.startswith(f"L{layer}H") and "hook_z" in hook.name:
-                head = int(sender.split("H")[1])
-                new[:, -1, head] = source[hook.name][:, -1, head]
-            return new
+        def hold(name, layer):
+            def hook_function(value, hook):
+                new = base[name].clone()
+                if sender == f"MLP{layer}" and "mlp" in name:
+                    new[:, -1] = source[name][:, -1]
+                elif sender.startswith(f"L{layer}H") and "hook_z" in name:
+                    head = int(sender.split("H")[1])
+                    new[:, -1, head] = source[name][:, -1, head]
+                return new
 
-        held, read = [(name, hold) for name in names], []
+            return hook_function
+
+        held, read = [(name, hold(name, int(name.split(".")[1]))) for name in names], []
         if at == "logits":
             return -(metric(model.run_with_hooks(hijacked, fwd_hooks=held)) - metric(before)).item()
         place = "blocks.29.attn.hook_q"
