@@ -196,7 +196,7 @@ def _tables(
     flat = effect.reshape(len(effect), -1)
     rows |= interval("effect", ratio_of_means(flat, each, clusters))
     rows |= interval("share", ratio_of_means(flat, whole, clusters))
-    paths = pd.DataFrame(rows)[np.isfinite(flat).any(0)].reset_index(drop=True)
+    paths = pd.DataFrame(rows).iloc[np.flatnonzero(np.isfinite(flat).any(0))].reset_index(drop=True)
     ends: dict[str, Any] = {"receiver": list(labels["receiver"])}
     sums = {"together": together, "summed": np.nansum(effect, 1)}
     for name, numbers in sums.items():
