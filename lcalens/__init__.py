@@ -38,6 +38,7 @@ _HOMES = {
     "leading": "lcalens.mechanism.leading",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
+    "memory": "lcalens.mechanism.associative",
     "memory_estimate": "lcalens.mechanism.estimate",
     "patch": "lcalens.mechanism.patch",
     "path": "lcalens.mechanism.path",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from lcalens.llm.facts.facts import load_facts as load_facts
     from lcalens.llm.facts.halves import held_out as held_out
     from lcalens.llm.models.load import load_model as load_model
+    from lcalens.mechanism.associative import memory as memory
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache
     from lcalens.mechanism.contrast.contrast import Contrast as Contrast

@@ -12,6 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lcalens.core.errors import LcalensError
 from lcalens.engine.decoder import Decoder, Layer, wide
 from lcalens.engine.direct import check_open, freeze
 from lcalens.engine.forward import trace
@@ -87,6 +88,73 @@ def recalled(
     ).double()
 
 
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A linear map from what attention reads to what a head writes, as a product of two thin matrices.
+
+    Attributes:
+        write: From a few numbers to what is written.
+        read: From what attention reads to these.
+    """
+
+    write: Float[Tensor, "d rank"]
+    read: Float[Tensor, "rank d"]
+
+    def __call__(self, normed: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """What is written of a unit of attention.
+
+        Args:
+            normed: What attention reads.
+        """
+        return normed.to(self.read) @ self.read.T @ self.write.T
+
+    def times(self, factor: float) -> "Circuit":
+        """The same map, as many times as loud.
+
+        Args:
+            factor: By what.
+        """
+        return Circuit(self.write * factor, self.read)
+
+    def inner(self, other: "Circuit") -> float:
+        """The sum over entries of the two maps' products.
+
+        Args:
+            other: Of as many dimensions.
+        """
+        return float(((other.write.T @ self.write) * (other.read @ self.read.T)).sum())
+
+    @property
+    def size(self) -> float:
+        """The Frobenius norm."""
+        return max(self.inner(self), 0.0) ** 0.5
+
+    def svd(self) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"], Float[Tensor, "d rank"]]:
+        """Where it writes, its singular values, and what it reads."""
+        writes, reads = torch.linalg.qr(self.write), torch.linalg.qr(self.read.T)
+        left, values, right = torch.linalg.svd(writes.R @ reads.R.T, full_matrices=False)
+        return writes.Q @ left, values, reads.Q @ right.T
+
+
+@torch.no_grad()
+def value_circuit(layer: Layer, head: int) -> Circuit:
+    """W_V W_O of one head, in double precision; a bias is no part of it.
+
+    Args:
+        layer: Whose head.
+        head: Which.
+
+    Raises:
+        LcalensError: The layer clips or normalises values, so what a head writes is not linear in what it reads.
+    """
+    if layer.clip is not None or "v" in layer.normalise:
+        raise LcalensError(
+            "model: it clips or normalises values, so a head's value circuit is no linear map; recall() takes it."
+        )
+    reading, writing = _weights(layer, head)
+    return Circuit(writing.T, reading.T)
+
+
 def spectrum(layer: Layer, head: int) -> Float[Tensor, " width"]:
     """The singular values of W_V W_O of one head, from what attention reads to what the head writes.
 
@@ -94,14 +162,33 @@ def spectrum(layer: Layer, head: int) -> Float[Tensor, " width"]:
         layer: Whose head.
         head: Which.
     """
+    reading, writing = _weights(layer, head)
+    return torch.linalg.svdvals(torch.linalg.qr(reading).R @ torch.linalg.qr(writing.T).R.T)
+
+
+def _weights(layer: Layer, head: int) -> tuple[Float[Tensor, "d width"], Float[Tensor, "width d"]]:
+    """A head's W_V and W_O."""
     size = layer.out.shape[-1]
     eye = torch.eye(size, dtype=layer.out.dtype, device=layer.device)
     nothing = layer.project["v"](torch.zeros_like(eye[:1]))
     weights = rearrange(
         layer.project["v"](eye) - nothing, "read (kv width) -> kv read width", kv=layer.kv_heads
     )[head * layer.kv_heads // layer.heads]  # fmt: skip
-    reading, writing = wide(weights).double(), wide(layer.out[head]).double().T
-    return torch.linalg.svdvals(torch.linalg.qr(reading).R @ torch.linalg.qr(writing).R.T)
+    return wide(weights).double(), wide(layer.out[head]).double()
+
+
+def random_circuit(size: int, values: Float[Tensor, " width"], generator: torch.Generator) -> Circuit:
+    """A circuit of given singular values whose singular vectors are drawn at random.
+
+    Args:
+        size: Dimensions of the residual stream.
+        values: The singular values.
+        generator: Where its singular vectors come from.
+    """
+    width = min(len(values), size)
+    frames = [torch.linalg.qr(torch.randn(size, width, generator=generator, dtype=torch.float64)).Q for _ in range(2)]
+    reading, writing = (frame.to(values.device) for frame in frames)
+    return Circuit(writing, reading.T * values[:width, None])
 
 
 def gaussian_circuit(
@@ -118,7 +205,5 @@ def gaussian_circuit(
         directions: Of the answers.
         generator: Where its singular vectors come from.
     """
-    size, width = normed.shape[-1], min(len(values), normed.shape[-1])
-    frames = [torch.linalg.qr(torch.randn(size, width, generator=generator, dtype=torch.float64)).Q for _ in range(2)]
-    reading, writing = (frame.to(directions.device) for frame in frames)
-    return (normed.double().to(directions.device) @ reading * values[:width]) @ (directions.double() @ writing).T
+    drawn = random_circuit(normed.shape[-1], values.double().to(directions.device), generator)
+    return (normed.double().to(directions.device) @ drawn.read.T) @ (directions.double() @ drawn.write).T

@@ -1,6 +1,6 @@
 """`recall`: what a head's value circuit recalls of a source token, beside all that looks like recall and is not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -20,23 +20,22 @@ from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
 from lcalens.core.statistics import holm, ratio_of_means
 from lcalens.core.tables import lengthen
-from lcalens.core.tokens import encode, follow
+from lcalens.core.tokens import encode
 from lcalens.engine.circuits import Readout, gaussian_circuit, readout, recalled, spectrum
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import trace
 from lcalens.engine.reading import read_decoder
-from lcalens.mechanism.arguments import Head, Heads, check_contrast, is_index, read_heads, read_layers
+from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.labels import read_token, tokenizer_of
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.recall_measures import QUANTITIES, UNITS, copying_score, measures
 from lcalens.mechanism.summary import contrast_record, interval
+from lcalens.mechanism.words import embedded_tokens, tokens_of
 
 Level = Literal["embedding", "residual"]
 Objects = Sequence[str | int] | Mapping[Any, Any]
 _NEUTRAL = ("It is", "This is", "There was a", "They went to the", "One of the", "He said that the", "We saw", "And so")
-_FRAME = "It is"  # a word's tokens are those that it has behind this
-_FILLER = 4  # positions before a bare source, so that it does not stand first
 _REPEATED, _ROWS = 24, 4  # tokens of a sequence that is repeated (fewer in a short context), and how many sequences
 
 
@@ -114,10 +113,10 @@ def recall(
     )
     if len(asked.tokens) < 3:
         raise LcalensError(f"sources: three or more are needed, got {len(asked.tokens)}{asked.said()}.")
-    embedded = _embedded(decoder, asked.tokens)
+    embedded = embedded_tokens(decoder, asked.tokens)
     streams = _streams(decoder, contrast, asked, embedded) if level == "residual" else [embedded] * len(decoder.layers)
     read, scale, scale_of = _readout(model, text, decoder, contrast, asked)
-    similarity = _similarity(embedded, _embedded(decoder, asked.answers))
+    similarity = _similarity(embedded, embedded_tokens(decoder, asked.answers))
     names = [f"L{layer}H{head}" for layer, head in chosen]
     generator = torch.Generator().manual_seed(seed)
     tables = np.zeros((len(chosen), len(asked.tokens), len(asked.answers)))
@@ -274,7 +273,7 @@ def _of_contrast(model: Any, text: Any, contrast: Contrast, related: Any) -> _As
     places = [max(rows, key=lambda place: place[1]) for rows in contrast.spans[span]]
     at = [last - 1 for _, last in places]
     tokens = [run[position] for run, position in zip(contrast.hijacked, at, strict=True)]
-    given, _, left_out = _tokens_of(model, text, "related", related)
+    given, _, left_out = tokens_of(model, text, "related", related)
     relations = [list(given.get(token, [])) for token in tokens]
     for some, run, (first, last), false in zip(relations, contrast.hijacked, places, contrast.false, strict=True):
         if not _same_word(text, run[first:last], false):
@@ -297,8 +296,8 @@ def _same_word(text: Any, one: Sequence[int], other: Sequence[int]) -> bool:
 def _of_objects(model: Any, text: Any, objects: Any, related: Any) -> _Asked:
     if isinstance(objects, str | bytes) or not isinstance(objects, Sequence | Mapping):
         raise LcalensError(f"sources: expected a Contrast, words, token ids or a mapping, got {objects!r:.60}.")
-    relations, names, left_out = _tokens_of(model, text, "sources", objects)
-    given, _, more_left_out = _tokens_of(model, text, "related", related)
+    relations, names, left_out = tokens_of(model, text, "sources", objects)
+    given, _, more_left_out = tokens_of(model, text, "related", related)
     relations = {token: [*some, *given.get(token, [])] for token, some in relations.items()}
     tokens = list(relations)
     return _gathered(
@@ -310,72 +309,6 @@ def _of_objects(model: Any, text: Any, objects: Any, related: Any) -> _Asked:
         at=[],
         left_out=list(dict.fromkeys([*left_out, *more_left_out])),
     )
-
-
-def _tokens_of(
-    model: Any, text: Any, argument: str, given: Any
-) -> tuple[dict[int, list[int]], dict[int, str], list[str]]:
-    """Sources with what is related to them, as tokens; names; and words that are not one token.
-
-    Args:
-        model: A TransformerBridge.
-        text: The tokenizer, or None where tokens are no text.
-        argument: Whose they are.
-        given: A mapping from each source to one or several related to it; sources alone, of `sources`; or None, of
-            `related`.
-    """
-    if isinstance(given, Mapping):
-        pairs = [(source, _several(argument, some)) for source, some in given.items()]
-    elif argument == "sources":
-        pairs = [(source, []) for source in given]
-    elif given is None:
-        pairs = []
-    else:
-        raise LcalensError(
-            f"{argument}: expected a mapping from a source to what is related to it, got {given!r:.60}; "
-            '{"France": ["French"]} is one.'
-        )
-    every = [one for source, some in pairs for one in (source, *some)]
-    vocabulary = int(model.cfg.d_vocab)
-    for one in every:
-        if not isinstance(one, str) and not (is_index(one) and 0 <= int(one) < vocabulary):
-            raise LcalensError(f"{argument}: {one!r:.60} is no word, nor a token of the model's {vocabulary}.")
-    words = list(dict.fromkeys(one for one in every if isinstance(one, str)))
-    if words and text is None:
-        raise LcalensError(f"{argument}: {words[0]!r:.60} is a word, and this model has no tokenizer of text; give "
-                           "token ids.")  # fmt: skip
-    followed = follow(text, [_FRAME] * len(words), words, argument=argument) if words else []
-    token_of = {
-        word: int(answer.ids[-1]) if not answer.problem and len(answer.ids) == answer.start + 1 else None
-        for word, answer in zip(words, followed, strict=True)
-    }
-    relations: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for source, some in pairs:
-        found = [token_of[one] if isinstance(one, str) else int(one) for one in (source, *some)]
-        if found[0] is not None:
-            relations.setdefault(found[0], []).extend(token for token in found[1:] if token is not None)
-            names.setdefault(found[0], source if isinstance(source, str) else str(int(source)))
-    return relations, names, [word for word in words if token_of[word] is None]
-
-
-def _several(argument: str, some: Any) -> list[Any]:
-    """One or several related words or token ids as a list."""
-    if isinstance(some, str) or is_index(some):
-        return [some]
-    if isinstance(some, np.ndarray | Tensor):
-        some = some.tolist()
-    if isinstance(some, bytes | Mapping | type) or not isinstance(some, Iterable):
-        raise LcalensError(f"{argument}: expected related words or token ids, one or several, got {some!r:.60}.")
-    return list(some)
-
-
-def _embedded(decoder: Decoder, tokens: Sequence[int]) -> Float[Tensor, "token d"]:
-    """Tokens as they come from the embedding, behind the same few others so that none stands first."""
-    device = decoder.layers[0].device
-    column = torch.tensor(tokens, device=device)[:, None]
-    filler = torch.zeros(len(tokens), _FILLER if decoder.causal else 0, dtype=column.dtype, device=device)
-    return decoder.embed(torch.cat([filler, column], 1))[:, -1]
 
 
 def _streams(

@@ -10,6 +10,7 @@ from lcalens.views.defence import plot_defence
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
 from lcalens.views.paths import plot_paths
+from lcalens.views.memory import plot_memory
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
@@ -30,6 +31,7 @@ __all__ = [
     "plot_efficacy",
     "plot_gram",
     "plot_paths",
+    "plot_memory",
     "plot_ranking",
     "plot_recall",
     "plot_shapley",
@@ -62,6 +64,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "split": plot_split,
         "ranking": plot_ranking,
         "defence": plot_defence,
+        "memory": plot_memory,
         "recall": plot_recall,
         "shapley": plot_shapley,
         "path": plot_paths,
