@@ -198,8 +198,7 @@ class Maker:
         total = right @ self.directions
         if kind == "answers":
             return _least_squares(streams, total / count)
-        if kind == "centred":
-            total = total - count * (total.sum(0) / count.sum())
+        if kind == "centred":  # the answers' mean drops out where the cues' has been taken off
             streams = streams - (count * streams).sum(0) / count.sum()
         return Circuit(total.T, streams)
 
