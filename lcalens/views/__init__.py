@@ -9,8 +9,8 @@ from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.defence import plot_defence
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
-from lcalens.views.paths import plot_paths
 from lcalens.views.memory import plot_memory
+from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
@@ -30,8 +30,8 @@ __all__ = [
     "plot_effects",
     "plot_efficacy",
     "plot_gram",
-    "plot_paths",
     "plot_memory",
+    "plot_paths",
     "plot_ranking",
     "plot_recall",
     "plot_shapley",
