@@ -1,4 +1,4 @@
-"""The command line: `lcalens hijack`, `trace` and `ask`, each a dataclass of lcalens/commands with its `run`."""
+"""The command line: `lcalens hijack`, `trace`, `ask`, `recall`, `defend`, each a dataclass of lcalens/commands."""
 
 import sys
 import textwrap
@@ -8,11 +8,14 @@ import tyro
 
 import lcalens
 from lcalens.commands.ask import Ask
+from lcalens.commands.defend import Defend
 from lcalens.commands.hijack import Hijack
+from lcalens.commands.recall import Recall
 from lcalens.commands.trace import Trace
 from lcalens.core.errors import LcalensError
 
 _WIDTH = 110
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 _DESCRIPTION = "Measure context hijacking of language models. `lcalens --version` says which lcalens this is."
 
 
@@ -30,12 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[Hijack, tyro.conf.subcommand("hijack", description=_first_line(Hijack))]
         | Annotated[Trace, tyro.conf.subcommand("trace", description=_first_line(Trace))]
         | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
+        | Annotated[Recall, tyro.conf.subcommand("recall", description=_first_line(Recall))]
+        | Annotated[Defend, tyro.conf.subcommand("defend", description=_first_line(Defend))]
     )
     twice = _given_twice(typed)
     if twice:
         print(f"lcalens: {twice}: given twice, and only the last would count; give it once.", file=sys.stderr)
         return 2
-    command = tyro.cli(Command, args=typed, prog="lcalens", description=_DESCRIPTION)
+    command = tyro.cli(Command, args=typed, prog="lcalens", description=_DESCRIPTION, config=_CONFIG)
     try:
         command.run(typed)
     except LcalensError as error:

@@ -16,6 +16,7 @@ _HOMES = {
     "Runs": "lcalens.lca.training.runs",
     "TrainConfig": "lcalens.lca.training.config",
     "attention_pattern": "lcalens.lca.summaries",
+    "evaluate_toy_defence": "lcalens.lca.defences",
     "gram": "lcalens.lca.summaries",
     "lca_bridge": "lcalens.lca.model.bridge",
     "lca_tokenizer": "lcalens.lca.model.model",
@@ -24,6 +25,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from lcalens.lca.defences import evaluate_toy_defence as evaluate_toy_defence
     from lcalens.lca.model.bridge import lca_bridge as lca_bridge
     from lcalens.lca.model.model import LCAConfig as LCAConfig
     from lcalens.lca.model.model import LCAForCausalLM as LCAForCausalLM

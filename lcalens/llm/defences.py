@@ -1,19 +1,22 @@
 """`evaluate_defence`: what defences give back of a hijack, and what they take of everything else, on one frontier."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
 from lcalens.core.progress import ProgressCallback, progress_callback
-from lcalens.core.provenance import provenance_of
+from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
-from lcalens.core.stamp import holds_steady
+from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.defence_summary import CLEAN, PLAIN, grouped, summary_of
@@ -21,7 +24,7 @@ from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.defence import Defence
-from lcalens.mechanism.defence.last import prompts, way_of
+from lcalens.mechanism.defence.last import Way, prompts, way_of
 
 NONE = "none"
 
@@ -39,6 +42,7 @@ def evaluate_defence(
     texts: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Measure defences on facts, schemes and texts that none of them was made of.
@@ -59,6 +63,7 @@ def evaluate_defence(
             for none.
         limit: The most facts, chosen at random.
         seed: Of everything drawn.
+        out: A folder in which every finished condition is kept; nothing is where hooks are attached.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -108,27 +113,26 @@ def evaluate_defence(
     kl, surprise = np.full((len(read), len(every)), np.nan), np.full((len(read), len(every)), np.nan)
     answers = torch.tensor(examples[["true_token", "false_token"]].to_numpy())
     total = len(every) * sum(row is not None for some in [*rows.values(), read] for row in some)
+    store = CellStore(None if active_hooks(model) else out)
     with progress_callback(progress, unit="prompts") as report:
         done = 0
         for column, (name, condition) in enumerate(rows.items()):
-            for some in prompts(model, condition, way):
-                pair = answers[some.indices]
-                for at, defence in enumerate(every.values()):
-                    logits = some.logits if defence is None else some.under(defence, begins.get(name))
-                    both = logits.gather(1, pair.to(logits.device))
-                    difference[some.indices, at, column] = (both[:, 1] - both[:, 0]).cpu().numpy()
-                    top[some.indices, at, column] = logits.argmax(-1).cpu().numpy()
-                    done += len(some.indices)
-                    report(done, total, name)
-        for some in prompts(model, [row for row, _ in read], way):
-            before = some.logits.log_softmax(-1)
-            follows = torch.tensor([read[index][1] for index in some.indices], device=before.device)[:, None]
-            for at, defence in enumerate(every.values()):
-                logs = before if defence is None else some.under(defence).log_softmax(-1)
-                kl[some.indices, at] = (before.exp() * (before - logs)).sum(-1).clamp(min=0).cpu().numpy()
-                surprise[some.indices, at] = -logs.gather(1, follows)[:, 0].cpu().numpy()
-                done += len(some.indices)
-                report(done, total, PLAIN)
+            key = "" if out is None else _key_of(model, listed, condition, answers.tolist(), begins.get(name))
+            cell = None if out is None else store.get(key)
+            if cell is None:
+                cell = _of_facts(model, every, condition, way, answers, begins.get(name))
+                store.put(key, cell)
+            difference[:, :, column], top[:, :, column] = cell["difference"], cell["top"]
+            done += len(every) * sum(row is not None for row in condition)
+            report(done, total, name)
+        if read:
+            key = "" if out is None else _key_of(model, listed, [row for row, _ in read], [last for _, last in read])
+            cell = None if out is None else store.get(key)
+            if cell is None:
+                cell = _of_texts(model, every, read, way)
+                store.put(key, cell)
+            kl, surprise = cell["kl"], cell["surprise"]
+            report(total, total, PLAIN)
     axes = {EXAMPLE: tuple(range(len(examples))), "defence": tuple(every), "condition": tuple(rows)}
     group = {name: label for name, (label, _) in listed.items()}
     summary = summary_of(difference, top, kl, surprise, axes["defence"], axes["condition"], kinds, examples)
@@ -149,12 +153,53 @@ def evaluate_defence(
                 "padded": way.padded,
                 "cached": way.cached,
                 "seed": seed,
+                "cells": {"loaded": store.loaded, "computed": store.computed},
                 "facts": len(examples),
                 "defences": {name: {"method": one.method, "heads": [list(head) for head in one.heads],
                                     "where": one.where, **dict(one.record)} for name, (_, one) in listed.items()},
             },
         ),
     )  # fmt: skip
+
+
+def _key_of(model: Any, listed: Mapping[str, Any], rows: Any, answers: Any, begins: Any = None) -> str:
+    """A finished condition's key: the model, what defends it, the prompts and what is asked of them."""
+    what: list[Any] = [stamp(model), rows, answers, begins]
+    for _, one in listed.values():
+        detector = one.detector and asdict(one.detector) | {"weights": one.detector.weights.tolist()}
+        values = {name: value.tolist() for name, value in one.values.items()}
+        what.append([one.method, one.heads, one.where, one.ends, detector, values])
+    return cell_key([_of_facts, _of_texts], what)
+
+
+def _of_facts(
+    model: Any, every: Mapping[str, Defence | None], rows: Any, way: Way, answers: torch.Tensor, begins: Any
+) -> dict[str, np.ndarray]:
+    """Of every prompt and defence logit(false) - logit(true), and the most likely token; NaN where there is none."""
+    found = {name: np.full((len(rows), len(every)), np.nan) for name in ("difference", "top")}
+    for some in prompts(model, rows, way):
+        pair = answers[some.indices]
+        for at, defence in enumerate(every.values()):
+            logits = some.logits if defence is None else some.under(defence, begins)
+            both = logits.gather(1, pair.to(logits.device))
+            found["difference"][some.indices, at] = (both[:, 1] - both[:, 0]).cpu().numpy()
+            found["top"][some.indices, at] = logits.argmax(-1).cpu().numpy()
+    return found
+
+
+def _of_texts(
+    model: Any, every: Mapping[str, Defence | None], read: Sequence[tuple[tuple[int, ...], int]], way: Way
+) -> dict[str, np.ndarray]:
+    """Of every text and defence KL(undefended || defended) of its last token, and how surprising that token is."""
+    found = {name: np.full((len(read), len(every)), np.nan) for name in ("kl", "surprise")}
+    for some in prompts(model, [row for row, _ in read], way):
+        before = some.logits.log_softmax(-1)
+        follows = torch.tensor([read[index][1] for index in some.indices], device=before.device)[:, None]
+        for at, defence in enumerate(every.values()):
+            logs = before if defence is None else some.under(defence).log_softmax(-1)
+            found["kl"][some.indices, at] = (before.exp() * (before - logs)).sum(-1).clamp(min=0).cpu().numpy()
+            found["surprise"][some.indices, at] = -logs.gather(1, follows)[:, 0].cpu().numpy()
+    return found
 
 
 def _listed(defences: Any) -> dict[str, tuple[str, Defence]]:

@@ -259,7 +259,7 @@ def _gathered(
     tokenizer = tokenizer_of(model)
     return _Asked(
         tokens, names, answers, [read_token(tokenizer, token) for token in answers],
-        np.array([place.get(token, -1) for token in tokens]), related, at, left_out,
+        np.array([place.get(token, -1) for token in tokens], dtype=np.int64), related, at, left_out,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from lcalens.views.memory import plot_memory
 from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
-from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_training
+from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_toy_defence, plot_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,7 @@ __all__ = [
     "plot_recall",
     "plot_shapley",
     "plot_split",
+    "plot_toy_defence",
     "plot_training",
     "token_labels",
 ]
@@ -68,6 +69,7 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "recall": plot_recall,
         "shapley": plot_shapley,
         "path": plot_paths,
+        "toy-defence": plot_toy_defence,
     }
     if result.kind not in drawn:
         raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")

@@ -38,6 +38,8 @@ def plot_recall(result: "Result") -> "Figure":
     left.errorbar(table["left"], at, xerr=_reach(table, "left"), fmt="none", **_CAP)
     for number, (null, colour) in enumerate(_NULLS.items()):
         rows = nulls[nulls["null"] == null].set_index("head").reindex(table["head"])
+        if "left_low" not in rows:  # where nothing is related to the sources, nothing is left of it
+            continue
         low, high = (rows[f"left_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
         left.hlines(at - 0.16 * (number + 1), low, high, color=colour, lw=2.2, label=f"{null}, middle 95%")
     for panel, label in ((gap, "above unrelated answers, logits"), (left, "related above unrelated, what is left, sd")):

@@ -25,7 +25,7 @@ def efficacy_screen(result: "Result") -> str:
     """ES by scheme and n with intervals, the controls, and what could not be made."""
     facts, config = result.provenance["facts"], result.provenance["config"]
     lines = [
-        f"{_model(result)}; {facts['count']} facts of {facts['source']!r}; {_SCORING[config['scoring']]}"
+        f"{model_line(result)}; {facts['count']} facts of {facts['source']!r}; {_SCORING[config['scoring']]}"
         + ("; through the chat template" if config["chat"] else ""),
         "ES: share of facts where the false object is the more probable [95% Wilson interval]; retention = 1 - ES.",
         f"*: differs from n=0 (McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
@@ -41,14 +41,15 @@ def efficacy_screen(result: "Result") -> str:
             f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]",
         ]
         lines += [
-            f"  {_cut(row.scheme):28} - {_cut(row.control):16}{row.difference:+.2f} [{row.difference_low:+.2f}, "
-            f"{row.difference_high:+.2f}]{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
+            f"  {short_name(row.scheme):28} - {short_name(row.control):16}{row.difference:+.2f} "
+            f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+            f"{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
             for row in against.itertuples()
         ]
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
-            f"  {_cut(scheme):28} n={','.join(map(str, rows['n']))}: {_counts(rows['facts'])} facts: {reason}"
+            f"  {short_name(scheme):28} n={','.join(map(str, rows['n']))}: {_counts(rows['facts'])} facts: {reason}"
             for (scheme, reason), rows in _reasons(result)
         ]
     if facts["skipped"]:
@@ -81,7 +82,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
     """
     facts, config, versions = (result.provenance[name] for name in ("facts", "config", "versions"))
     lines = [
-        f"## {_escaped(_model(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
+        f"## {_escaped(model_line(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
         f"{_SCORING[config['scoring']]}" + (", chat template" if config["chat"] else ""),
         "",
         "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0 "
@@ -163,27 +164,28 @@ def answers_screen(result: "Result") -> str:
     table = result.tables["answers"]
     config = result.provenance["config"]
     contexts = result.axes["context"]
-    lines = [_model(result), f"  clean:    {config['prompt']}"]
+    lines = [model_line(result), f"  clean:    {config['prompt']}"]
     if len(contexts) > 1:
         lines.append(f"  hijacked: {' '.join(config['hijack'])} {config['prompt']}")
     lines += ["", "  " + "    ".join(f"{context:<18}{'p':>6}" for context in contexts)]
     for _, row in table.iterrows():
-        cells = [f"{_printable(row[context]):<18}{row[f'{context}_probability']:6.3f}" for context in contexts]
+        cells = [f"{printable(row[context]):<18}{row[f'{context}_probability']:6.3f}" for context in contexts]
         lines.append("  " + "    ".join(cells))
     scored = result.tables["scored"]
     if len(scored):
-        shown = scored.assign(answer=scored["answer"].map(_printable))
+        shown = scored.assign(answer=scored["answer"].map(printable))
         lines += ["", "log-probability of whole answers (nats)", shown.to_string(index=False, float_format="%.3f")]
     return "\n".join(lines)
 
 
-def _model(result: "Result") -> str:
+def model_line(result: "Result") -> str:
+    """The model that a result is of, its type, and how its weights were stored."""
     model = result.provenance["model"]
     stored = "" if model["quantisation"] == "none" else f", {model['quantisation']}"
     return f"{model['source']} ({model['dtype']}{stored})"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text whose control characters are written out, so that a token cannot steer a terminal."""
     return repr(text)
 
@@ -192,9 +194,16 @@ def _significant(p: object) -> bool:
     return isinstance(p, float) and p < _ALPHA  # NaN, where nothing was tested, is not
 
 
-def _cut(name: object) -> str:
-    name = str(name)
-    return name if len(name) <= 28 else name[:27] + "…"
+def short_name(name: object, most: int = 28) -> str:
+    """A name that fits its column, its control characters written out.
+
+    Args:
+        name: As it was given.
+        most: How many characters.
+    """
+    text = str(name)
+    text = text if text.isprintable() else printable(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _pivot(table: pd.DataFrame) -> str:
@@ -204,7 +213,7 @@ def _pivot(table: pd.DataFrame) -> str:
         else f"{row.es:.2f} [{row.es_low:.2f}, {row.es_high:.2f}]{'*' if _significant(row.holm_p) else ' '}"
         for row in table.itertuples()
     ]
-    schemes = table["scheme"].map(_cut)
+    schemes = table["scheme"].map(short_name)
     frame = pd.DataFrame({"scheme": schemes, "facts": table["facts"], "n": table["n"], "cell": cells})
     lines = ["  " + f"{'scheme':30}{'facts':>6}  " + "".join(f"{f'n={n}':21}" for n in frame["n"].unique()).rstrip()]
     for (scheme, facts), rows in frame.groupby(["scheme", "facts"], sort=False):
@@ -277,6 +286,15 @@ def trace_markdown(traced: "Trace", command: str) -> str:
         traced: The trace.
         command: What was typed.
     """
-    text = trace_screen(traced)
+    return fenced(trace_screen(traced), command)
+
+
+def fenced(text: str, command: str) -> str:
+    """A terminal's text as a Markdown page, under the command that made it.
+
+    Args:
+        text: What was printed.
+        command: What was typed.
+    """
     fence = "`" * max(3, 1 + _longest_run(text))
     return f"{_code(command)}\n\n{fence}\n{text}\n{fence}\n"

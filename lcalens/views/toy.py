@@ -1,10 +1,10 @@
-"""Figures of the toy world: accuracy over training, the embeddings' geometry, where the head looks."""
+"""Figures of the toy world: accuracy over training, embeddings, where the head looks, what a defence gives back."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcalens.views.style import BAND, BLUE, GREY, ORANGE, plain, short, tidy
+from lcalens.views.style import BAND, BLUE, GREY, ORANGE, SMALL, TEXT, plain, short, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,4 +83,38 @@ def plot_attention_pattern(result: "Result") -> "Figure":
     panel.set_yticks(at, [names[i] for i in at], fontsize=5)
     panel.set_xlabel("token looked at", fontsize=8)
     panel.set_ylabel("last token", fontsize=8)
+    return figure
+
+
+def plot_toy_defence(result: "Result") -> "Figure":
+    """Accuracy on hijacked and on clean contexts under every defence, beside Bayes; bars are 95% intervals over runs.
+
+    Args:
+        result: Of `lcalens.lca.evaluate_toy_defence`.
+    """
+    from matplotlib import pyplot
+
+    table = result.wide()
+    names = list(result.axes["defence"])
+    at = np.arange(len(names))[::-1]
+    figure, panel = pyplot.subplots(figsize=(4.2, 2.6), layout="constrained")
+    for shift, condition, colour in ((0.18, "hijacked", ORANGE), (-0.18, "clean", BLUE)):
+        rows = table[table["condition"] == condition].set_index("defence").loc[names]
+        middle = rows["accuracy"].to_numpy(dtype=float)
+        ends = [rows.get(f"accuracy_{end}", rows["accuracy"]).to_numpy(dtype=float) for end in ("low", "high")]
+        reach = np.maximum(np.nan_to_num(np.stack([middle - ends[0], ends[1] - middle])), 0.0)
+        panel.barh(at + shift, middle, 0.34, color=colour, label=condition, xerr=reach, error_kw={"elinewidth": 0.6})
+    panel.set_yticks(at, [plain(name) for name in names], fontsize=TEXT)
+    panel.set_xlabel("accuracy", fontsize=TEXT)
+    panel.set_xlim(0, 1.02)
+    panel.tick_params(labelsize=SMALL, length=2, pad=1.5)
+    panel.grid(axis="x", lw=0.4, alpha=0.5)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=SMALL, frameon=False, ncols=2, loc="outside lower center")
+    told = result.provenance
+    title = (
+        f"m = {told['concepts']['m']}, L = {told['length']}, share {told['share']:g}, {len(result.axes['run'])} models"
+    )
+    figure.suptitle(plain(title), fontsize=TEXT)
     return figure

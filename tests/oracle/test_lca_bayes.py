@@ -238,6 +238,53 @@ def test_the_mixture_posterior_sums_over_all_pairs(m, world, distances, omega, s
         np.testing.assert_allclose(found.numpy(), slow, rtol=1e-9, atol=1e-300)
 
 
+def slow_redrawn(m, context, share, distances, **world):
+    """Every y, every y~ and every set of redrawn positions, one by one; p(redrawn) of each position but the last."""
+    p, pi = tables(m, **world)
+    spelt, rest = strings(m), context[:-1]
+    weights = []
+    for y in range(2**m):
+        others = [o for o in range(2**m) if hamming(spelt[o], spelt[y]) in distances]
+        for o in others:
+            for redrawn in itertools.product((0, 1), repeat=len(rest)):
+                each = [share * p[o][t] if z else (1 - share) * p[y][t] for t, z in zip(rest, redrawn, strict=True)]
+                weights.append((redrawn, math.prod(each) / len(others) * pi[y][context[-1]]))
+    total = math.fsum(weight for _, weight in weights)
+    marked = [math.fsum(weight for z, weight in weights if z[i]) for i in range(len(rest))]
+    return [one / total if total else math.nan for one in marked]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("omega", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("m", "world", "distances"),
+    [(2, WORLDS[0], None), (2, WORLDS[0], [1]), (3, WORLDS[0], [2]), (3, WORLDS[1], None), (3, WORLDS[2], [1, 3])],
+    ids=str,
+)
+def test_redrawn_positions_are_told_as_every_set_of_them_says(m, world, distances, omega, share):
+    concepts = LatentConcepts(m, omega=omega, **world)
+    contexts = [(0, 0, 1), (0, 1, 3), (2, 2, 2), (1, 2, 3, 0, 2), (3, 3, 1, 0, 3)]
+    for context in contexts:
+        found = bayes.redrawn_posterior(concepts, *tensors(concepts, [context]), share=share, distances=distances)[0]
+        slow = slow_redrawn(m, context, share, distances or range(1, m + 1), omega=omega, **world)
+        np.testing.assert_allclose(found[list(context[:-1])].numpy(), slow, rtol=1e-9, atol=1e-12)
+
+
+def test_redrawn_positions_are_told_no_better_than_they_are():
+    """Where it says 30%, 30% were redrawn."""
+    world, rows, share = LatentConcepts(4, omega=0.8), 4000, 0.4
+    tokens, y = world.sample(rows, 12, generator())
+    other = (y + torch.randint(1, 16, (rows,), generator=generator(1))) % 16
+    redrawn = torch.rand(tokens.shape, generator=generator(3)) < share
+    redrawn[:, -1] = False
+    hijacked = world.hijack(tokens, y, other, positions=redrawn, generator=generator(2))
+    found = bayes.redrawn_posterior(world, *world.count(hijacked), share=share).gather(1, hijacked[:, :-1])
+    for low, high in ((0.0, 0.35), (0.35, 0.4), (0.4, 0.5), (0.5, 1.0)):
+        inside = (found >= low) & (found < high)
+        assert int(inside.sum()) > 300
+        assert float(redrawn[:, :-1][inside].double().mean()) == pytest.approx(float(found[inside].mean()), abs=0.03)
+
+
 @every_world
 def test_the_mixture_posterior_of_share_0_is_the_clean_one(world):
     concepts = LatentConcepts(5, omega=0.7, **world)

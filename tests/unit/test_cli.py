@@ -328,6 +328,10 @@ EARLY = [
     ("trace", "--scheme", ""),
     ("ask", "x\x01y"),
     ("ask", "x", "--top", "-3"),
+    ("recall", "--pairs", "France"),
+    ("defend", "fit", "--out", "x", "--heads", "0"),
+    ("defend", "evaluate", "nowhere"),
+    ("defend", "generate", "nowhere", "x"),
 ]
 
 
@@ -359,7 +363,7 @@ def help_of(capsys, *arguments):
 
 
 def test_help_lists_commands_schemes_and_options(capsys):
-    assert {"hijack", "trace", "ask"} <= set(help_of(capsys).split())
+    assert {"hijack", "trace", "ask", "recall", "defend"} <= set(help_of(capsys).split())
     # Boxes and line ends may come between: hyphens are where a long name is broken.
     said = "".join(help_of(capsys, "hijack").split()).replace("│", "")
     for scheme in SCHEMES:
@@ -390,7 +394,9 @@ def in_a_process(*arguments, cwd=None):
 LIKE_HERE = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-@pytest.mark.parametrize("command", [(), ("hijack",), ("trace",), ("ask",)], ids=str)
+@pytest.mark.parametrize(
+    "command", [(), ("hijack",), ("trace",), ("ask",), ("recall",), ("defend",), ("defend", "fit")], ids=str
+)
 def test_help_loads_no_heavy_library(command):
     status, said, errors, loaded = in_a_process(*command, "--help")
     assert (status, errors) == (0, "")

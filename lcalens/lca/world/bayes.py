@@ -5,7 +5,8 @@ is -inf and stays so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -71,6 +72,51 @@ def mixture_posterior(
     Raises:
         LcalensError: m above 8, a share outside [0, 1], or a distance that no token has.
     """
+    scores = torch.empty(len(last), concepts.vocab_size, dtype=torch.float64, device=last.device)
+    for y, logs, _ in _pairs(concepts, counts, last, share, distances):
+        scores[:, y] = logs.logsumexp(-1)
+    return scores.softmax(-1)
+
+
+def redrawn_posterior(
+    concepts: LatentConcepts,
+    counts: Float[Tensor, "batch vocab"],
+    last: Int[Tensor, " batch"],
+    *,
+    share: float,
+    distances: Sequence[int] | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """p(a copy of the token is from y~ | context) for each token, by what `mixture_posterior` knows, and no more.
+
+    Of the last position it says nothing: that is never from y~. No detector of redrawn positions is better than this.
+
+    Args:
+        concepts: The world; m is at most 8.
+        counts: How often each token occurs, the last one included.
+        last: The last token.
+        share: Probability that a position speaks of y~.
+        distances: Hamming distances from y that y~ may have; all but 0 by default.
+
+    Returns:
+        For tokens that do not stand in the context too: as if they stood there once more, and nobody knew.
+
+    Raises:
+        LcalensError: As `mixture_posterior`.
+    """
+    total = torch.full((len(last),), -math.inf, dtype=torch.float64, device=last.device)
+    found = torch.zeros(len(last), concepts.vocab_size, dtype=torch.float64, device=last.device)
+    for _, logs, from_other in _pairs(concepts, counts, last, share, distances):
+        new = torch.logaddexp(total, logs.logsumexp(-1))
+        settled = torch.where(new.isfinite(), new, 0.0)  # a context that no pair has given so far
+        found = found * (total - settled).exp()[:, None] + (logs - settled[:, None]).exp() @ from_other
+        total = new
+    return torch.where(total.isfinite()[:, None], found, math.nan)
+
+
+def _pairs(
+    concepts: LatentConcepts, counts: Tensor, last: Tensor, share: float, distances: Any
+) -> Iterator[tuple[int, Float[Tensor, "batch other"], Float[Tensor, "other vocab"]]]:
+    """For every y: log p(context, y~ | y) but for a constant, over all y~; and p(a token is from y~ | token, y, y~)."""
     check_int("m", concepts.m, low=2, high=_MIXTURE_LATENTS, why="the sum runs over V x V x V terms")
     check_real("share", share, low=0, high=1)
     chosen = range(1, concepts.m + 1) if distances is None else distances
@@ -83,17 +129,16 @@ def mixture_posterior(
     offsets = torch.arange(size, device=last.device)
     keep = torch.isin(concepts.offset_distance, torch.tensor(chosen))
     apart = torch.nonzero(keep).squeeze(1).to(last.device)  # y~ XOR y
-    mixed = (1 - share) * p + share * p[offsets ^ apart[:, None]]  # (y~ XOR y, offset)
+    of_other = share * p[offsets ^ apart[:, None]]
+    mixed = (1 - share) * p + of_other  # (y~ XOR y, offset)
     possible = mixed > 0
-    log_mixed = torch.where(possible, mixed, 1.0).log()
-    scores = torch.empty(len(last), size, dtype=torch.float64, device=last.device)
+    log_mixed, from_other = torch.where(possible, mixed, 1.0).log(), of_other / torch.where(possible, mixed, 1.0)
     for y in range(size):
         turned = offsets ^ y
         summed = others @ log_mixed[:, turned].T
         if not possible.all():
             summed = summed.masked_fill((others @ (~possible)[:, turned].double().T).round() > 0, -math.inf)
-        scores[:, y] = summed.logsumexp(-1) + log_pi[last ^ y]
-    return scores.softmax(-1)
+        yield y, summed + log_pi[last ^ y][:, None], from_other[:, turned]
 
 
 def accuracy(
