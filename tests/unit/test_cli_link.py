@@ -147,12 +147,11 @@ def test_evaluate_judges_facts_that_no_fit_has_seen(lc, fitted, place, tmp_path)
     for seed in (0, 5):
         seen |= {fact.case_id for fact in lcalens.load_facts(place, limit=6, seed=seed)}
     assert set(result.examples["case_id"].astype(int)) == set(range(16)) - seen
-    table = result.wide().set_index(["defence", "condition"])
+    table = result.summary.set_index(["defence", "condition", "quantity"])["value"]
     for defence in ("none", "cut", "other"):
-        row = table.loc[(defence, "dont-think")]
-        assert re.search(rf"{defence} +dont-think +{row['es']:.2f}", said)
-        assert f"{row['agreement']:.2f}" in said
-        assert f"{table.loc[(defence, 'plain text')]['kl']:.4f}" in said
+        assert re.search(rf"{defence} +dont-think +{table[defence, 'dont-think', 'es']:.2f}", said)
+        assert f"{table[defence, 'dont-think', 'agreement']:.2f}" in said
+        assert f"{table[defence, 'plain text', 'kl']:.4f}" in said
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "table.md").read_text(encoding="utf-8")
     assert page.startswith("`lcalens defend evaluate")
@@ -167,7 +166,7 @@ def test_evaluate_judges_facts_that_no_fit_has_seen(lc, fitted, place, tmp_path)
 def test_evaluate_stopped_in_the_middle_goes_on(lc, fitted, tmp_path, monkeypatch):
     from lcalens.llm import defences
 
-    whole, done = defences._of_facts, []
+    whole, done = defences.prompts, []
 
     def stopped(*arguments):
         if len(done) == 3:
@@ -177,7 +176,7 @@ def test_evaluate_stopped_in_the_middle_goes_on(lc, fitted, tmp_path, monkeypatc
 
     arguments = ("defend", "evaluate", fitted, *lc.evaluate, "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(defences, "_of_facts", stopped)
+        patched.setattr(defences, "prompts", stopped)
         status, said, errors = lc(*arguments)
     assert (status, said) == (130, "")
     assert "goes on from there" in errors
