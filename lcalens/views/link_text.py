@@ -94,7 +94,7 @@ def defence_screen(result: "Result") -> str:
     columns = ["clean ES", "flips", "right", *map(str, kinds), "KL, nats"]
     lines.append("  " + f"{'defence':20}" + "".join(f"{name:>{len(name) + 2}}" for name in columns))
     for defence, rows in table.groupby("defence", sort=False):
-        of = rows.set_index("condition").to_dict("index")
+        of = rows.groupby("condition").first().to_dict("index")  # plain text has a row a unit
         cells = [_number(of["clean"], name, 3) for name in ("es", "flips", "accuracy")]
         cells += [_number(of.get(kind, {}), "kept") for kind in kinds] + [_number(of.get("plain text", {}), "kl", 4)]
         shown = (f"{cell:>{len(name) + 2}}" for cell, name in zip(cells, columns, strict=True))
