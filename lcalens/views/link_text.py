@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lcalens.core.tables import widen
 from lcalens.views.text import fenced, model_line, printable, short_name
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def defence_screen(result: "Result") -> str:
     Args:
         result: Of `evaluate_defence`.
     """
-    table = result.wide()
+    table = _by_condition(result.summary)
     n = ", ".join(f"n={count}" for count in sorted({count for _, count in result.provenance["schemes"].values()}))
     lines = [
         f"{model_line(result)}; {len(result.examples)} facts; {n}; 95% intervals.",
@@ -103,6 +104,11 @@ def defence_screen(result: "Result") -> str:
     if cells["loaded"]:
         lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
     return "\n".join(lines)
+
+
+def _by_condition(summary: pd.DataFrame) -> pd.DataFrame:
+    """A row for each defence and condition, of however many facts each quantity is."""
+    return widen(summary.drop(columns="n"))
 
 
 def defence_markdown(result: "Result", command: str) -> str:
