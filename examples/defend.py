@@ -44,9 +44,10 @@ for reads in ("residual", "attention"):
     made = defend(model, bare, method="detector", heads=heads[count], reads=reads, **fitted)
     print(reads, {name: made.record[name] for name in ("layer", "caught", "auc", "false_alarms", "too_early")})
     defences[f"detector of {reads}, {count} heads"] = made
-for method in ("names", "attention", "span", "zero", "mean", "resample"):
-    options = {"negatives": negatives} if method == "attention" else {}
-    defences[f"{method}, {count} heads"] = defend(model, bare, method=method, heads=heads[count], **options)
+cut_by_attention = defend(model, bare, method="attention", heads=heads[count], negatives=negatives)
+defences[f"attention, {count} heads"] = cut_by_attention
+for method in ("names", "span", "zero", "mean", "resample"):
+    defences[f"{method}, {count} heads"] = defend(model, bare, method=method, heads=heads[count])
 defences[f"random {count} heads"] = [
     defend(model, bare, method="random", heads=heads[count], seed=seed) for seed in range(5)
 ]

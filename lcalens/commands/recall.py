@@ -80,13 +80,14 @@ class Recall(Source):
         contrast = None
         if not pairs or isinstance(heads, int):
             contrast = contrast_facts(model, facts, scheme=self.scheme, control=self.control, seed=self.seed)
-        chosen = heads
+        chosen: Any = heads
         if isinstance(heads, int):
             assert contrast is not None, "facts rank the heads"
             chosen, _ = lead(model, contrast if pairs else contrast[::2], heads, self.out, on_a_terminal())
             contrast = None if pairs else contrast[1::2]
         options = {name: getattr(self, name) for name in ("level", "draws", "seed")}
-        result = recall(model, pairs or contrast, chosen, **options, progress=on_a_terminal())
+        sources: Any = pairs or contrast
+        result = recall(model, sources, chosen, **options, progress=on_a_terminal())
         print(recall_screen(result))
         if self.out is not None:
             write_result(result, self.out, recall_markdown(result, typed(arguments)))

@@ -67,11 +67,11 @@ def _draw(panel: "Axes", table: pd.DataFrame, at: np.ndarray, name: str, marker:
 
 def _draw_controls(panel: "Axes", table: pd.DataFrame, rows: list[str], at: np.ndarray, name: str) -> None:
     for number, (control, colour) in enumerate(_CONTROLS.items()):
-        label: str | None = f"{control}, middle 95%"
+        label = f"{control}, middle 95%"
         for row, place in zip(rows, at, strict=True):
             drawn = f"{row}, shuffled" if control == "shuffled" else control
             if f"{row}, shuffled" not in table.index or f"{name}_low" not in table:
                 continue  # the circuit itself, and nothing
-            low, high = (float(table.loc[drawn, f"{name}_{end}"]) for end in ("low", "high"))
+            low, high = (float(table[f"{name}_{end}"].to_dict()[drawn]) for end in ("low", "high"))
             panel.hlines(place + 0.16 * (number + 1), low, high, color=colour, lw=2.2, label=label)
-            label = None
+            label = "_once is enough"
