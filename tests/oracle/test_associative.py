@@ -338,7 +338,7 @@ def test_what_is_drawn_is_a_mean_with_its_middle(stirred):
         row = table.loc[name]
         assert row["stays_low"] <= row["stays"] <= row["stays_high"]
         values = many.values["hijack"][:, many.axes["memory"].index(name)]
-        assert row["stays"] == pytest.approx(values.sum() / many.examples["whole"].sum(), rel=1e-6)
+        assert row["stays"] == pytest.approx(values.sum() / many.examples["whole"].sum(), rel=1e-4)
     tests = many.wide("tests")
     assert np.allclose(tests["stays"] * 6, np.round(tests["stays"] * 6))
     assert tests["cosine"].between(1 / 6, 1).all()
