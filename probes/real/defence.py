@@ -29,7 +29,6 @@ from probes.harness.work import Work, facts_source, facts_table, judged_facts, l
 RULES = (
     Rule(
         claim="A few heads that no longer look before the question give half of the facts back or more.",
-        headline="a hijack is turned off by cutting where a few heads look",
         source="the link",
         group="ours",
         effect="the recovery of the efficacy score under the boundary cut, of `dont-think`",
