@@ -103,10 +103,11 @@ def evaluate_defence(
     rows = {name: some for name, some in rows.items() if name in (CLEAN, *named, *kinds)}
     plain = plain_texts("evaluation", seed=seed) if texts is None else _several("texts", texts)
     read = _plain_rows(model, plain)
-    check_length(model, max(len(row) for some in [*rows.values(), [row for row, _ in read]] for row in some if row))
+    texts_read = [row for some in [*rows.values(), [row for row, _ in read]] for row in some if row]
+    check_length(model, max(map(len, texts_read)))
     for _, defence in listed.values():
         defence.check(model)
-    way = way_of(model, rows[CLEAN] + [row for row, _ in read])
+    way = way_of(model, texts_read)
     every = {NONE: None} | {name: defence for name, (_, defence) in listed.items()}
     shape = (len(examples), len(every), len(rows))
     difference, top = np.full(shape, np.nan), np.full(shape, np.nan)

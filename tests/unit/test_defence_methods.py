@@ -203,6 +203,24 @@ def test_from_a_cache_and_padded_each_gives_what_it_gives_alone(made):
     assert active_hooks(model) == []
 
 
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "gemma"])
+def test_behind_a_sliding_window_and_learned_positions_it_is_what_whole_runs_give(standin, family):
+    """Rows on both sides of Gemma 3's window: from a cache where that is the same, by whole runs where it is not."""
+    model = load_model(standin(family).folder)
+    window = getattr(model.original_model.config, "sliding_window", None) or 16
+    generator = torch.Generator().manual_seed(0)
+    rows = [tuple(torch.randint(5, 200, (length,), generator=generator).tolist())
+            for length in (6, window - 1, window, window + 1, window + 9, 3 * window)]  # fmt: skip
+    contrast = Contrast(rows[:3], rows[3:], true=7, false=9)
+    way = way_of(model, rows)
+    defence = defend(model, contrast, method="mean", heads=[(0, 1), (1, 0)])
+    for some in prompts(model, rows, way):
+        for _ in range(2):
+            for index, found in zip(some.indices, some.under(defence), strict=True):
+                alone = under(defence, model, rows[index])
+                assert found.detach().float() == pytest.approx(alone, abs=1e-3 * float(alone.abs().max())), (index, way)
+
+
 def test_each_is_saved_and_loaded(made, tmp_path):
     model, contrast = made
     for name, defence in every(model, contrast).items():

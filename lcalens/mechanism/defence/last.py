@@ -3,7 +3,7 @@
 A defence of the last position changes nothing before it, so the keys and values there are those of the undefended run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -131,18 +131,19 @@ def way_of(model: Any, rows: Rows) -> Way:
         return bool((alone - logits).abs().max() <= _CLOSE * alone.abs().max())
 
     padded = close(_run(model, rows, pair, False).logits)
-    return Way(padded, all(close_one for close_one in _cached(model, rows, pair, padded, close)))
+    return Way(padded, _caches(model, rows, pair, padded, close))
 
 
-def _cached(model: Any, rows: Rows, pair: list[int], padded: bool, close: Any) -> Iterator[bool]:
-    """Whether the last token from a cache gives the same; no cache, or one that cannot be cut, does not."""
+def _caches(model: Any, rows: Rows, pair: list[int], padded: bool, close: Callable[[Tensor], bool]) -> bool:
+    """Whether the last token from a cache gives the same, twice; no cache, or one that cannot be cut, does not."""
     nothing = Defence(method="zero", heads=(), where="last", ends=(), detector=None, model="")
-    try:
-        runs = [_run(model, rows, some, True) for some in ([pair] if padded else [[one] for one in pair])]
-        for _ in range(2):  # the second from a cache that has been cut
-            yield close(torch.cat([one.run(Cut(nothing, model)) for one in runs]))
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        yield False
+    runs = [_run(model, rows, some, True) for some in ([pair] if padded else [[one] for one in pair])]
+    if not all(hasattr(one.cache, "crop") for one in runs):
+        return False
+    try:  # a second time, from a cache that has been cut
+        return all(close(torch.cat([one.run(Cut(nothing, model)) for one in runs])) for _ in range(2))
+    except (NotImplementedError, RuntimeError, ValueError):  # what transformers raises where a window has slid on
+        return False
 
 
 def _run(model: Any, rows: Rows, batch: list[int], cached: bool) -> Prompts:
