@@ -210,7 +210,7 @@ def test_behind_a_sliding_window_and_learned_positions_it_is_what_whole_runs_giv
     window = getattr(model.original_model.config, "sliding_window", None) or 16
     generator = torch.Generator().manual_seed(0)
     rows = [tuple(torch.randint(5, 200, (length,), generator=generator).tolist())
-            for length in (6, window - 1, window, window + 1, window + 9, 3 * window)]  # fmt: skip
+            for length in (6, window - 1, window, window + 1, window + 9, 2 * window)]  # fmt: skip
     contrast = Contrast(rows[:3], rows[3:], true=7, false=9)
     way = way_of(model, rows)
     defence = defend(model, contrast, method="mean", heads=[(0, 1), (1, 0)])
