@@ -1,6 +1,6 @@
 """The frontier of defences: what each gives back of a hijack against what it takes of all else."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ def plot_defence(result: "Result") -> "Figure":
     recovery = result.summary[result.summary["quantity"] == "recovery"]
     schemes = list(dict.fromkeys(recovery["condition"]))
     kinds = list(dict.fromkeys(result.summary.loc[result.summary["quantity"] == "kept", "condition"]))
+    colours = _colours(len(defences))
     figure, panels = pyplot.subplots(1, 2, figsize=(2 * COLUMN, 2.7), layout="constrained", sharey=True)
     for number, defence in enumerate(defences):
         kept = np.nanmean([table[defence, kind, "kept"] for kind in kinds]) if kinds else np.nan
@@ -43,7 +44,7 @@ def plot_defence(result: "Result") -> "Figure":
             reach = [[max(0.0, table[at] - low[at])], [max(0.0, high[at] - table[at])]]
             for panel, place in zip(panels, places, strict=True):
                 panel.errorbar(place, table[at], yerr=np.nan_to_num(reach), ls="", marker=mark, ms=4,
-                               color=_COLOURS[number % len(_COLOURS)], elinewidth=0.6)  # fmt: skip
+                               color=colours[number], elinewidth=0.6)  # fmt: skip
     for panel, label in zip(panels, ("honest context kept, mean of kinds", "KL on plain text, nats"), strict=True):
         panel.set_xlabel(label, fontsize=TEXT)
         panel.axhline(0, color=GREY, lw=0.6)
@@ -53,10 +54,19 @@ def plot_defence(result: "Result") -> "Figure":
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("recovery of ES", fontsize=TEXT)
-    by_colour = [Line2D([], [], ls="", marker="s", color=_COLOURS[i % len(_COLOURS)], label=legend(name))
+    by_colour = [Line2D([], [], ls="", marker="s", color=colours[i], label=legend(name))
                  for i, name in enumerate(defences)]  # fmt: skip
     by_mark = [Line2D([], [], ls="", marker=mark, color="k", mfc="none", label=legend(scheme))
                for mark, scheme in zip(_MARKERS, schemes, strict=False)]  # fmt: skip
     figure.legend(handles=[*by_colour, *by_mark], fontsize=SMALL, frameon=False, ncols=4, loc="outside lower center")
     figure.suptitle(plain(f"{short(source_of(result), 40)}, {len(result.examples)} facts"), fontsize=TEXT)
     return figure
+
+
+def _colours(count: int) -> list[Any]:
+    """A colour for each defence, no two alike: the usual ones while they last, else from blue to red."""
+    from matplotlib import colormaps
+
+    if count <= len(_COLOURS):
+        return list(_COLOURS[:count])
+    return [GREY, *colormaps["turbo"](np.linspace(0.03, 0.97, count - 1))]

@@ -8,6 +8,7 @@ from lcalens.core.provenance import active_hooks
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.boundary import shares_name
+from lcalens.mechanism.defence.cut import Cut
 from lcalens.mechanism.defence.defence import Defence
 from lcalens.mechanism.defence.defend import defend
 from lcalens.mechanism.defence.last import prompts, way_of
@@ -84,10 +85,18 @@ def test_what_a_head_has_read_is_replaced(made, method):
         tried.append(hooked(model, ids, [hook_of(layer, act, "z") for layer in range(3)]))
     nearest = min(float((one - found).abs().max()) for one in tried)
     assert nearest < 1e-3 < float((found - hooked(model, ids, [])).abs().max())
-    if method == "resample":
-        with defence.applied(model), torch.no_grad():
-            several = torch.stack([model(torch.tensor([ids]))[0, -1] for _ in range(12)])
-        assert len({tuple(row.tolist()) for row in several.round(decimals=3)}) > 1  # each pass draws anew
+    assert torch.equal(found, under(defence, model, ids))  # a text draws the same clean run again
+
+
+def test_texts_draw_clean_runs_of_their_own(made):
+    model, contrast = made
+    defence = defend(model, contrast, method="resample", heads=HEADS)
+    draws = []
+    for ids in (*contrast.hijacked[:3], *contrast.clean[:3]):
+        cut = Cut(defence, model)
+        cut.prime(torch.tensor([ids]), None)
+        draws.append(int(cut.run.draw * len(contrast)))
+    assert len(set(draws)) > 1
 
 
 def test_a_name_that_stands_before_and_behind_keeps_the_cut_off(made):
@@ -175,6 +184,7 @@ def every(model, contrast):
         "detector": defend(model, contrast, method="detector", heads=HEADS, layer=1, reads="both", **options),
         "span": defend(model, contrast, method="span", heads=HEADS),
         "mean": defend(model, contrast, method="mean", heads=HEADS),
+        "resample": defend(model, contrast, method="resample", heads=HEADS),
         "direction": defend(model, contrast, method="direction", layer=1, negatives=TEXTS),
         "everywhere": defend(model, contrast, heads=HEADS, where="all"),
     }

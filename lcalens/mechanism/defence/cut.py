@@ -1,5 +1,6 @@
 """The hooks of a defence that is applied: what each run is, and what its heads no longer see or write."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class Cut:
         self.ends = torch.tensor(defence.ends, dtype=torch.int64)
         self.sinks = any(name.endswith("sinks") for name, _ in model.original_model.named_parameters())
         self.tokenizer = source_tokenizer(model) if defence.method == "names" else None
-        self.generator = torch.Generator().manual_seed(int(defence.record.get("seed", 0)))
+        self.seed = int(defence.record.get("seed", 0))
         self.run: Run | None = None
 
     def attach(self) -> Iterator[Any]:
@@ -94,7 +95,10 @@ class Cut:
             self.run.goes_on = True
 
     def _begins(self, tokens: Tensor, mask: Tensor | None) -> None:
-        self.run = run = Run.of(tokens, mask, self.ends, torch.rand(len(tokens), generator=self.generator))
+        self.run = run = Run.of(tokens, mask, self.ends)
+        if self.defence.method == "resample":  # by what a row says, so that no row depends on those beside it
+            rows = (row[first:].tolist() for row, first in zip(tokens, run.first.tolist(), strict=True))
+            run.draw = torch.tensor([random.Random(f"{self.seed} {row}").random() for row in rows])
         if self.begins is not None:
             if len(self.begins) != len(tokens):
                 raise LcalensError(f"begins: {len(self.begins)} for {len(tokens)} rows; give one for each.")
@@ -185,8 +189,8 @@ class Cut:
         run, bank = self._run(), self.defence.values["z"][:, numbers].to(z)  # (choice, head, width)
         split = z.unflatten(-1, (-1, bank.shape[-1])) if z.ndim == 3 else z
         rows = split[:, :, heads]
-        chosen = (run.draw * len(bank)).long().to(z.device)
-        new = bank[chosen][:, None].expand_as(rows)
+        chosen = torch.zeros(len(z), dtype=torch.long) if run.draw is None else (run.draw * len(bank)).long()
+        new = bank[chosen.to(z.device)][:, None].expand_as(rows)
         if self.defence.where == "last" and not run.goes_on:
             at = torch.arange(z.shape[1], device=z.device) == run.last.to(z.device)[:, None]
             new = torch.where(at[..., None, None], new, rows)
@@ -220,36 +224,33 @@ class Run:
         first: The first real position of each.
         last: The position that is read.
         starts: Where each position's sentence begins.
-        draw: A number from 0 to 1 for each, of which clean run heads are given.
         goes_on: Whether the pass that runs adds to what is cached.
         on: Whether the defence is on, by row, or by row and position; None for always, or for not asked yet.
         seen: The shares of attention that a detector reads, layer by layer.
+        draw: A number from 0 to 1 for each row, of which clean run its heads are given; None where there is one.
     """
 
     first: Int[Tensor, " batch"]
     last: Int[Tensor, " batch"]
     starts: Int[Tensor, "batch position"]
-    draw: Float[Tensor, " batch"]
     goes_on: bool = False
     on: Tensor | None = None
     seen: list[Tensor] = field(default_factory=list)
+    draw: Float[Tensor, " batch"] | None = None
 
     @classmethod
-    def of(
-        cls, tokens: Int[Tensor, "batch position"], mask: Tensor | None, ends: Tensor, draw: Float[Tensor, " batch"]
-    ) -> "Run":
+    def of(cls, tokens: Int[Tensor, "batch position"], mask: Tensor | None, ends: Tensor) -> "Run":
         """A new prompt's.
 
         Args:
             tokens: Its ids.
             mask: 1 on tokens, 0 on padding; None for no padding.
             ends: Tokens that end a sentence.
-            draw: A random number for each.
         """
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask[:, -tokens.shape[1] :].bool()
         index = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(real, index, -1).max(1).values
-        return cls(real.int().argmax(1), last, sentence_starts(tokens, ends, real), draw)
+        return cls(real.int().argmax(1), last, sentence_starts(tokens, ends, real))
 
     def hidden(self, keys: int, where: str) -> Bool[Tensor, "batch query key"]:
         """What the queries of the pass that runs no longer see.

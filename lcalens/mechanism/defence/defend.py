@@ -66,7 +66,7 @@ def defend(
             - `span`: they do not look before where the text is said to begin (see `Defence.applied`): what a cut could
               do if it were told.
             - `zero`, `mean`, `resample`: what they have read is replaced by 0, by its mean over the clean runs, or by
-              that of a clean run drawn at random.
+              that of one clean run, drawn by the seed and the text's tokens.
             - `direction`: no heads; before a layer the stream's part along one direction becomes what it is in clean
               runs. The direction is learned: hijacked runs are to end like clean ones, and `negatives` as they do.
         heads: Heads as (layer, head), or as `leading` gives them, ranked on other facts than those that the defence is
