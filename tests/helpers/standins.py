@@ -3,6 +3,7 @@
 Nothing of lcalens is used: what these say is what Hugging Face says.
 """
 
+import copy
 import functools
 import json
 
@@ -22,6 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
+
+from lcalens.lca.model.bridge import lca_bridge
+from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 
 CAPITALS = {
     "France": "Paris",
@@ -95,6 +99,43 @@ def metaspace_tokenizer(prepend="never"):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+def capital_records():
+    """16 facts of two relations, as a file has them."""
+    cities = list(CAPITALS.values())
+    return [
+        {
+            "case_id": i,
+            "relation_id": "P36" if i % 2 else "P1376",
+            "prompt": "The capital of {} is",
+            "subject": land,
+            "target_true": cities[i],
+            "target_false": cities[i - 3],
+        }
+        for i, land in enumerate(CAPITALS)
+    ]
+
+
+def stirred(plain, seed=7):
+    """A copy whose norms have gains and projections biases: as models are made, these are ones and zeros."""
+    network, generator = copy.deepcopy(plain), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim == 1:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    return network
+
+
+def loud_toy():
+    """A toy model whose embeddings and attention are large enough for where it looks to matter."""
+    torch.manual_seed(0)
+    model = LCAForCausalLM(LCAConfig(m=4, d_model=8, d_head=12)).eval()
+    with torch.no_grad():
+        model.embed.weight.mul_(2)
+        for linear in (model.attn.q, model.attn.k, model.attn.v):
+            linear.weight.mul_(4)
+    return lca_bridge(model)
 
 
 def config_of(family, vocabulary, **changes):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import standins
 from helpers.closeness import assert_near
 from helpers.slow_memory import ByHand, matrix, scores_of
 from scipy.stats import binom
@@ -161,12 +162,7 @@ def stirred(standin):
     def get(family):
         if family not in made:
             stand = standin(family)
-            plain = copy.deepcopy(stand.plain)
-            generator = torch.Generator().manual_seed(7)
-            with torch.no_grad():
-                for weight in plain.parameters():
-                    if weight.ndim == 1:
-                        weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+            plain = standins.stirred(stand.plain)
             plain.set_attn_implementation("eager")
             model = load_model(copy.deepcopy(plain), tokenizer=stand.tokenizer, progress=False)
             made[family] = SimpleNamespace(plain=plain, model=model)

@@ -10,8 +10,6 @@ from matrix.families import boot
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
-from lcalens.lca.model.bridge import lca_bridge
-from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.path import path
@@ -36,13 +34,7 @@ def model_of(standin):
 
 @pytest.fixture(scope="module")
 def toy():
-    torch.manual_seed(0)
-    model = LCAForCausalLM(LCAConfig(m=4, d_model=8, d_head=12)).eval()
-    with torch.no_grad():
-        model.embed.weight.mul_(2)
-        for linear in (model.attn.q, model.attn.k, model.attn.v):
-            linear.weight.mul_(4)
-    return lca_bridge(model)
+    return standins.loud_toy()
 
 
 def contrast_of(case):

@@ -187,12 +187,7 @@ def stirred(standin):
     def get(family):
         if family not in made:
             stand = standin(family)
-            plain = copy.deepcopy(stand.plain)
-            generator = torch.Generator().manual_seed(7)
-            with torch.no_grad():
-                for weight in plain.parameters():
-                    if weight.ndim == 1:
-                        weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+            plain = standins.stirred(stand.plain)
             model, hooked = (
                 load_model(copy.deepcopy(plain), tokenizer=stand.tokenizer, progress=False) for _ in range(2)
             )

@@ -6,11 +6,10 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 import torch
+from helpers import standins
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
-from lcalens.lca.model.bridge import lca_bridge
-from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
@@ -20,16 +19,6 @@ from lcalens.mechanism.players import shapley
 
 FAMILIES = ("gpt2", "gemma", "gemma3", "llama")
 HEADS = [(0, 1), (0, 2), (1, 3), (2, 0)]
-
-
-def toy_bridge():
-    torch.manual_seed(0)
-    model = LCAForCausalLM(LCAConfig(m=4, d_model=8, d_head=12)).eval()
-    with torch.no_grad():
-        model.embed.weight.mul_(2)
-        for linear in (model.attn.q, model.attn.k, model.attn.v):
-            linear.weight.mul_(4)
-    return lca_bridge(model)
 
 
 def runs_of(model, sizes, seed=1, low=5):
@@ -201,7 +190,7 @@ def test_tokens_gather_the_positions_they_stand_at_in_runs_of_other_lengths(stan
 
 
 def test_the_toys_positions_add_up_and_do_not_interact():
-    model = toy_bridge()
+    model = standins.loud_toy()
     contrast = runs_of(model, [(8, 8)] * 3, low=0)
     found = shapley(model, contrast, players="positions", progress=False)
     change = found.examples["hijacked"] - found.examples["clean"]

@@ -23,17 +23,7 @@ CITIES, LANDS = list(standins.CAPITALS.values()), list(standins.CAPITALS)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A file of 16 facts, and one malformed record."""
-    records = [
-        {
-            "case_id": i,
-            "relation_id": "P36" if i % 2 else "P1376",
-            "prompt": "The capital of {} is",
-            "subject": land,
-            "target_true": CITIES[i],
-            "target_false": CITIES[i - 3],
-        }
-        for i, land in enumerate(LANDS)
-    ]
+    records = standins.capital_records()
     file = tmp_path_factory.mktemp("facts") / "facts.json"
     file.write_text(json.dumps([*records, {"prompt": "nothing else"}]))
     return file

@@ -22,18 +22,7 @@ CUT = Defence(method="boundary", heads=((0, 1),), where="last", ends=(3,), detec
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A file of 16 facts of two relations."""
-    cities = list(standins.CAPITALS.values())
-    records = [
-        {
-            "case_id": i,
-            "relation_id": "P36" if i % 2 else "P1376",
-            "prompt": "The capital of {} is",
-            "subject": land,
-            "target_true": cities[i],
-            "target_false": cities[i - 3],
-        }
-        for i, land in enumerate(LANDS)
-    ]
+    records = standins.capital_records()
     file = tmp_path_factory.mktemp("facts") / "facts.json"
     file.write_text(json.dumps(records))
     return file
