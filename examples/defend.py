@@ -7,7 +7,18 @@ import os
 import random
 import sys
 
-from lcalens import Defence, contrast_facts, defend, evaluate_defence, held_out, leading, load_facts, load_model, patch
+from lcalens import (
+    Defence,
+    contrast_facts,
+    defend,
+    evaluate_defence,
+    held_out,
+    leading,
+    load_facts,
+    load_model,
+    patch,
+    path,
+)
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import honest_contexts, plain_texts
 
@@ -46,7 +57,12 @@ for reads in ("residual", "attention"):
     defences[f"detector of {reads}, {count} heads"] = made
 cut_by_attention = defend(model, bare, method="attention", heads=heads[count], negatives=negatives)
 defences[f"attention, {count} heads"] = cut_by_attention
-for method in ("names", "span", "zero", "mean", "resample"):
+direct = leading(path(model, contrast_facts(model, train), senders="heads"), count, by="carrying")
+defences[f"pruned, {count} heads by direct paths"] = defend(model, bare, method="zero", heads=direct, where="all")
+for strength in (1, 2):
+    taken_away = defend(model, bare, method="own-token", heads=heads[count], strength=strength)
+    defences[f"own token, {strength} times"] = taken_away
+for method in ("names", "span", "zero", "mean", "resample", "subtracted"):
     defences[f"{method}, {count} heads"] = defend(model, bare, method=method, heads=heads[count])
 defences[f"random {count} heads"] = [
     defend(model, bare, method="random", heads=heads[count], seed=seed) for seed in range(5)

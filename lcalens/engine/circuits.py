@@ -5,6 +5,7 @@ after attention where there is one, the final norm and W_U. With the norms' scal
 linear from the value on, so an entry is a number of logits: what the answer gets for every unit of attention.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +46,15 @@ def readout(decoder: Decoder, tokens: Int[Tensor, "run position"], answers: Int[
     Raises:
         LcalensError: The model's logits are no sum over what its layers write.
     """
+    unembed = decoder.unembed[answers.to(decoder.unembed.device)].double() * decoder.logit_scale
+    return _back(decoder, tokens, unembed)
+
+
+def _back(decoder: Decoder, tokens: Int[Tensor, "run position"], unembed: Float[Tensor, "answer d"]) -> Readout:
     check_open(decoder)
     run = trace(decoder, tokens, keep=("attn_raw",))
     last = run.final[:, -1]
     norm = freeze(decoder.final_norm, last.to(decoder.norm_device))
-    unembed = decoder.unembed[answers.to(decoder.unembed.device)].double() * decoder.logit_scale
     final = norm.to(unembed.device).back(unembed)
     directions, scales = [], []
     for index, layer in enumerate(decoder.layers):
@@ -58,6 +63,30 @@ def readout(decoder: Decoder, tokens: Int[Tensor, "run position"], answers: Int[
         directions.append(reaches * after.back(final.to(layer.device)))
         scales.append((norm.scale * after.scale.to(norm.scale)).to(unembed.device))
     return Readout(tuple(directions), final, torch.stack(scales, 1))
+
+
+@torch.no_grad()
+def token_writers(
+    decoder: Decoder, tokens: Int[Tensor, "1 position"], heads: Sequence[tuple[int, int]]
+) -> Float[Tensor, "head width d"]:
+    """For each head a map from a token's unembedding to the value that writes this token more than any of its size.
+
+    It is W_O behind the gains of the norms that follow. Their scales, which differ from run to run, only make such a
+    value longer or shorter.
+
+    Args:
+        decoder: The model.
+        tokens: Any run; nothing of it but rounding is left in the maps.
+        heads: As (layer, head).
+
+    Raises:
+        LcalensError: The model's logits are no sum over what its layers write.
+    """
+    unembed = decoder.unembed
+    every = _back(decoder, tokens, torch.eye(unembed.shape[1], dtype=torch.float64, device=unembed.device)).directions
+    rows = [einsum(wide(decoder.layers[layer].out[head]).double(), every[layer], "width d, row d -> width row")
+            for layer, head in heads]  # fmt: skip
+    return torch.stack([row.to(unembed.device) for row in rows]).float()
 
 
 def values_of(layer: Layer, normed: Float[Tensor, "source d"]) -> Float[Tensor, "source head width"]:

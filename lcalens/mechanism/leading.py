@@ -1,5 +1,6 @@
 """The leading heads: one function, whose rule is in the record, so that two tables never mean two sets by one word."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,7 +15,8 @@ from lcalens.mechanism.arguments import Head
 from lcalens.mechanism.measured import measure_hijack
 
 By = Literal["magnitude", "carrying"]
-_NAMES = {"patching": "recovery", "knockout": "recovery", "attribution": "effect", "split": "direct effect"}
+_NAMES = {"patching": "recovery", "knockout": "recovery", "attribution": "effect", "split": "direct effect",
+          "path": "path"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:
     ranked them the heads' effects flatter: report them on others.
 
     Args:
-        result: Of `patch` at a site of heads, `knockout` of each head, `attribute` or `split`.
+        result: Of `patch` at a site of heads, `knockout` of each head, `attribute`, `split`, or of `path` from heads to
+            one receiver.
         k: How many heads; all where there are fewer.
         by: `magnitude` or `carrying`.
 
@@ -73,13 +76,23 @@ def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:
     count = check_int("k", k, low=1)
     check_choice("by", by, get_args(By))
     measured = measure_hijack("result", result)
+    means = measured.mean(np.ones((1, len(measured.part))))[0]
+    if result.kind == "path" and len(measured.axes["receiver"]) == 1:
+        senders = [re.fullmatch(r"L(\d+)H(\d+)", str(name)) for name in measured.axes["sender"]]
+        found = {(int(match[1]), int(match[2])): mean
+                 for match, mean in zip(senders, means, strict=True) if match and np.isfinite(mean)}  # fmt: skip
+        if found:
+            grid = np.full(tuple(1 + max(head) for head in zip(*found, strict=True)), np.nan)
+            for head, mean in found.items():
+                grid[head] = mean
+            return lead(grid, min(count, len(found)), by=by, kind=result.kind, examples=len(measured.part))
     heads = measured.axes.get("head", ())
     if list(measured.axes) != ["layer", "head"] or not all(isinstance(head, int | np.integer) for head in heads):
         raise LcalensError(
             f"result: heads lead where each has one effect, and this one is over {', '.join(measured.axes)}"
-            f"{' of heads that share keys and values' if heads else ''}; patch the site z at one set of positions."
+            f"{' of heads that share keys and values' if heads else ''}; patch the site z at one set of positions, or "
+            "follow paths from heads to one receiver."
         )
-    means = measured.mean(np.ones((1, len(measured.part))))[0]
     grid = means.reshape(len(measured.axes["layer"]), len(heads))
     leaders = lead(grid, count, by=by, kind=result.kind, examples=len(measured.part))
     layers = measured.axes["layer"]  # a hook's name may have asked for one alone

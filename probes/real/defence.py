@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lcalens import Defence, contrast_facts, defend, evaluate_defence, leading, learn_heads, patch, split
+from lcalens import Defence, contrast_facts, defend, evaluate_defence, leading, learn_heads, patch, path, split
 from lcalens.core.estimates import over_seeds
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
@@ -223,6 +223,7 @@ def _methods(
 ) -> dict[str, Defence]:
     """Every other method on the same heads, and the same methods on heads chosen in other ways."""
     count, layer = len(heads), late(heads)
+    direct = leading(path(model, contrast_facts(model, train), senders="heads", progress=False), count, by="carrying")
     written = leading(split(model, contrast_facts(model, train), progress=False), count, by="carrying")
     gates = learn_heads(model, bare, count, negatives=negatives, steps=steps, progress=False)
     task = learn_heads(model, bare, count, kl=0, steps=steps, progress=False)
@@ -238,6 +239,10 @@ def _methods(
         "mean": defend(model, bare, method="mean", heads=heads),
         "resample": defend(model, bare, method="resample", heads=heads),
         "zero, everywhere": defend(model, bare, method="zero", heads=heads, where="all"),
+        "pruned by direct paths": defend(model, bare, method="zero", heads=direct, where="all"),
+        "own token taken": defend(model, bare, method="own-token", heads=heads),
+        "own token turned": defend(model, bare, method="own-token", heads=heads, strength=2),
+        "first reading subtracted": defend(model, bare, method="subtracted", heads=heads),
         "heads that write it": defend(model, bare, heads=written),
         "learned gates": defend(model, bare, heads=gates),
         "learned gates, detector": defend(model, bare, heads=gates, layer=late(gates), **fitted),

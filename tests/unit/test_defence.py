@@ -193,6 +193,18 @@ def test_other_weights_and_foreign_masks_are_refused(made, standin):
         fresh(ids, attention_mask=torch.ones(1, 1, ids.shape[1], ids.shape[1]))
 
 
+def test_a_cache_of_another_run_is_refused(made):
+    model, contrast, defence = made
+    ids = torch.tensor([contrast.hijacked[0]])
+    network = model.original_model
+    with torch.no_grad():
+        other = network(input_ids=ids[:, :4], use_cache=True).past_key_values
+        with defence.applied(model):
+            network(input_ids=ids[:, :3], use_cache=True)
+            with pytest.raises(LcalensError, match="cache that was begun without it"):
+                network(input_ids=ids[:, 4:5], past_key_values=other, use_cache=True)
+
+
 def test_it_is_saved_and_loaded(made, tmp_path):
     model, contrast, defence = made
     folder = defence.save(tmp_path / "defence")

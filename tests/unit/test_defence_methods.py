@@ -139,6 +139,83 @@ def test_a_span_is_cut_where_it_is_said_to_end(made):
         pass
 
 
+def own_token_reading(network, pattern, values, ids, layer, head):
+    """What the head's last row reads, but for the part of each value along the slope of its own token's logit."""
+
+    def find(*parts):
+        return next(weight for name, weight in network.named_parameters() if all(part in name for part in parts))
+
+    width = values.shape[-1]
+    out = find(f"layers.{layer}.", "o_proj", "weight")[:, head * width : (head + 1) * width]
+    total = torch.zeros(width)
+    for at, token in enumerate(ids):
+        value = values[at].clone().requires_grad_()
+        logit = (find("lm_head")[token] * find("model.norm") * (value @ out.T)).sum()
+        (slope,) = torch.autograd.grad(logit, value)
+        along = slope / slope.norm()
+        total += pattern[at] * (values[at] - (values[at] @ along) * along)
+    return total
+
+
+def test_the_part_that_writes_the_token_itself_is_taken(made):
+    model, contrast = made
+    defence = defend(model, contrast, method="own-token", heads=HEADS)
+    ids = contrast.hijacked[0]
+    network = model.original_model
+    shared = model.cfg.n_heads // network.config.num_key_value_heads
+    seen = {}
+
+    def keep(value, layer, site):
+        seen[layer, site] = value[0].detach()
+
+    def act(z, layer):
+        width = z.shape[-1]
+        values = seen[layer, "v"].reshape(len(ids), -1, width)
+        for head in (head for at, head in HEADS if at == layer):
+            read = (seen[layer, "pattern"][head, -1], values[:, head // shared])
+            with torch.enable_grad():
+                z[0, -1, head] = own_token_reading(network, *read, ids, layer, head).detach()
+        return z
+
+    hooks = [hook_of(layer, lambda value, layer, site=site: keep(value, layer, site), site)
+             for layer in range(3) for site in ("v", "pattern")]  # fmt: skip
+    expected = hooked(model, ids, [*hooks, *(hook_of(layer, act, "z") for layer in range(3))])
+    found = under(defence, model, ids)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert float((found - hooked(model, ids, [])).abs().max()) > 1e-2
+
+
+def test_what_was_read_the_first_time_is_taken_from_the_second(made):
+    model, contrast = made
+    defence = defend(model, contrast, method="subtracted", heads=HEADS, strength=0.5)
+    ids = contrast.hijacked[0]
+    first = {layer: kept(model, ids, f"blocks.{layer}.attn.hook_z")[0, -1].clone() for layer in range(3)}
+
+    def act(z, layer):
+        for head in (head for at, head in HEADS if at == layer):
+            z[0, -1, head] -= 0.5 * first[layer][head]
+        return z
+
+    expected = hooked(model, ids, [hook_of(layer, act, "z") for layer in range(3)])
+    assert under(defence, model, ids) == pytest.approx(expected, abs=1e-3)
+    assert float((expected - hooked(model, ids, [])).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["own-token", "subtracted"])
+def test_a_generation_from_a_cache_is_the_same_without_one(made, method):
+    model, contrast = made
+    defence = defend(model, contrast, method=method, heads=HEADS, where="all", strength=2)
+    ids = torch.tensor([contrast.hijacked[0]])
+    found = []
+    with defence.applied(model):
+        for cached in (True, False):
+            found.append(model.generate(ids, max_new_tokens=6, do_sample=False, use_past_kv_cache=cached, verbose=False,
+                                        stop_at_eos=False))  # fmt: skip
+    assert torch.equal(*found)
+    plain = model.generate(ids, max_new_tokens=6, do_sample=False, verbose=False, stop_at_eos=False)
+    assert not torch.equal(found[0], plain)
+
+
 def test_a_direction_is_set_to_its_level_in_clean_runs_and_gives_the_clean_answer_back(made):
     model, contrast = made
     defence = defend(model, contrast, method="direction", layer=1, negatives=TEXTS)
@@ -185,6 +262,8 @@ def every(model, contrast):
         "span": defend(model, contrast, method="span", heads=HEADS),
         "mean": defend(model, contrast, method="mean", heads=HEADS),
         "resample": defend(model, contrast, method="resample", heads=HEADS),
+        "own-token": defend(model, contrast, method="own-token", heads=HEADS, strength=2),
+        "subtracted": defend(model, contrast, method="subtracted", heads=HEADS, strength=0.5),
         "direction": defend(model, contrast, method="direction", layer=1, negatives=TEXTS),
         "everywhere": defend(model, contrast, heads=HEADS, where="all"),
     }
@@ -272,6 +351,9 @@ def test_gates_learn_which_head_to_cut(made):
         ({"method": "names", "heads": HEADS, "where": "all"}, "where"),
         ({"method": "mean", "heads": HEADS, "negatives": TEXTS}, "negatives"),
         ({"method": "detector", "heads": HEADS, "negatives": TEXTS, "reads": "both", "layer": 0}, "layer"),
+        ({"method": "mean", "heads": HEADS, "strength": 2}, "strength"),
+        ({"method": "own-token", "heads": HEADS, "strength": -1}, "strength"),
+        ({"method": "own-token", "heads": HEADS, "strength": float("nan")}, "strength"),
     ],
 )
 def test_what_cannot_be_used_is_named(made, options, named):

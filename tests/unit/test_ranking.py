@@ -344,3 +344,20 @@ def test_heads_that_have_not_one_effect_each_do_not_lead():
     for result in (positions, layers, "x"):
         with pytest.raises(LcalensError, match=r"^result: "):
             getattr(leading, "__wrapped__", leading)(result)
+
+
+def test_heads_lead_by_their_direct_paths_to_one_receiver():
+    effect = noisy().reshape(40, 12, 1)
+    names = tuple(f"L{layer}H{head}" for layer in range(3) for head in range(4))
+    effect[:, 0] = np.nan  # a sender that does not stand before the receiver
+    parts = np.concatenate([effect, np.full((40, 2, 1), 99.0)], 1)  # an MLP and the embedding lead, and are no heads
+    axes = {"example": tuple(range(40)), "sender": (*names, "MLP1", "embed"), "receiver": ("logits",)}
+    found = Result(kind="path", axes=axes, values={"effect": parts}, examples=made(noisy()).examples)
+    means = {divmod(at, 4): float(effect[:, at].mean()) for at in range(1, 12)}
+    assert list(leading(found, 20, by="carrying")) == sorted(means, key=lambda at: -means[at])
+    assert list(leading(found, 3)) == sorted(means, key=lambda at: -abs(means[at]))[:3]
+    assert leading(found, 3).rule.startswith("largest mean path")
+    two = Result(kind="path", axes=axes | {"receiver": ("L3H0", "logits")}, values={"effect": parts.repeat(2, 2)},
+                 examples=found.examples)  # fmt: skip
+    with pytest.raises(LcalensError, match=r"^result"):
+        leading(two)

@@ -13,6 +13,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.tokens import source_tokenizer
 from lcalens.mechanism.defence.boundary import hidden_keys, sentence_starts, shares_name
 from lcalens.mechanism.defence.plan import Plan
+from lcalens.mechanism.defence.reread import REREAD, Subtracted
 
 WRITES = ("zero", "mean", "resample")
 """Methods that replace what a head has read; others change where it looks, or the stream."""
@@ -42,6 +43,8 @@ class Cut:
         self.tokenizer = source_tokenizer(model) if defence.method == "names" else None
         self.seed = int(defence.record.get("seed", 0))
         self.run: Run | None = None
+        kind = REREAD.get(defence.method)
+        self.reread = kind and kind(model, defence.heads, defence.values)
 
     def attach(self) -> Iterator[Any]:
         """Hook the model; each handle takes one hook off."""
@@ -55,7 +58,10 @@ class Cut:
             for layer in range(detector.layer if detector.reads != "residual" else 0):
                 yield points[f"blocks.{layer}.attn.hook_pattern"].register_forward_hook(_foreign(self.watch))
             yield points[f"blocks.{detector.layer}.hook_resid_pre"].register_forward_hook(_foreign(self.detect))
-        site, act = ("z", self.write) if defence.method in WRITES else ("pattern", self.look)
+        for point, keep in self.reread.hooks() if self.reread else ():
+            yield points[point].register_forward_hook(_foreign(keep))
+        writes = self.reread or defence.method in WRITES
+        site, act = ("z", self.write) if writes else ("pattern", self.look)
         for layer in sorted({layer for layer, _ in defence.heads}):
             numbers = [number for number, (at, _) in enumerate(defence.heads) if at == layer]
 
@@ -72,11 +78,13 @@ class Cut:
             mask: 1 on tokens, 0 on padding; None for no padding.
         """
         self._begins(tokens, mask)
-        assert self.run is not None, "it has just begun"
-        self.run.goes_on = True
+        run = self._run()
+        run.goes_on, run.tokens = True, run.tokens[:, :-1]
 
     def begin(self, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A forward pass begins: a prompt's tokens and mask are kept, what adds to a cache goes on with them."""
+        if isinstance(self.reread, Subtracted) and self.reread.reading:
+            return
         tokens = options.get("input_ids", arguments[0] if arguments else None)
         mask = options.get("attention_mask")
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
@@ -89,10 +97,12 @@ class Cut:
         length = 0 if past is None else int(past.get_seq_length())
         if length == 0:
             self._begins(tokens, mask)
-        elif self.run is None or len(self.run.first) != len(tokens):
+        elif self.run is None or self.run.tokens.shape != (len(tokens), length):
             raise LcalensError("defence: a cache that was begun without it; begin the generation inside the block.")
         else:
-            self.run.goes_on = True
+            self.run.goes_on, self.run.tokens = True, torch.cat([self.run.tokens, tokens], 1)
+        if self.reread:
+            self.reread.begin(self._run().tokens, arguments, options)
 
     def _begins(self, tokens: Tensor, mask: Tensor | None) -> None:
         self.run = run = Run.of(tokens, mask, self.ends)
@@ -179,18 +189,22 @@ class Cut:
         return self._changed(pattern, heads, cut, rows, numbers, (-1, 1, 1))
 
     def write(self, z: Tensor, heads: list[int], numbers: list[int]) -> Tensor:
-        """What these heads have read, replaced at the positions that are defended.
+        """What these heads have read, replaced or changed at the positions that are defended.
 
         Args:
             z: (batch, query, head, width), or the last two in one axis.
             heads: The layer's heads.
             numbers: Which of the defence's they are.
         """
-        run, bank = self._run(), self.defence.values["z"][:, numbers].to(z)  # (choice, head, width)
-        split = z.unflatten(-1, (-1, bank.shape[-1])) if z.ndim == 3 else z
+        run, every = self._run(), self.model.cfg.n_heads
+        split = z.unflatten(-1, (every, -1)) if z.ndim == 3 else z
         rows = split[:, :, heads]
-        chosen = torch.zeros(len(z), dtype=torch.long) if run.draw is None else (run.draw * len(bank)).long()
-        new = bank[chosen.to(z.device)][:, None].expand_as(rows)
+        if self.reread:
+            new = self.reread.change(rows, numbers)
+        else:
+            bank = self.defence.values["z"][:, numbers].to(z)  # (choice, head, width)
+            chosen = torch.zeros(len(z), dtype=torch.long) if run.draw is None else (run.draw * len(bank)).long()
+            new = bank[chosen.to(z.device)][:, None].expand_as(rows)
         if self.defence.where == "last" and not run.goes_on:
             at = torch.arange(z.shape[1], device=z.device) == run.last.to(z.device)[:, None]
             new = torch.where(at[..., None, None], new, rows)
@@ -224,6 +238,7 @@ class Run:
         first: The first real position of each.
         last: The position that is read.
         starts: Where each position's sentence begins.
+        tokens: All that have been read so far, padding included.
         goes_on: Whether the pass that runs adds to what is cached.
         on: Whether the defence is on, by row, or by row and position; None for always, or for not asked yet.
         seen: The shares of attention that a detector reads, layer by layer.
@@ -233,6 +248,7 @@ class Run:
     first: Int[Tensor, " batch"]
     last: Int[Tensor, " batch"]
     starts: Int[Tensor, "batch position"]
+    tokens: Int[Tensor, "batch position"]
     goes_on: bool = False
     on: Tensor | None = None
     seen: list[Tensor] = field(default_factory=list)
@@ -250,7 +266,7 @@ class Run:
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask[:, -tokens.shape[1] :].bool()
         index = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(real, index, -1).max(1).values
-        return cls(real.int().argmax(1), last, sentence_starts(tokens, ends, real))
+        return cls(real.int().argmax(1), last, sentence_starts(tokens, ends, real), tokens)
 
     def hidden(self, keys: int, where: str) -> Bool[Tensor, "batch query key"]:
         """What the queries of the pass that runs no longer see.

@@ -4,28 +4,25 @@ import random
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import fingerprint
 from lcalens.core.stamp import holds_steady
 from lcalens.core.tokens import source_tokenizer
+from lcalens.engine.circuits import token_writers
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import Edit, run
 from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Contrast
-from lcalens.mechanism.defence.boundary import end_tokens, hidden_keys, sentence_starts
+from lcalens.mechanism.defence.boundary import end_tokens
 from lcalens.mechanism.defence.cut import WRITES
 from lcalens.mechanism.defence.defence import Defence
 from lcalens.mechanism.defence.fit import Negatives, detector_of, rows_by_kind, thresholds_of, z_of
 from lcalens.mechanism.defence.learned import learn_direction
 from lcalens.mechanism.defence.plan import Method, Reads, Where
-from lcalens.mechanism.knockout import without
+from lcalens.mechanism.defence.reread import REREAD
+from lcalens.mechanism.defence.tried import check_hooks
 
-_TRIED = 4  # examples on which the hooks are compared with the model run layer by layer
-_CLOSE = 1e-3
 _FITTED = ("detector", "attention", "direction")
 
 
@@ -41,6 +38,7 @@ def defend(
     false_alarms: float = 0.05,
     layer: int | None = None,
     reads: Reads = "residual",
+    strength: float | int = 1.0,
     seed: int = 0,
 ) -> Defence:
     """Make a defence: heads that carry a hijack no longer look before the last sentence end.
@@ -67,6 +65,10 @@ def defend(
               do if it were told.
             - `zero`, `mean`, `resample`: what they have read is replaced by 0, by its mean over the clean runs, or by
               that of one clean run, drawn by the seed and the text's tokens.
+            - `own-token`: of what they have read, the part along the values that would write the very tokens they read
+              is taken `strength` times: their copying, and not what they recall of other tokens.
+            - `subtracted`: the model runs twice; what they read the first time is taken `strength` times from what they
+              read the second time, in the manner of JuICE (Li et al. 2025, arXiv 2503.10996), which adds other heads.
             - `direction`: no heads; before a layer the stream's part along one direction becomes what it is in clean
               runs. The direction is learned: hijacked runs are to end like clean ones, and `negatives` as they do.
         heads: Heads as (layer, head), or as `leading` gives them, ranked on other facts than those that the defence is
@@ -80,6 +82,7 @@ def defend(
             default the first of the heads' layers. For `direction`, where it is, which has to be given.
         reads: For `detector`: the `residual` stream; the share of `attention` that every head of the layers before pays
             to what is before the sentence; or `both`.
+        strength: For `own-token` and `subtracted`: how often; 2 turns the part round.
         seed: Of random heads, of runs that are drawn, of the folds and of what is learned.
 
     Returns:
@@ -124,12 +127,20 @@ def defend(
         raise LcalensError(f"negatives: {method!r} is not fitted on them, only {_listed(_FITTED)} are; leave them out.")
     if method == "names" and where == "all":
         raise LcalensError("where: names are compared at the position that is read; method='names' takes 'last'.")
+    strength = check_real("strength", strength, low=0)
+    if strength != 1 and method not in REREAD:
+        raise LcalensError(f"strength: {method!r} has none, only {_listed(tuple(REREAD))} have one; leave it out.")
     detector, values = None, {}
     if method in WRITES:
         values = {"z": torch.zeros(1, len(chosen), decoder.layers[0].out.shape[1])}
         if method != "zero":
             clean = z_of(decoder, contrast.clean, chosen)
             values = {"z": clean.mean(0, keepdim=True) if method == "mean" else clean}
+    elif method in REREAD:
+        values["strength"] = torch.tensor(strength, dtype=torch.float64)
+        if method == "own-token":
+            tokens = torch.tensor([contrast.clean[0]], device=decoder.layers[0].device)
+            values["writers"] = token_writers(decoder, tokens, chosen)
     elif method in _FITTED:
         rows = rows_by_kind(model, tokenizer, contrast, negatives)
         if method == "detector":
@@ -151,7 +162,7 @@ def defend(
         values=values,
     )  # fmt: skip
     if chosen:
-        _check_hooks(model, decoder, contrast, made)
+        check_hooks(model, decoder, contrast, made)
     return made
 
 
@@ -179,60 +190,3 @@ def _heads(decoder: Decoder, method: str, heads: Any, seed: int) -> tuple[Head, 
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(map(repr, names))
-
-
-@torch.no_grad()
-def _check_hooks(model: Any, decoder: Decoder, contrast: Contrast, defence: Defence) -> None:
-    """Compare some hijacked runs under the hooks, always on, with the model run layer by layer.
-
-    Raises:
-        LcalensError: They differ.
-    """
-    writes = defence.method in WRITES
-    z = {"z": defence.values["z"].mean(0, keepdim=True)} if writes else {}
-    always = Defence(method="mean" if writes else "boundary", heads=defence.heads, where=defence.where,
-                     ends=defence.ends, detector=None, model=defence.model, values=z)  # fmt: skip
-    ends = torch.tensor(defence.ends)
-    for ids in contrast.hijacked[:_TRIED]:
-        tokens = torch.tensor([ids], device=decoder.layers[0].device)
-        real = torch.ones_like(tokens, dtype=torch.bool)
-        starts, first = sentence_starts(tokens, ends, real), torch.zeros(1, dtype=torch.long, device=tokens.device)
-        hidden = hidden_keys(starts, first, len(ids))
-        begin = 0 if defence.where == "all" else len(ids) - 1
-        hidden[:, :begin] = False
-        expected = decoder.logits(
-            run(decoder, decoder.embed(tokens)[:, None], edit=_by_layers(decoder, always, hidden, begin))[0, 0, -1]
-        )
-        with always.applied(model):
-            found = model(tokens)[0, -1].to(expected)
-        if not float((found - expected).abs().max()) <= _CLOSE * float(expected.abs().max()):
-            raise LcalensError(
-                "model: the defence's hooks do not act on this model as its attention run layer by layer says they "
-                "should; it cannot be defended here."
-            )
-
-
-def _by_layers(decoder: Decoder, defence: Defence, hidden: Bool[Tensor, "1 query key"], begin: int) -> Edit:
-    """What the defence does, always on, in a run layer by layer.
-
-    Args:
-        decoder: The model.
-        defence: `boundary` or `mean`.
-        hidden: Which keys each query no longer sees.
-        begin: The first position that is defended.
-    """
-
-    def change(site: str, index: int, value: Tensor) -> Tensor:
-        numbers = [number for number, (layer, _) in enumerate(defence.heads) if layer == index]
-        heads = [defence.heads[number][1] for number in numbers]
-        if not heads or site != ("pattern" if defence.method == "boundary" else "z"):
-            return value
-        changed = value.clone()
-        if site == "pattern":
-            rows = without(decoder.layers[index], value[:, 0, heads], hidden.to(value.device), True)
-            changed[:, 0, heads] = rows
-        else:  # (batch, position, head, width) is what is written to
-            changed[:, 0, begin:, heads] = defence.values["z"][0, numbers].to(value)
-        return changed
-
-    return change

@@ -11,7 +11,7 @@ from lcalens.mechanism.arguments import Head
 
 Method = Literal[
     "none", "random", "boundary", "names", "attention", "detector", "span", "zero", "mean", "resample", "own-token",
-    "direction",
+    "subtracted", "direction",
 ]  # fmt: skip
 Where = Literal["last", "all"]
 Reads = Literal["residual", "attention", "both"]
