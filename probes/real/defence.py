@@ -17,6 +17,7 @@ import pandas as pd
 
 from lcalens import Defence, contrast_facts, defend, evaluate_defence, leading, learn_heads, patch, path, split
 from lcalens.core.estimates import over_seeds
+from lcalens.core.statistics import ratio_of_means
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.leading import Leading
@@ -25,6 +26,7 @@ from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, facts_source, facts_table, judged_facts, left_out, model_label, model_names
+from probes.real.detector_reads import cosines, slopes, written
 
 RULES = (
     Rule(
@@ -90,6 +92,8 @@ PLACES = (
 AIMS = (("dont-think", 0.85), (FORGET, 0.85), ("negation", 0.80), ("negation, n = 5", 0.80), ("factual", 0.80),
         ("factual, n = 5", 0.80))  # fmt: skip
 _PERCENT, _FEWEST = 4, 7
+_FEW = 40  # facts on which gradients are taken
+_SHOWN = 12  # parts that write what a detector reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,7 @@ def grid(settings: Defences) -> list[dict[str, Any]]:
         cells.append(of | {"part": "methods", "split": 0, "steps": settings.steps})
         cells.append(of | {"part": "random", "split": 0, "draws": settings.more_draws})
         cells.append(of | {"part": "clean", "split": 0, "judged": settings.clean})
+        cells.append(of | {"part": "reads", "split": 0})
     return cells
 
 
@@ -154,6 +159,8 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
     made: dict[str, Defence | Sequence[Defence]] = {}
     options: dict[str, Any] = {"schemes": SCHEMES, "texts": plain_texts("evaluation", cuts=1)}
     layer = late(heads)
+    if cell["part"] == "reads":
+        return _reads(model, train, heads, negatives, cell)
     if cell["part"] in ("splits", "clean", "methods"):
         made["boundary cut"] = defend(model, bare, heads=heads)
         made["detector"] = defend(model, bare, method="detector", heads=heads, negatives=negatives, layer=layer)
@@ -177,6 +184,31 @@ def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
         told |= {name: detector.record[name] for name in ("auc", "false_alarms", "caught")}
     known = {"model": cell["model"], "part": cell["part"], "split": cell["split"]} | told
     return [known | {str(name): value for name, value in row.items()} for row in found.summary.to_dict("records")]
+
+
+def _reads(
+    model: Any, train: Facts, heads: Leading, negatives: dict[str, list[str]], cell: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What the detector reads: the parts that write it, and its cosine with what makes each late head look."""
+    layer, bare = late(heads), contrast_facts(model, train, control="none")
+    defence = defend(model, bare, method="detector", heads=heads, negatives=negatives, layer=layer)
+    assert defence.detector is not None, "a detector was asked for"
+    weights = defence.detector.weights.double().cpu().numpy()
+    parts = written(model, bare, layer, weights)
+    every = [(at, head) for at in range(layer, max(heads)[0] + 1) for head in range(model.cfg.n_heads)]
+    some = bare[:_FEW]
+    looks = cosines(slopes(model, some, layer, every), weights)
+    clusters = np.unique(bare.examples["relation_id"].astype(str), return_inverse=True)[1]
+    rows = [("share of the score", name, ratio_of_means(values[:, None], parts["whole"], clusters))
+            for name, values in parts.items() if name != "whole"]  # fmt: skip
+    rows += [("cosine", f"L{at}H{head}{' (leading)' if (at, head) in heads else ''}",
+              ratio_of_means(looks[:, [number]], np.ones(len(looks)), clusters[: len(looks)]))
+             for number, (at, head) in enumerate(every)]  # fmt: skip
+    known = {"model": cell["model"], "part": "reads", "split": 0, "defence": "detector", "layer": layer,
+             "heads": [f"L{at}H{head}" for at, head in heads], "unit": "share"}  # fmt: skip
+    return [known | {"condition": name, "quantity": quantity, "value": float(middle[0]),
+                     "value_low": float(low[0]), "value_high": float(high[0]), "n": len(bare)}
+            for quantity, name, (middle, low, high) in rows]  # fmt: skip
 
 
 def divided(facts: Facts, split: int, train: int, judged: int) -> tuple[Facts, Facts, Facts]:
@@ -285,6 +317,8 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
             "Every method, on the first split: 95% intervals over relations": of["methods"],
             "Many sets of random heads, on the first split: the middle 95% of them": of["random"],
             "Clean facts": of["clean"],
+            "What the detector reads: who writes its score, hijacked less clean, and its cosine with what makes heads "
+            "look at the hijacking word": _read(rows[rows["part"] == "reads"]),
             "The heads, and what the detector is seen to do in training": _heads(by_split),
             "The facts": facts_table(facts_source()),
         },
@@ -349,6 +383,18 @@ def _aims(rows: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
                 asked.append((f"{kind}, kept", kept, "0.98 or more", kept >= 0.98))
             found += [{"model": model, "defence": defence, "of": what, "measured": round(value, 4), "aim": aim,
                        "reached": "yes" if reached else "no"} for what, value, aim, reached in asked]  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def _read(rows: pd.DataFrame) -> pd.DataFrame:
+    """The parts that write most of what the detector reads, and the late heads whose looking it is nearest to."""
+    found = []
+    for (model, quantity), some in rows.groupby(["model", "quantity"], sort=False):
+        order = some.iloc[np.argsort(-some["value"].abs().to_numpy(), kind="stable")]
+        leads = order["condition"].astype(str).str.contains("leading").to_numpy()
+        kept = pd.concat([order.iloc[leads], order.iloc[~leads].iloc[:_SHOWN]])
+        found += [{"model": model, "quantity": quantity, "of": name, "value": _told(kept.iloc[[number]])}
+                  for number, name in enumerate(kept["condition"])]  # fmt: skip
     return pd.DataFrame(found)
 
 

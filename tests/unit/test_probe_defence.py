@@ -1,12 +1,16 @@
 """The probe of defences: splits that share nothing they should not, a run on a small model, and its report."""
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.facts import load_facts
+from lcalens.llm.models.load import load_model
 from lcalens.llm.plain import HONEST
 from probes.harness.work import Work
-from probes.real import defence
+from probes.real import defence, detector_reads
 
 
 def test_a_split_keeps_half_of_the_relations_and_all_judged_facts_away():
@@ -25,6 +29,40 @@ def test_a_fifth_of_the_heads_have_run_before_the_detector_reads():
     heads = [(3, 0), (1, 0), (2, 0), (4, 1), (4, 0), (5, 0), (6, 0), (7, 0), (8, 0), (9, 0)]
     assert defence.late(heads) == 3
     assert defence.late([(2, 0), (1, 0)]) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_who_writes_a_direction_and_what_makes_heads_look(standin, family):
+    """The parts sum to the stream's own change; a slope is what a small step changes, by the model's own hooks."""
+    model = load_model(standin(family).folder)
+    contrast = contrast_facts(model, load_facts("sample").sample(6, 0), control="none")
+    layer, heads = 1, [(1, 0), (1, 2), (2, 3)]
+    direction = np.random.default_rng(0).standard_normal(model.cfg.d_model)
+    parts = detector_reads.written(model, contrast, layer, direction)
+    whole = parts.pop("whole")
+    assert len(parts) == 1 + 2 * layer
+    np.testing.assert_allclose(sum(parts.values()), whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max())
+    slopes = detector_reads.slopes(model, contrast, layer, heads)
+    for index in (0, 3):
+        ids, step = torch.tensor([contrast.hijacked[index]]), torch.from_numpy(direction).float()
+        word = [at for first, last in contrast.spans["word"][index] for at in range(first, last)]
+
+        def log_paid(size, at, head, ids=ids, step=step, word=word):
+            def push(stream, hook):
+                stream[0, -1] += size * step
+                return stream
+
+            name, seen = f"blocks.{at}.attn.hook_pattern", []
+            with torch.no_grad():
+                model.run_with_hooks(ids, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", push),
+                                                     (name, lambda value, hook: seen.append(value))])  # fmt: skip
+            return float(seen[0][0, head, -1, word].double().sum().log())
+
+        size = 1e-3
+        for number, (at, head) in enumerate(heads):
+            expected = (log_paid(size, at, head) - log_paid(-size, at, head)) / (2 * size)
+            scale = np.linalg.norm(slopes[index, number]) * np.linalg.norm(direction)
+            assert slopes[index, number] @ direction == pytest.approx(expected, abs=0.02 * scale)
 
 
 @pytest.mark.slow
