@@ -4,6 +4,7 @@ A game is the worth of every coalition of k players: an array whose last axis ha
 having bit i set where player i takes part. So 0 is nobody and 2^k - 1 is everybody.
 """
 
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
@@ -119,3 +120,44 @@ def best_coalitions(worths: Float[np.ndarray, " coalition"]) -> Int[np.ndarray, 
 
 def _binomials(count: int) -> Float[np.ndarray, " size"]:
     return np.array([comb(count, size) for size in range(count + 1)], dtype=float)
+
+
+def sampled_orders(players: int, samples: int, seed: Sequence[int]) -> np.ndarray:
+    """Orders of joining, each followed by its reverse.
+
+    Args:
+        players: How many join.
+        samples: How many orders, an even number.
+        seed: Of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [generator.permutation(players) for _ in range(samples // 2)]
+    return np.stack([order for one in drawn for order in (one, one[::-1])])
+
+
+def joined(orders: np.ndarray) -> Bool[np.ndarray, "coalition player"]:
+    """Who has joined after each step but the last, of every order.
+
+    Args:
+        orders: A row each, of players.
+    """
+    ranks = np.argsort(orders, axis=1)
+    steps = np.arange(1, orders.shape[1])
+    return (ranks[:, None] < steps[:, None]).reshape(-1, orders.shape[1])
+
+
+def added_by_order(orders: np.ndarray, prefixes: np.ndarray, everyone: float) -> Float[np.ndarray, "order player"]:
+    """What each player adds when it joins, in every order.
+
+    Args:
+        orders: A row each, of players.
+        prefixes: What the coalitions of `joined` are worth.
+        everyone: What all together are worth.
+    """
+    samples, players = orders.shape
+    steps = np.concatenate(
+        [np.zeros((samples, 1)), prefixes.reshape(samples, players - 1), np.full((samples, 1), everyone)], axis=1
+    )
+    added = np.zeros((samples, players))
+    np.put_along_axis(added, orders, np.diff(steps), axis=1)
+    return added

@@ -5,20 +5,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Bool, Float
 
 from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_choice, check_int, check_real
-from lcalens.core.coalitions import best_coalitions, members, shapley_interactions, shapley_values
+from lcalens.core.coalitions import added_by_order, joined, sampled_orders, shapley_values
 from lcalens.core.errors import LcalensError
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.statistics import ratio_of_means
-from lcalens.core.tables import lengthen
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import Metric
 from lcalens.engine.reading import read_decoder
@@ -37,14 +33,14 @@ from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.game import Exchange, Game, Sources
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.memory import halving
-from lcalens.mechanism.summary import contrast_record, interval, metric_name, unit_of
+from lcalens.mechanism.players_tables import QUANTITIES, tables_of
+from lcalens.mechanism.summary import contrast_record, metric_name, unit_of
 
 Players = Literal["heads", "positions", "tokens"]
 MOST = 12
 """Players whose every coalition is run; of more, orders are sampled."""
 _SAMPLES = 200
 _TOKENS = 4096  # of both runs at once
-_QUANTITIES = ("shapley", "alone", "last")
 
 
 @holds_steady
@@ -121,7 +117,7 @@ def shapley(
     if out is not None and not isinstance(metric, str):
         raise LcalensError("out: parts of a metric of your own cannot be told apart; leave out=... away.")
     store = CellStore(None if active_hooks(model) else out)
-    values = {name: np.full((len(contrast), len(labels)), np.nan) for name in (*_QUANTITIES, "error")}
+    values = {name: np.full((len(contrast), len(labels)), np.nan) for name in (*QUANTITIES, "error")}
     ends, everyone = np.full((len(contrast), 2), np.nan), np.full(len(contrast), np.nan)
     worths = np.full((len(contrast), 1 << len(labels)), np.nan) if _exact(contrast, players, labels) else None
     done = 0
@@ -142,7 +138,7 @@ def shapley(
                 store.put(key, cell)
             at = _places(contrast, rows, labels, players)
             ends[rows], everyone[rows] = cell["ends"], cell["everyone"]
-            for name in (*_QUANTITIES, "error"):
+            for name in (*QUANTITIES, "error"):
                 values[name][rows[:, None], at] = cell[name]
             if worths is not None:
                 worths[rows] = cell["worths"]
@@ -153,7 +149,7 @@ def shapley(
         del values["error"]
     unit = unit_of(metric_name(metric))
     examples = contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1], together=everyone)
-    tables = _tables(axis, labels, values, everyone, whole, worths, clusters, unit)
+    tables = tables_of(axis, labels, values, everyone, whole, worths, clusters, unit)
     capped, record, grid = of_the_logits(model, contrast, metric, float(np.abs(np.nanmean(values["shapley"], 0)).max()))
     if grid is not None:
         tables["summary"] = tables["summary"].assign(resolution=grid)
@@ -285,15 +281,15 @@ def _measure(game: Game, *, exact: bool, samples: int, seed: int) -> dict[str, n
             "error": np.zeros_like(found["alone"]),
             "worths": worths,
         }
-    orders = np.stack([_orders(game.players, samples, [seed, row]) for row in game.bucket.indices.tolist()])
+    orders = np.stack([sampled_orders(game.players, samples, [seed, row]) for row in game.bucket.indices.tolist()])
     own = np.eye(game.players, dtype=bool)
     masks = [np.ones((1, game.players), dtype=bool), own, ~own]
-    together = np.stack([np.concatenate([*masks, _prefixes(some)]) for some in orders])
+    together = np.stack([np.concatenate([*masks, joined(some)]) for some in orders])
     metrics = _numbers(game.some(torch.from_numpy(together).to(game.bucket.hijacked.device)))
     worths = ends[:, 1:] - metrics
     everyone, alone, without = np.split(worths[:, : 1 + 2 * game.players], [1, 1 + game.players], axis=1)
     added = np.stack(
-        [_contributions(*one) for one in zip(orders, worths[:, 1 + 2 * game.players :], everyone[:, 0], strict=True)]
+        [added_by_order(*one) for one in zip(orders, worths[:, 1 + 2 * game.players :], everyone[:, 0], strict=True)]
     )
     pairs = (added[:, 0::2] + added[:, 1::2]) / 2
     return {
@@ -308,107 +304,3 @@ def _measure(game: Game, *, exact: bool, samples: int, seed: int) -> dict[str, n
 
 def _numbers(metrics: torch.Tensor) -> np.ndarray:
     return metrics.double().cpu().numpy()
-
-
-def _orders(players: int, samples: int, seed: Sequence[int]) -> np.ndarray:
-    """Orders of joining, each followed by its reverse."""
-    generator = np.random.default_rng(seed)
-    drawn = [generator.permutation(players) for _ in range(samples // 2)]
-    return np.stack([order for one in drawn for order in (one, one[::-1])])
-
-
-def _prefixes(orders: np.ndarray) -> Bool[np.ndarray, "coalition player"]:
-    """Who has joined after each step but the last, of every order."""
-    ranks = np.argsort(orders, axis=1)
-    steps = np.arange(1, orders.shape[1])
-    return (ranks[:, None] < steps[:, None]).reshape(-1, orders.shape[1])
-
-
-def _contributions(orders: np.ndarray, prefixes: np.ndarray, everyone: float) -> Float[np.ndarray, "order player"]:
-    """What each player adds when it joins, in every order."""
-    samples, players = orders.shape
-    steps = np.concatenate(
-        [np.zeros((samples, 1)), prefixes.reshape(samples, players - 1), np.full((samples, 1), everyone)], axis=1
-    )
-    added = np.zeros((samples, players))
-    np.put_along_axis(added, orders, np.diff(steps), axis=1)
-    return added
-
-
-def _tables(
-    axis: str,
-    labels: tuple[Any, ...],
-    values: dict[str, np.ndarray],
-    everyone: np.ndarray,
-    whole: np.ndarray,
-    worths: np.ndarray | None,
-    clusters: np.ndarray | None,
-    unit: str,
-) -> dict[str, pd.DataFrame]:
-    each = np.ones(len(whole))
-    columns: dict[str, Any] = {axis: list(labels)}
-    for name in _QUANTITIES:
-        columns |= interval(name, ratio_of_means(values[name], each, clusters))
-    columns |= interval("share", ratio_of_means(values["shapley"], whole, clusters))
-    tables = {"summary": lengthen(pd.DataFrame(columns), dict.fromkeys(_QUANTITIES, unit) | {"share": "share"})}
-    parts = {"together": everyone, "each alone, summed": np.nansum(values["alone"], 1)}
-    if worths is None:
-        return tables | {"together": _parts(parts, whole, clusters, unit)}
-    first, second = np.triu_indices(len(labels), 1)
-    between = shapley_interactions(worths)[:, first, second]
-    parts |= {"redundancy": np.minimum(between, 0).sum(1), "synergy": np.maximum(between, 0).sum(1)}
-    tables["together"] = _parts(parts, whole, clusters, unit)
-    names = {axis: [labels[i] for i in first], "other": [labels[i] for i in second]}
-    tables["pairs"] = lengthen(
-        pd.DataFrame(names | interval("interaction", ratio_of_means(between, each, clusters))), {"interaction": unit}
-    )
-    tables["curve"] = _curve(axis, labels, worths, whole, clusters)
-    tables["interactions"] = _by_example(between, names, unit)
-    tables["best"] = _best(axis, labels, worths, unit)
-    return tables
-
-
-def _parts(parts: dict[str, np.ndarray], whole: np.ndarray, clusters: np.ndarray | None, unit: str) -> pd.DataFrame:
-    stacked = np.stack(list(parts.values()), 1)
-    columns = {"part": list(parts)} | interval("effect", ratio_of_means(stacked, np.ones(len(whole)), clusters))
-    columns |= interval("share", ratio_of_means(stacked, whole, clusters))
-    return lengthen(pd.DataFrame(columns), {"effect": unit, "share": "share"})
-
-
-def _curve(
-    axis: str, labels: tuple[Any, ...], worths: np.ndarray, whole: np.ndarray, clusters: np.ndarray | None
-) -> pd.DataFrame:
-    """The best set of each size by the mean over all examples, and what sets so chosen on other examples are worth."""
-    chosen = best_coalitions(worths.mean(0))
-    halves = [np.arange(len(worths)) % 2 == half for half in range(2)] if len(worths) >= 4 else []
-    measured = worths[:, chosen].copy()
-    for half in halves:
-        measured[half] = worths[half][:, best_coalitions(worths[~half].mean(0))]
-    held = ratio_of_means(measured if halves else np.full_like(measured, np.nan), whole, clusters)
-    columns: dict[str, Any] = {
-        "size": range(len(chosen)),
-        axis: [_named(labels, number) for number in chosen.tolist()],
-    }
-    columns |= interval("recovery", held) | interval("here", ratio_of_means(worths[:, chosen], whole, clusters))
-    return lengthen(pd.DataFrame(columns), {"recovery": "share", "here": "share"})
-
-
-def _by_example(between: np.ndarray, names: dict[str, list[Any]], unit: str) -> pd.DataFrame:
-    examples, pairs = between.shape
-    columns: dict[str, Any] = {EXAMPLE: np.repeat(np.arange(examples), pairs)}
-    columns |= {name: labels * examples for name, labels in names.items()}
-    return lengthen(pd.DataFrame(columns | {"interaction": between.ravel()}), {"interaction": unit})
-
-
-def _best(axis: str, labels: tuple[Any, ...], worths: np.ndarray, unit: str) -> pd.DataFrame:
-    rows = [
-        {EXAMPLE: example, "size": size, axis: _named(labels, number), "effect": worth[number]}
-        for example, worth in enumerate(worths)
-        for size, number in enumerate(best_coalitions(worth).tolist())
-    ]
-    return lengthen(pd.DataFrame(rows), {"effect": unit})
-
-
-def _named(labels: tuple[Any, ...], number: int) -> str:
-    """The members of a coalition."""
-    return " ".join(str(label) for label, inside in zip(labels, members(len(labels))[number], strict=True) if inside)

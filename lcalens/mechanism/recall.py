@@ -1,14 +1,12 @@
 """`recall`: what a head's value circuit recalls of a source token, beside all that looks like recall and is not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lcalens.core.checks import check_choice, check_int
@@ -18,7 +16,6 @@ from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
-from lcalens.core.statistics import holm, ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.core.tokens import encode
 from lcalens.engine.circuits import Readout, gaussian_circuit, readout, recalled, spectrum
@@ -27,11 +24,13 @@ from lcalens.engine.forward import trace
 from lcalens.engine.reading import read_decoder
 from lcalens.mechanism.arguments import Head, Heads, check_contrast, read_heads, read_layers
 from lcalens.mechanism.contrast.contrast import Contrast
-from lcalens.mechanism.labels import read_token, tokenizer_of
+from lcalens.mechanism.labels import tokenizer_of
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.recall_measures import QUANTITIES, UNITS, copying_score, measures
-from lcalens.mechanism.summary import contrast_record, interval
-from lcalens.mechanism.words import embedded_tokens, tokens_of
+from lcalens.mechanism.recall_measures import UNITS, copying_score, measures
+from lcalens.mechanism.recall_sources import Asked, asked_of_contrast, asked_of_objects
+from lcalens.mechanism.recall_tables import known_mean, sources_table, spread, summary_table, tests_table
+from lcalens.mechanism.summary import contrast_record
+from lcalens.mechanism.words import embedded_tokens
 
 Level = Literal["embedding", "residual"]
 Objects = Sequence[str | int] | Mapping[Any, Any]
@@ -109,7 +108,9 @@ def recall(
     chosen = read_heads("heads", heads, len(decoder.layers), decoder.layers[0].heads)
     text = _text_of(model, decoder)
     asked = (
-        _of_objects(model, text, sources, related) if contrast is None else _of_contrast(model, text, contrast, related)
+        asked_of_objects(model, text, sources, related)
+        if contrast is None
+        else asked_of_contrast(model, text, contrast, related)
     )
     if len(asked.tokens) < 3:
         raise LcalensError(f"sources: three or more are needed, got {len(asked.tokens)}{asked.said()}.")
@@ -143,23 +144,21 @@ def recall(
                     )
                     for _ in range(draws)
                 ]  # fmt: skip
-                random[index, head] = np.array([_known_mean(one["left"]) for one in drawn])
+                random[index, head] = np.array([known_mean(one["left"]) for one in drawn])
                 lens = _lens(decoder, streams[index], asked.answers)
                 kinds = {
                     "embedding similarity": [measures(similarity, asked.own, asked.related, similarity)],
                     "logit lens": [measures(lens, asked.own, asked.related, similarity)],
                     "same spectrum": drawn,
                 }
-                nulls += [{"head": f"L{index}H{head}", "null": kind} | _spread(found) for kind, found in kinds.items()]
+                nulls += [{"head": f"L{index}H{head}", "null": kind} | spread(found) for kind, found in kinds.items()]
             report(index + 1, len(layers), "recall")
     for layer, head in chosen:
         others = {
             "other heads of the layer": [found for (at, h), found in by_head.items() if at == layer and h != head],
             "all other heads": [found for at, found in by_head.items() if at not in chosen],
         }
-        nulls += [
-            {"head": f"L{layer}H{head}", "null": kind} | _spread(found) for kind, found in others.items() if found
-        ]
+        nulls += [{"head": f"L{layer}H{head}", "null": kind} | spread(found) for kind, found in others.items() if found]
     clusters = clusters_of(contrast.examples) if contrast is not None else None
     axis = EXAMPLE if contrast is not None else "source"
     labels = tuple(range(len(asked.tokens))) if contrast is not None else tuple(asked.names)
@@ -181,11 +180,11 @@ def recall(
         values={"recall": tables},
         examples=contrast.examples.reset_index(drop=True) if contrast is not None else pd.DataFrame(),
         tables={
-            "summary": _summary(names, [by_head[head] for head in chosen], clusters),
+            "summary": summary_table(names, [by_head[head] for head in chosen], clusters),
             "nulls": lengthen(pd.DataFrame(nulls), UNITS),
-            "tests": _tests(names, [by_head[head] for head in chosen], [random[head] for head in chosen]),
+            "tests": tests_table(names, [by_head[head] for head in chosen], [random[head] for head in chosen]),
             "scores": _scores(model, decoder, chosen, names, tables, asked, generator),
-            "sources": _by_source(names, axis, labels, [by_head[head] for head in chosen]),
+            "sources": sources_table(names, axis, labels, [by_head[head] for head in chosen]),
         },
         units={"recall": "logits"},
         provenance=provenance_of(
@@ -194,35 +193,6 @@ def recall(
             settings=settings | ({} if contrast is None else contrast_record(contrast, "logit-difference")),
         ),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """Sources and answers as tokens.
-
-    Attributes:
-        tokens: Each source's.
-        names: As they are shown.
-        answers: The answers'.
-        answer_names: As they are shown.
-        own: Where each source's own token stands among the answers.
-        related: Which answers are related to each source.
-        at: For each example of a contrast the source's position in the hijacked run.
-        left_out: Words that are not one token.
-    """
-
-    tokens: list[int]
-    names: list[str]
-    answers: list[int]
-    answer_names: list[str]
-    own: Int[np.ndarray, " source"]
-    related: Bool[np.ndarray, "source answer"]
-    at: list[int]
-    left_out: list[str]
-
-    def said(self) -> str:
-        """What was left out, for an error."""
-        return f"; left out as not one token: {', '.join(self.left_out)[:80]}" if self.left_out else ""
 
 
 def _decoder(model: Any, contrast: Contrast | None) -> Decoder:
@@ -242,77 +212,8 @@ def _text_of(model: Any, decoder: Decoder) -> Any:
     return tokenizer_of(model) if decoder.causal else None
 
 
-def _gathered(
-    tokens: list[int],
-    names: list[str],
-    relations: list[list[int]],
-    answers: list[int],
-    model: Any,
-    *,
-    at: list[int],
-    left_out: list[str],
-) -> _Asked:
-    place = {token: index for index, token in enumerate(answers)}
-    related = np.zeros((len(tokens), len(answers)), dtype=bool)
-    for row, some in enumerate(relations):
-        related[row, [place[token] for token in some if token in place and token != tokens[row]]] = True
-    tokenizer = tokenizer_of(model)
-    return _Asked(
-        tokens, names, answers, [read_token(tokenizer, token) for token in answers],
-        np.array([place.get(token, -1) for token in tokens], dtype=np.int64), related, at, left_out,
-    )  # fmt: skip
-
-
-def _of_contrast(model: Any, text: Any, contrast: Contrast, related: Any) -> _Asked:
-    span = next((name for name in ("word", "redrawn") if name in contrast.spans), None)
-    if span is None:
-        raise LcalensError("sources: the contrast has no span 'word'; give Contrast(..., spans={'word': ...}).")
-    missing = [example for example, rows in enumerate(contrast.spans[span]) if not rows]
-    if missing:
-        raise LcalensError(f"sources: example {missing[0]} has no span {span!r}; choose others, contrast[[...]].")
-    places = [max(rows, key=lambda place: place[1]) for rows in contrast.spans[span]]
-    at = [last - 1 for _, last in places]
-    tokens = [run[position] for run, position in zip(contrast.hijacked, at, strict=True)]
-    given, _, left_out = tokens_of(model, text, "related", related)
-    relations = [list(given.get(token, [])) for token in tokens]
-    for some, run, (first, last), false in zip(relations, contrast.hijacked, places, contrast.false, strict=True):
-        if not _same_word(text, run[first:last], false):
-            some.append(false[0])
-    answering = (row[0] for row in (*contrast.true, *contrast.false))
-    answers = sorted({*tokens, *answering, *chain.from_iterable(relations)})
-    tokenizer = tokenizer_of(model)
-    return _gathered(
-        tokens, [read_token(tokenizer, token) for token in tokens], relations, answers, model, at=at, left_out=left_out
-    )
-
-
-def _same_word(text: Any, one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two are one word, however it is cut into tokens and whether or not a space stands before it."""
-    if text is None or tuple(one) == tuple(other):
-        return tuple(one) == tuple(other)
-    return str(text.decode(list(one))).strip() == str(text.decode(list(other))).strip()
-
-
-def _of_objects(model: Any, text: Any, objects: Any, related: Any) -> _Asked:
-    if isinstance(objects, str | bytes) or not isinstance(objects, Sequence | Mapping):
-        raise LcalensError(f"sources: expected a Contrast, words, token ids or a mapping, got {objects!r:.60}.")
-    relations, names, left_out = tokens_of(model, text, "sources", objects)
-    given, _, more_left_out = tokens_of(model, text, "related", related)
-    relations = {token: [*some, *given.get(token, [])] for token, some in relations.items()}
-    tokens = list(relations)
-    return _gathered(
-        tokens,
-        [names[token] for token in tokens],
-        list(relations.values()),
-        list(dict.fromkeys([*tokens, *chain.from_iterable(relations.values())])),
-        model,
-        at=[],
-        left_out=list(dict.fromkeys([*left_out, *more_left_out])),
-    )
-
-
 def _streams(
-    decoder: Decoder, contrast: Contrast | None, asked: _Asked, embedded: Tensor
+    decoder: Decoder, contrast: Contrast | None, asked: Asked, embedded: Tensor
 ) -> list[Float[Tensor, "source d"]]:
     """Before each layer, each source as it stands in its hijacked run."""
     assert contrast is not None, "only a contrast's sources stand in runs"
@@ -327,7 +228,7 @@ def _streams(
 
 
 def _readout(
-    model: Any, text: Any, decoder: Decoder, contrast: Contrast | None, asked: _Asked
+    model: Any, text: Any, decoder: Decoder, contrast: Contrast | None, asked: Asked
 ) -> tuple[Readout, Float[Tensor, "source layer"], str]:
     """The answers' directions, each source's scale, and what runs it is of."""
     device, answers = decoder.layers[0].device, torch.tensor(asked.answers)
@@ -363,55 +264,13 @@ def _similarity(sources: Tensor, answers: Tensor) -> Float[np.ndarray, "source a
     return (left @ right.T).cpu().numpy()
 
 
-def _known_mean(values: Float[np.ndarray, " source"]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
-
-
-def _spread(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Of one table its means; of several the mean of their means, and the middle 95% of them."""
-    row: dict[str, float] = {}
-    for name in QUANTITIES:
-        values = np.array([_known_mean(one[name]) for one in found])
-        values = values[~np.isnan(values)]
-        row[name] = float(values.mean()) if len(values) else np.nan
-        if len(values) > 1:
-            row[f"{name}_low"], row[f"{name}_high"] = (float(end) for end in np.quantile(values, [0.025, 0.975]))
-        else:
-            row[f"{name}_low"] = row[f"{name}_high"] = np.nan
-    return row
-
-
-def _summary(names: list[str], found: list[dict[str, np.ndarray]], clusters: np.ndarray | None) -> pd.DataFrame:
-    columns: dict[str, Any] = {"head": names}
-    for name in QUANTITIES:
-        stacked = np.stack([one[name] for one in found], 1)
-        columns |= interval(name, ratio_of_means(stacked, np.ones(len(stacked)), clusters))
-    both = [np.where(np.isnan(one["own_gap"]), np.nan, one["related_gap"]) for one in found]
-    ratios = [ratio_of_means(part[:, None], np.nan_to_num(one["own_gap"]), clusters)
-              for part, one in zip(both, found, strict=True)]  # fmt: skip
-    columns |= interval("relative", tuple(np.concatenate([one[end] for one in ratios]) for end in range(3)))  # pyright: ignore[reportArgumentType]
-    return lengthen(pd.DataFrame(columns), UNITS | {"relative": "share"})
-
-
-def _tests(names: list[str], found: list[dict[str, np.ndarray]], drawn: list[np.ndarray]) -> pd.DataFrame:
-    """Of each head the share of random circuits of its spectrum with as much association left; Holm over the heads."""
-    shares = []
-    for one, random in zip(found, drawn, strict=True):
-        left, known = _known_mean(one["left"]), random[~np.isnan(random)]
-        tested = not np.isnan(left) and len(known)
-        shares.append(float((1 + (known >= left).sum()) / (1 + len(known))) if tested else np.nan)
-    wide = pd.DataFrame({"head": names, "p": shares, "p_holm": holm(shares)})
-    return lengthen(wide, {"p": "probability", "p_holm": "probability"})
-
-
 def _scores(
     model: Any,
     decoder: Decoder,
     chosen: Sequence[Head],
     names: list[str],
     tables: np.ndarray,
-    asked: _Asked,
+    asked: Asked,
     generator: torch.Generator,
 ) -> pd.DataFrame:
     copying = []
@@ -430,14 +289,3 @@ def _scores(
         ]
     wide = pd.DataFrame({"head": names, "copying": copying, "induction": induction})
     return lengthen(wide, {"copying": "share", "induction": "attention"})
-
-
-def _by_source(
-    names: list[str], axis: str, labels: tuple[Any, ...], found: list[dict[str, np.ndarray]]
-) -> pd.DataFrame:
-    columns: dict[str, Any] = {
-        "head": np.repeat(names, len(labels)),
-        axis: list(labels) * len(names),
-    }
-    columns |= {name: np.concatenate([one[name] for one in found]) for name in QUANTITIES}
-    return lengthen(pd.DataFrame(columns), UNITS)
