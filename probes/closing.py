@@ -15,7 +15,7 @@ import tyro
 from probes.harness.page import table
 from probes.harness.rules import Evidence, Verdict, shown
 from probes.harness.run import told_plainly
-from probes.harness.study import Outcome, Preset, run_probe
+from probes.harness.study import Outcome, Preset, run_probe, unfinished
 from probes.harness.work import SIZES
 
 PREDICTIONS = (
@@ -42,25 +42,28 @@ class Closing:
         preset: `quick`, `standard` or `full`.
         out: Where the probes' finished cells are, and where the page goes.
         device: Where models run.
+        finished: Measure nothing of real models: one that a probe has not finished is left open in its rows.
     """
 
     preset: tyro.conf.Positional[Preset] = "standard"
     out: Path = Path("out/paper")
     device: str = "cpu"
+    finished: bool = False
 
 
 def gathered(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """A row a prediction: the toy, each real model, the control, and the verdict.
 
     Args:
-        outcomes: Of the probes that `PREDICTIONS` names; a rule without a verdict leaves its row open.
+        outcomes: Of probes that `PREDICTIONS` names; a rule without a verdict, or without a run, leaves its row open.
     """
     by_name = {outcome.name: outcome for outcome in outcomes}
     rows = []
     for name, number, prediction in PREDICTIONS:
-        outcome = by_name[name.split(".")[1]]
-        rule, evidence = outcome.report.evidence[number]
-        verdicts = {verdict.rule: verdict for verdict in outcome.verdicts}
+        outcome = by_name.get(name.split(".")[1])
+        rule = importlib.import_module(f"probes.{name}").RULES[number]
+        evidence = outcome.report.evidence[number][1] if outcome else []
+        verdicts = {verdict.rule: verdict for verdict in outcome.verdicts} if outcome else {}
         row = {"the picture's prediction": prediction, "measured": f"{rule.effect} ({rule.unit})"}
         row[_TOY] = _of(evidence, _TOY)
         row |= {SIZES[model]: _of(evidence, SIZES[model]) for model in ("smollm2", "gemma3-270m")}
@@ -92,8 +95,14 @@ def main(arguments: list[str] | None = None) -> int:
         outcomes = []
         for name in dict.fromkeys(name for name, _, _ in PREDICTIONS):
             probe = importlib.import_module(f"probes.{name}")
-            outcomes.append(run_probe(probe, replace(probe.PRESETS[wanted.preset], out=wanted.out,
-                                                     device=wanted.device)))  # fmt: skip
+            settings = replace(probe.PRESETS[wanted.preset], out=wanted.out, device=wanted.device)
+            if hasattr(settings, "parts"):
+                settings = replace(settings, parts=("splits",))
+            if wanted.finished:
+                missing = {cell.get("model") for cell in unfinished(probe, settings)}
+                settings = replace(settings, models=tuple(name for name in settings.models if name not in missing))
+            if settings.models:
+                outcomes.append(run_probe(probe, settings))
         text = "\n".join(["# The paper's picture, in the toy and in real models", "", *table(gathered(outcomes))])
         folder = wanted.out / wanted.preset
         folder.mkdir(parents=True, exist_ok=True)

@@ -165,7 +165,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
     with progress_callback(progress, unit="cells") as told:
         for done, cell in enumerate(cells):
             told(done, len(cells), name)
-            key = cell_key(probe.measure, [name, settings.device, cell, _weights(cell), versions()])
+            key = _key(probe, settings, cell)
             found = _read(store.get(key))
             if found is None:
                 with _timed() as took:
@@ -192,6 +192,22 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
         trained=trained,
         captions=tuple(report.figures),
     )
+
+
+def unfinished(probe: ModuleType, settings: Settings) -> list[dict[str, Any]]:
+    """The cells that a run would have to measure.
+
+    Args:
+        probe: The module.
+        settings: One of its settings.
+    """
+    store = CellStore(settings.out)
+    cells = (_plain(cell) for cell in probe.grid(settings))
+    return [cell for cell in cells if _key(probe, settings, cell) not in store]
+
+
+def _key(probe: ModuleType, settings: Settings, cell: dict[str, Any]) -> str:
+    return cell_key(probe.measure, [name_of(probe), settings.device, cell, _weights(cell), versions()])
 
 
 def _counts(evidence: list[Evidence]) -> bool:

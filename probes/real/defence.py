@@ -10,7 +10,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,12 @@ from lcalens.core.statistics import ratio_of_means
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.leading import Leading
+from probes.harness.detector_reads import cosines, slopes, written
 from probes.harness.figures import dots
 from probes.harness.rules import Evidence, Rule, paired
 from probes.harness.run import main
 from probes.harness.study import Report, Settings
 from probes.harness.work import Work, facts_source, facts_table, judged_facts, left_out, model_label, model_names
-from probes.real.detector_reads import cosines, slopes, written
 
 RULES = (
     Rule(
@@ -75,6 +75,7 @@ before the layer before which a fifth of them have run; those are not cut. It is
 on at most a twentieth of every kind of text that it is shown as no hijack: plain text, clean prompts, a novel's premise
 and a correction. Means and intervals are over splits; of what is measured on one split, over relations.
 """
+Part = Literal["splits", "methods", "random", "clean", "reads"]
 UNSEEN = tuple(kind for kind in HONEST if kind not in ("fiction", "correction"))
 FORGET = "Forget about {target_false}."
 SCHEMES: tuple[Any, ...] = (
@@ -109,6 +110,7 @@ class Defences(Settings):
         more_draws: Sets of random heads on the first split, for the hijack alone.
         clean: Clean facts on the first split.
         steps: What is learned by descent.
+        parts: Of the probe; the rules are judged on the splits alone.
     """
 
     models: tuple[str, ...] = ("smollm2", "gemma3-270m")
@@ -119,6 +121,7 @@ class Defences(Settings):
     more_draws: int = 200
     clean: int = 1000
     steps: int = 200
+    parts: tuple[Part, ...] = get_args(Part)
 
 
 PRESETS = {
@@ -142,7 +145,7 @@ def grid(settings: Defences) -> list[dict[str, Any]]:
         cells.append(of | {"part": "random", "split": 0, "draws": settings.more_draws})
         cells.append(of | {"part": "clean", "split": 0, "judged": settings.clean})
         cells.append(of | {"part": "reads", "split": 0})
-    return cells
+    return [cell for cell in cells if cell["part"] in settings.parts]
 
 
 def measure(cell: dict[str, Any], work: Work) -> list[dict[str, Any]]:
@@ -299,6 +302,13 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
         evidence[1].append(paired(setting, *kept))
         evidence[2].append(paired(setting, detector[FORGET, "recovery"], other[FORGET, "recovery"]))
     of = {part: _table(rows[rows["part"] == part]) for part in ("splits", "methods", "random", "clean")}
+    beside = {
+        "Every method, on the first split: 95% intervals over relations": of["methods"],
+        "Many sets of random heads, on the first split: the middle 95% of them": of["random"],
+        "Clean facts": of["clean"],
+        "What the detector reads: who writes its score, hijacked less clean, and its cosine with what makes heads look "
+        "at the hijacking word": _read(rows[rows["part"] == "reads"]),
+    }
     frontier = [_dot(str(model), str(defence), str(condition), str(quantity), part["value"])
                 for (model, defence, condition, quantity), part in by_split.groupby(
                     ["model", "defence", "condition", "quantity"], sort=False)
@@ -314,11 +324,7 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
         tables={
             "The aim: of recovery and of flipped facts that are back the smaller": _aims(by_split, models),
             "Every split: means, and 95% intervals over splits": of["splits"],
-            "Every method, on the first split: 95% intervals over relations": of["methods"],
-            "Many sets of random heads, on the first split: the middle 95% of them": of["random"],
-            "Clean facts": of["clean"],
-            "What the detector reads: who writes its score, hijacked less clean, and its cosine with what makes heads "
-            "look at the hijacking word": _read(rows[rows["part"] == "reads"]),
+            **{title: table for title, table in beside.items() if len(table)},
             "The heads, and what the detector is seen to do in training": _heads(by_split),
             "The facts": facts_table(facts_source()),
         },

@@ -9,8 +9,9 @@ from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.facts import load_facts
 from lcalens.llm.models.load import load_model
 from lcalens.llm.plain import HONEST
+from probes.harness import detector_reads
 from probes.harness.work import Work
-from probes.real import defence, detector_reads
+from probes.real import defence
 
 
 def test_a_split_keeps_half_of_the_relations_and_all_judged_facts_away():
