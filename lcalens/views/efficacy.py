@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lcalens.core.results import Result
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 2.3, 2.1, 3
+_TITLE = 117  # letters of a prompt over its panel, in three lines
 
 
 def plot_efficacy(
@@ -140,14 +141,16 @@ def plot_answers(result: "Result") -> "Figure":
     """
     from matplotlib import pyplot
 
-    contexts, table = result.axes["context"], result.tables["answers"]
-    size = (3.0 * len(contexts), 0.35 * len(table) + 0.9)
+    contexts, table, asked = result.axes["context"], result.tables["answers"], result.provenance["config"]
+    texts = {"clean": asked["prompt"], "hijacked": " ".join([*asked["hijack"], asked["prompt"]])}
+    size = (3.0 * len(contexts), 0.35 * len(table) + 1.1)
     figure, grid = pyplot.subplots(1, len(contexts), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for panel, context, color in zip(grid[0], contexts, (BLUE, ORANGE), strict=False):
         at = np.arange(len(table))[::-1]
         panel.barh(at, table[f"{context}_probability"], color=color, height=0.7)
         panel.set_yticks(at, [plain(repr(token)) for token in table[context]], fontsize=8)
-        panel.set_title(context, fontsize=8)
+        title = textwrap.shorten(texts[context], _TITLE, placeholder=" ...")
+        panel.set_title(plain(textwrap.fill(title, _TITLE // 3)), fontsize=8, loc="left")
         panel.set_xlabel("probability of the next token", fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
