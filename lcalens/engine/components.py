@@ -155,6 +155,16 @@ def _width_of(projection: Any) -> int:
     return int(weight.shape[1] if _is_conv1d(projection) else weight.shape[0])
 
 
+def matrix_of(projection: Any) -> tuple[Float[Tensor, "read written"], Float[Tensor, " written"] | None]:
+    """A projection's weight, from what it reads to what it writes, and its bias.
+
+    Args:
+        projection: A module whose weight is a plain matrix.
+    """
+    weight = projection.weight
+    return weight if _is_conv1d(projection) else weight.T, getattr(projection, "bias", None)
+
+
 def _is_conv1d(module: Any) -> bool:
     """GPT-2's Conv1D keeps its weight as (in, out), every other module as (out, in)."""
     return type(module).__name__ == "Conv1D"

@@ -73,17 +73,33 @@ class DirectEffects:
 
 
 @dataclass(frozen=True, eq=False)
-class _Frozen:
-    """A norm with its scale held: x to scale * gain * (x, centred or not) + bias."""
+class Frozen:
+    """A norm with its scale held: x to scale * gain * (x, centred or not) + bias.
+
+    Attributes:
+        gain: What each coordinate is multiplied by.
+        bias: What is added.
+        centred: Whether the mean is taken away first.
+        scale: Of each vector that the norm was frozen at.
+    """
 
     gain: Float[Tensor, " d"]
     bias: Float[Tensor, " d"]
     centred: bool
     scale: Float[Tensor, " batch"]
 
-    def to(self, device: torch.device) -> "_Frozen":
+    def to(self, device: torch.device) -> "Frozen":
         """The same on another device."""
-        return _Frozen(self.gain.to(device), self.bias.to(device), self.centred, self.scale.to(device))
+        return Frozen(self.gain.to(device), self.bias.to(device), self.centred, self.scale.to(device))
+
+    def of(self, parts: Float[Tensor, "batch part d"]) -> Float[Tensor, "batch part d"]:
+        """What the norm makes of each of the parts that a vector is the sum of, without its bias.
+
+        Args:
+            parts: Of every vector whose scale is held.
+        """
+        scaled = (parts - parts.mean(-1, keepdim=True) if self.centred else parts) * self.gain
+        return scaled * self.scale[:, None, None]
 
     def back(self, direction: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The direction before the norm that its output's `direction` is, but for the scale."""
@@ -186,7 +202,7 @@ def _attention(
     layer: Layer,
     values: Float[Tensor, "batch kv position width"],
     written: Float[Tensor, "batch d"],
-    norm: _Frozen,
+    norm: Frozen,
     direction: Float[Tensor, "batch d"],
 ) -> tuple[Float[Tensor, "batch head position"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """What each position's value writes along the direction, by head; the norms' scale; and what depends on neither.
@@ -225,7 +241,7 @@ def _check_balance(effects: DirectEffects, tolerance: float) -> None:
         )
 
 
-def freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Frozen:
+def freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> Frozen:
     """The norm as it acts on `x`, and on whatever `x` is the sum of.
 
     What kind of norm it is, and its gain and bias, are seen by what it does to a vector: RMSNorm with weight or 1 +
@@ -236,10 +252,10 @@ def freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Fr
     unit_gain = torch.ones(size, dtype=torch.float64, device=x.device)
     no_bias = torch.zeros(size, dtype=torch.float64, device=x.device)
     if norm is identity:
-        return _Frozen(unit_gain, no_bias, False, torch.ones_like(x[:, 0], dtype=torch.float64))
+        return Frozen(unit_gain, no_bias, False, torch.ones_like(x[:, 0], dtype=torch.float64))
     if isinstance(norm, Scaled):
         inner = freeze(norm.function, x)
-        return _Frozen(inner.gain * norm.multiplier, inner.bias * norm.multiplier, inner.centred, inner.scale)
+        return Frozen(inner.gain * norm.multiplier, inner.bias * norm.multiplier, inner.centred, inner.scale)
     probe = torch.where(torch.arange(size, device=x.device) % 2 == 0, 1.0, -1.0).double() * _LOUD
 
     def act(vector: Tensor) -> Tensor:
@@ -252,4 +268,4 @@ def freeze(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "batch d"]) -> _Fr
     scaled = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
     scaled = scaled * gain
     normed = norm(x).double() - bias
-    return _Frozen(gain, bias, centred, (normed * scaled).sum(-1) / scaled.square().sum(-1))
+    return Frozen(gain, bias, centred, (normed * scaled).sum(-1) / scaled.square().sum(-1))
