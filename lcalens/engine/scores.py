@@ -118,14 +118,13 @@ class _Stream:
         self.bias = self.bias + added[:, :, :1] + after.bias
 
 
-@torch.no_grad()
 def score_factors(
     decoder: Decoder,
     tokens: Int[Tensor, "batch position"],
     heads: Sequence[tuple[int, int]],
     weights: Float[Tensor, "batch position"],
 ) -> Iterator[Factors]:
-    """Run the model and take heads' scores of the last position apart.
+    """Run the model and take heads' scores of the last position apart; without gradients, so under `torch.no_grad`.
 
     Args:
         decoder: The model.

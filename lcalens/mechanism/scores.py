@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from lcalens.core.checks import check_int, check_real
@@ -100,7 +101,7 @@ def score_parts(
     ends = np.full((len(contrast), len(chosen), 2), np.nan)
     held: list[list[tuple[np.ndarray, ...]]] = [[] for _ in chosen]
     done, error = 0, 0.0
-    with progress_callback(progress, unit="examples") as report:
+    with torch.no_grad(), progress_callback(progress, unit="examples") as report:
         for bucket in _some(contrast, decoder, len(parts)):
             rows = bucket.indices.tolist()
             weights = looked.weights(rows, bucket.hijacked.shape[1]).to(decoder.layers[0].device)
