@@ -30,6 +30,7 @@ _HOMES = {
     "efficacy": "lcalens.llm.efficacy.measure",
     "evaluate_defence": "lcalens.llm.defences",
     "exchange": "lcalens.mechanism.exchange",
+    "head_kinds": "lcalens.mechanism.kinds",
     "held_out": "lcalens.llm.facts.halves",
     "hook_name": "lcalens.mechanism.hook_names",
     "knockout": "lcalens.mechanism.knockout",
@@ -46,6 +47,7 @@ _HOMES = {
     "recall": "lcalens.mechanism.recall",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
+    "score_parts": "lcalens.mechanism.scores",
     "shapley": "lcalens.mechanism.players",
     "split": "lcalens.mechanism.split",
     "train": "lcalens.lca.training.training",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.exchange import exchange as exchange
     from lcalens.mechanism.hook_names import hook_name as hook_name
     from lcalens.mechanism.hook_names import site_of as site_of
+    from lcalens.mechanism.kinds import head_kinds as head_kinds
     from lcalens.mechanism.knockout import knockout as knockout
     from lcalens.mechanism.leading import leading as leading
     from lcalens.mechanism.patch import patch as patch
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.ranking import agreement as agreement
     from lcalens.mechanism.ranking import ranking as ranking
     from lcalens.mechanism.recall import recall as recall
+    from lcalens.mechanism.scores import score_parts as score_parts
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view
 

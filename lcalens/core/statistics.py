@@ -113,6 +113,22 @@ def bootstrap_weights(
     return drawn[:, labels].astype(np.float64)
 
 
+def random_signs(
+    count: int, clusters: Shaped[np.ndarray, " example"] | None, draws: int, seed: int
+) -> Float[np.ndarray, "draw example"]:
+    """Signs at random, alike for all examples of a cluster: what effects would be if their direction were chance.
+
+    Args:
+        count: How many examples there are.
+        clusters: Groups that share a sign; with fewer than two each example has its own.
+        draws: How often they are drawn.
+        seed: Of the drawing.
+    """
+    labels = _cluster_labels(count, clusters)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, int(labels.max(initial=0)) + 1))
+    return signs[:, labels]
+
+
 def _cluster_labels(count: int, clusters: np.ndarray | None) -> Int[np.ndarray, " example"]:
     """Each example's cluster by number; every example its own where there are fewer than two clusters."""
     labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]

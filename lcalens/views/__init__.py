@@ -9,6 +9,7 @@ from lcalens.views.bars import plot_ranking, plot_split
 from lcalens.views.defence import plot_defence
 from lcalens.views.effects import plot_effects
 from lcalens.views.efficacy import plot_answers, plot_efficacy
+from lcalens.views.kinds import plot_kinds, plot_score_parts
 from lcalens.views.memory import plot_memory
 from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
@@ -30,10 +31,12 @@ __all__ = [
     "plot_effects",
     "plot_efficacy",
     "plot_gram",
+    "plot_kinds",
     "plot_memory",
     "plot_paths",
     "plot_ranking",
     "plot_recall",
+    "plot_score_parts",
     "plot_shapley",
     "plot_split",
     "plot_toy_defence",
@@ -67,6 +70,8 @@ def plot(result: "Result", **options: Any) -> "Figure":
         "defence": plot_defence,
         "memory": plot_memory,
         "recall": plot_recall,
+        "head-kinds": plot_kinds,
+        "score-parts": plot_score_parts,
         "shapley": plot_shapley,
         "path": plot_paths,
         "toy-defence": plot_toy_defence,

@@ -1,7 +1,7 @@
-"""A head's score taken apart as one writes it by hand: each part by itself put in as the query or the key, by a hook.
+"""A head's score taken apart as one writes it by hand: a hook puts in each part by itself as the query or the key.
 
-Nothing of lcalens is used. Norms are held by hand: what a part is multiplied by is what the whole was. A norm of queries
-or keys normalises the part anew when it runs, which is undone by the ratio of their sizes.
+Nothing of lcalens is used. Norms are held by hand: what a part is multiplied by is what the whole was. A norm of
+queries or keys normalises the part anew when it runs, which is undone by the ratio of their sizes.
 """
 
 import torch

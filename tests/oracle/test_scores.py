@@ -1,4 +1,4 @@
-"""`score_parts` against hooks: every part alone as the query or the key, pairs, and sums; nothing of lcalens in them."""
+"""`score_parts` against hooks by hand: every part alone as the query or the key, pairs, and sums."""
 
 import numpy as np
 import pytest
@@ -126,7 +126,9 @@ def test_what_is_compared_and_the_tables(model_of):
     every = score_parts(model, contrast, [(1, 2)], pairs=10**6, progress=False).wide("pairs")
     parts = 2 + model.cfg.n_heads + 1
     assert len(every) == parts**2
-    assert_near(every["score"].sum(), found["others"].values["score"][:, 0, 0].mean(0)[:parts].sum(), effect=every["score"])
+    assert_near(
+        every["score"].sum(), found["others"].values["score"][:, 0, 0].mean(0)[:parts].sum(), effect=every["score"]
+    )
 
 
 def test_runs_of_other_lengths_and_in_parts_are_the_same(model_of, monkeypatch):
@@ -154,14 +156,14 @@ def test_in_reduced_precision_it_is_near_and_says_how_near(standin):
 def test_what_is_no_sum_is_refused(model_of, monkeypatch):
     for family, said in (("opt-post-norm", "no sum over"), ("mpt", "clip acts")):
         model = model_of(family)
-        with pytest.raises(LcalensError, match=f"^model: .*{said}"):
+        with pytest.raises(LcalensError, match=rf"^model: .*{said}"):
             score_parts(model, contrast_of(slow.case(model)), [(1, 0)], progress=False)
     model = model_of("qwen3")
-    with pytest.raises(LcalensError, match="^heads: L0H1 looks 4 tokens back"):
+    with pytest.raises(LcalensError, match=r"^heads: L0H1 looks 4 tokens back"):
         score_parts(model, contrast_of(slow.case(model)), [(0, 1)], progress=False)
     model = model_of("llama")
     monkeypatch.setattr(engine, "freeze", lambda norm, x: engine.Frozen(*frozen_wrong(x)))
-    with pytest.raises(LcalensError, match="score sum to .* cannot be taken apart"):
+    with pytest.raises(LcalensError, match=r"score sum to .* cannot be taken apart"):
         score_parts(model, contrast_of(slow.case(model)), [(1, 0)], progress=False)
 
 
