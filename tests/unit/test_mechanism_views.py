@@ -21,11 +21,13 @@ from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
+from lcalens.mechanism.kinds import head_kinds
 from lcalens.mechanism.knockout import knockout
 from lcalens.mechanism.labels import read_token
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.path import path
 from lcalens.mechanism.ranking import ranking
+from lcalens.mechanism.scores import score_parts
 from lcalens.mechanism.split import split
 from lcalens.mechanism.summary import patching_result
 
@@ -557,3 +559,47 @@ def test_paths_are_a_map_for_each_receiver(standin):
     assert [panel.get_title() for panel in path(place.model, contrast, progress=False).plot().axes if panel.images] == [
         "logits"
     ]
+
+
+def test_parts_of_scores_are_bars_for_each_head_and_side(standin):
+    place = standin("gpt2")
+    found = score_parts(place.model, france(place), [(1, 0), (2, 1), (2, 3)], progress=False)
+    figure = found.plot(top=3, heads=2)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["L1H0, query", "L1H0, key", "L2H1, query", "L2H1, key"]
+    table = found.wide()
+    for panel, (head, side) in zip(figure.axes, (title.split(", ") for title in titles), strict=True):
+        rows = table[(table["head"] == head) & (table["side"] == side)]
+        leading = rows.loc[rows["score"].abs().sort_values(ascending=False, kind="stable").index[:3]]
+        assert [bar.get_width() for bar in panel.patches] == leading["score"].tolist()
+        assert ticks(panel.yaxis) == leading["part"].tolist()
+    assert "2 of 3 heads" in figure.get_suptitle()
+    for options in ({"top": 0}, {"heads": 0}):
+        with pytest.raises(LcalensError, match=rf"^{next(iter(options))}"):
+            found.plot(**options)
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_kinds_of_heads_are_bars_with_their_names(standin, examples):
+    place = standin("gpt2")
+    contrast = france(place)[:examples]
+    ends = patch(place.model, contrast, progress=False).examples
+    if ends["hijacked"].mean() <= ends["clean"].mean():
+        contrast = Contrast(
+            contrast.clean, contrast.hijacked, true=contrast.false, false=contrast.true,
+            spans={"word": contrast.spans["word"]},
+        )  # fmt: skip
+    found = head_kinds(place.model, contrast, [(0, 0), (1, 2), (2, 3)], progress=False)
+    figure = found.plot(top=2)
+    table = found.wide()
+    kept = sorted(table["total"].abs().sort_values(ascending=False, kind="stable").index[:2])
+    shown = table.loc[kept]
+    carried, looked = figure.axes
+    assert [bar.get_width() for bar in carried.patches[:2]] == shown["direct_share"].tolist()
+    named = [head if kind == "none" else f"{head}  {kind}" for head, kind in shown[["head", "kind"]].to_numpy()]
+    assert ticks(carried.yaxis) == named
+    points = [line for line in looked.lines if line.get_marker() == "o"]
+    assert points[0].get_xdata().tolist() == shown["on_keys"].tolist()
+    assert "2 of 3 heads" in figure.get_suptitle()
+    with pytest.raises(LcalensError, match=r"^top"):
+        found.plot(top=0)
