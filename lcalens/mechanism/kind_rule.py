@@ -57,8 +57,10 @@ class Effects:
         Args:
             signs: 1 or -1.
         """
-        parts = (self.direct, self.total, self.looks, self.told)
-        return Effects(*(part * signs.reshape(-1, *(1 for _ in part.shape[1:])) for part in parts), self.whole)
+        of_head, of_pair = signs[:, None], signs[:, None, None]
+        return Effects(
+            self.direct * of_head, self.total * of_head, self.looks * of_head, self.told * of_pair, self.whole
+        )
 
     def by_means(
         self, threshold: float, weights: Float[np.ndarray, "sample example"]

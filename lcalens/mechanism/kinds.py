@@ -41,8 +41,8 @@ from lcalens.mechanism.summary import contrast_record, interval, metric_name, un
 
 _SHARE = 0.01
 _ATTENTION = "attention per token"
-_CARRYING = ("direct", "total", "heard")
-_LOOKING = ("on_keys", "on_others", "looks")
+_CARRYING: tuple[str, ...] = ("direct", "total", "heard")
+_LOOKING: tuple[str, ...] = ("on_keys", "on_others", "looks")
 
 
 @holds_steady
@@ -134,13 +134,14 @@ def head_kinds(
     told = _told(model, contrast, chosen, shared)
     on_keys, on_others = _attention(decoder, contrast, chosen, looked)
     clusters = clusters_of(contrast.examples)
-    effects = Effects(direct, total, on_keys - on_others, sum(told.values()), whole)
+    effects = Effects(direct, total, on_keys - on_others, np.sum(list(told.values()), axis=0), whole)
     verdicts = effects.by_intervals(limit, clusters)
     heard = effects.told[:, verdicts["mover"]].sum(1)
     values = {"direct": direct, "total": total, "heard": heard}
     values |= {"on_keys": on_keys, "on_others": on_others, "looks": effects.looks}
     labels = tuple(f"L{layer}H{head}" for layer, head in chosen)
     unit = unit_of(metric_name(metric))
+    units: dict[str, str] = dict.fromkeys(_CARRYING, unit) | dict.fromkeys(_LOOKING, _ATTENTION)
     largest = float(np.abs(np.stack([direct.mean(0), total.mean(0)])).max())
     capped, record, grid = of_the_logits(model, contrast, metric, largest)
     summary = _summary(labels, values, whole, verdicts, clusters, unit)
@@ -163,7 +164,7 @@ def head_kinds(
         values=values,
         examples=contrast.examples.assign(clean=ends[:, 0], hijacked=ends[:, 1], **capped),
         tables=tables,
-        units=dict.fromkeys(_CARRYING, unit) | dict.fromkeys(_LOOKING, _ATTENTION),
+        units=units,
         provenance=provenance_of(
             model, path="growing batch", settings=settings | record | contrast_record(contrast, metric)
         ),
