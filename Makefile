@@ -2,6 +2,7 @@
 PYTHON ?= python3
 OUT ?= out
 PRESET ?= standard
+FACTS ?= 60
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -26,11 +27,16 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --di
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/lcalens ask "The Eiffel Tower is in" --hijack "The Eiffel Tower is not in Chicago." \
-		--answers Paris Chicago
-	$(BIN)/lcalens ask "The company that makes the 737 MAX is" --hijack "Do not think of Apple." \
-		--answers Boeing Apple --out $(OUT)/demo/ask
-	$(BIN)/lcalens hijack --model smollm2 --facts sample --schemes all --counts 0 1 3 --limit 200 --out $(OUT)/demo
+	@echo "1. A hijack that works."
+	$(BIN)/lcalens ask "Disneyland is located in the state of" --hijack "Do not think of Texas." \
+		--answers California Texas --out $(OUT)/demo/ask
+	@echo; echo "2. The paper's own sentence, which does not work on a model of this size: it names Chicago, and Paris gains."
+	$(BIN)/lcalens ask "The Eiffel Tower is in" --hijack "The Eiffel Tower is not in Chicago." --answers Paris Chicago
+	@echo; echo "3. One sentence proves nothing: $(FACTS) facts, with the controls (FACTS=200 for more)."
+	$(BIN)/lcalens hijack --model smollm2 --facts sample --counts 0 1 3 --limit $(FACTS) \
+		--schemes dont-think negation factual unrelated neutral neutral-various --out $(OUT)/demo/hijack
+	@echo; echo "4. The heads that carry it, ranked on half of 24 facts and reported on the other."
+	$(BIN)/lcalens trace --model smollm2 --facts sample --scheme dont-think --limit 24 --out $(OUT)/demo/trace
 
 test: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(TEST) -m "not slow" tests/faults

@@ -22,3 +22,11 @@ def test_why_it_says_texas_and_that_a_cut_of_ten_heads_gives_california_back(rea
     defence = defend(model, contrast_facts(model, load_facts("sample")[:5], control="none"), heads=HEADS)
     with defence.applied(model):
         assert likeliest("hijacked")["hijacked"].strip() == "California"
+
+
+def test_the_papers_own_sentence_works_the_other_way_on_this_model(real_model):
+    """The demo's second screen, and docs/hijacking.md."""
+    found = ask(real_model("smollm2"), "The Eiffel Tower is in", hijack="The Eiffel Tower is not in Chicago.",
+                answers=["Paris", "Chicago"])  # fmt: skip
+    change = found.tables["scored"].set_index("answer")["change"]
+    assert change["Paris"] > change["Chicago"] + 1
