@@ -4,6 +4,7 @@ Run: python examples/kinds_of_heads.py [smollm2 gemma3-270m] [--facts 60]; heads
 """
 
 import argparse
+import os
 
 from lcalens import contrast_facts, head_kinds, held_out, leading, load_facts, load_model, patch, score_parts
 
@@ -11,9 +12,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("models", nargs="*", default=["smollm2"])
 parser.add_argument("--facts", type=int, default=60)
 options = parser.parse_args()
+source = "counterfact" if os.environ.get("LCALENS_COUNTERFACT") else "sample"
 for name in options.models:
     model = load_model(name)
-    contrast = contrast_facts(model, held_out(load_facts("sample")), scheme="dont-think", limit=2 * options.facts)
+    contrast = contrast_facts(model, held_out(load_facts(source)), scheme="dont-think", limit=2 * options.facts)
     heads = leading(patch(model, contrast[::2]), 20)
     contrast = contrast[1::2]
     found = head_kinds(model, contrast, heads, out=f"kinds_of_heads_{name}")
