@@ -233,7 +233,7 @@ def _heard(
     clusters: np.ndarray | None,
     unit: str,
 ) -> dict[str, pd.DataFrame]:
-    """Each mover's paths to each head behind it, where there are any."""
+    """Each mover's paths to each head behind it; empty where there are none."""
     layers = [int(label[1:].partition("H")[0]) for label in labels]
     rows = [
         (sender, receiver, at)
@@ -242,14 +242,13 @@ def _heard(
         for at in told
         if layers[sender] < layers[receiver]
     ]
-    if not rows:
-        return {}
-    effects = np.stack([told[at][:, sender, receiver] for sender, receiver, at in rows], 1)
+    parts = [told[at][:, sender, receiver] for sender, receiver, at in rows]
     columns: dict[str, Any] = {
         "mover": [labels[sender] for sender, _, _ in rows],
         "head": [labels[receiver] for _, receiver, _ in rows],
         "at": [at for _, _, at in rows],
     }
-    columns |= interval("effect", ratio_of_means(effects, np.ones(len(whole)), clusters))
-    columns |= interval("share", ratio_of_means(effects, whole, clusters))
+    for name, over in (("effect", np.ones(len(whole))), ("share", whole)):
+        ends = ratio_of_means(np.stack(parts, 1), over, clusters) if parts else (np.zeros(0), np.zeros(0), np.zeros(0))
+        columns |= interval(name, ends)
     return {"heard": lengthen(pd.DataFrame(columns), {"effect": unit, "share": "share"})}

@@ -1,10 +1,11 @@
 """Is what carries a hijack an associative memory: of related words, and in the shape that the paper gives it?
 
-The heads that lead are 5% of the model's, rounded down, ranked by exact patching on one half of the facts; all that is
-said of them is measured on the other. First their value circuits are read: whether they raise the logit of a word that
-is related to the one they look at, when its own token and whatever resembles it in the embedding are regressed out.
-Then one of them loses its value circuit: the one that reads most of the hijack from the hijacking word itself. In its
-place stands a memory made of pairs of cues and answers, the paper's W_V less what all cues and all answers share.
+The heads that lead are 5% of the model's, rounded down, ranked by exact patching on one half of the facts; all that
+is said of them is measured on the other. First their value circuits are read: whether they raise the logit of a word
+that is related to the one they look at, when its own token and whatever resembles it in the embedding are regressed
+out. Then one of them loses its value circuit: of the first five the one that reads most of the hijack from the
+hijacking word itself. In its place stands a memory made of pairs of cues and answers, the paper's W_V less what all
+cues and all answers share.
 """
 
 import sys
@@ -84,6 +85,7 @@ token and its neighbours for cues and answers, and not counted: it has no other 
 for a cue. Intervals resample whole relations; the toy's are Student's over seeds.
 """
 _PERCENT = 5
+_TRIED = 5  # of the leading heads, whether they read the hijacking word themselves
 _OWN, _NOTHING, _MADE = "circuit", "nothing", "centred"
 
 
@@ -165,16 +167,23 @@ def _memory(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     model = work.model(cell["model"])
     facts, heads = _ranked(cell, work, model)
     first, second = (contrast_facts(model, facts[start::2]) for start in (0, 1))
-    reads = {head: _part(memory(model, first, head, draws=1, progress=False), _OWN)[1].mean() for head in heads}
+    reads = {head: _read(memory(model, first, head, draws=1, progress=False)) for head in heads[:_TRIED]}
     head = max(reads, key=lambda one: reads[one])
     found = memory(model, second, head, draws=cell["draws"], progress=False)
     judged = found.examples["judged"].to_numpy()
-    yield {"set": "ends", "head": f"L{head[0]}H{head[1]}", "of": len(heads), "judged": judged,
+    told = {f"L{layer}H{number}": value for (layer, number), value in reads.items()}
+    yield {"set": "ends", "head": f"L{head[0]}H{head[1]}", "reads": told, "of": len(heads), "judged": judged,
            "cluster": second.examples["cluster"].astype(str).tolist(),
            "whole": found.examples["whole"].to_numpy()}  # fmt: skip
     for name in found.axes["memory"]:
         held, every = _part(found, name)
         yield {"set": str(name), "held": held, "every": every}
+
+
+def _read(found: Any) -> float:
+    """What a head's reading of the hijacking word carries, on the facts whose word is one token."""
+    judged = found.examples["judged"].to_numpy()
+    return float(_part(found, _OWN)[1][judged].mean())
 
 
 def _part(found: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lcalens.core.results import Result
 from probes.harness.work import Work
 from probes.real import recall
 
@@ -59,6 +60,15 @@ def test_effects_and_controls_are_what_the_rows_say():
     assert all(verdict.told().startswith("holds") for verdict in verdicts)
     table = told.tables["Memories in the place of the head that reads most of the word"]
     assert table["it carries of the hijack"].str.startswith("0.25 [").all()
+
+
+def test_what_a_head_reads_leaves_out_facts_that_are_not_judged():
+    values = {"hijack": np.zeros((3, 2)), "hijack_all": np.array([[2.0, 0.5], [np.nan, np.nan], [1.0, 0.5]])}
+    found = Result(
+        kind="memory", axes={"example": (0, 1, 2), "memory": ("circuit", "nothing")}, values=values,
+        examples=pd.DataFrame({"judged": [True, False, True]}),
+    )  # fmt: skip
+    assert recall._read(found) == 1.0
 
 
 def test_a_memory_that_does_nothing_does_not_hold():
