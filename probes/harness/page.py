@@ -14,7 +14,7 @@ from lcalens.core.provenance import versions
 from probes.harness.commits import rules_commit
 from probes.harness.rules import GROUPS, Rule, Verdict, shown
 from probes.harness.study import Outcome, Settings
-from probes.harness.work import FIRST_SEED
+from probes.harness.work import FIRST_SEED, WITHOUT
 
 _NOT_JUDGED = "The quick preset shows that the probe works and measures too little for a verdict."
 _SHORT = 12
@@ -112,7 +112,7 @@ def verdict_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
             rule, middle = verdict.rule, verdict.middle
             numbers = [shown(one) for one in (middle.effect, middle.control, middle.excess)]
             effect = f"{rule.effect} ({rule.unit}): {verdict.effects()}"
-            cells = [rule.claim, rule.source, effect, verdict.told(), middle.setting, *numbers]
+            cells = [rule.claim, rule.source, effect, _told(outcome, verdict), middle.setting, *numbers]
             lines.append(
                 f"| {' | '.join(map(escaped, cells))} | [{escaped(outcome.name)}]({folder}{outcome.name}.md) |"
             )
@@ -141,10 +141,21 @@ def short_table(outcomes: Sequence[Outcome], folder: str) -> list[str]:
         rule, middle = verdict.rule, verdict.middle
         effect = f"{rule.effect} ({rule.unit}): {verdict.effects()}"
         where = f"{shown(middle.effect)} in {middle.setting}" if len(verdict.counted) > 1 else middle.setting
-        cells = [verdict.told(), f"{effect}; {where}", f"{rule.control}: {shown(middle.control)}", shown(middle.excess)]
+        cells = [
+            _told(outcome, verdict),
+            f"{effect}; {where}",
+            f"{rule.control}: {shown(middle.control)}",
+            shown(middle.excess),
+        ]
         claim = f"[{escaped(rule.headline)}]({folder}{outcome.name}.md)"
         lines.append(f"| {claim} | {GROUPS[rule.group]} | {' | '.join(map(escaped, cells))} |")
     return lines
+
+
+def _told(outcome: Outcome, verdict: Verdict) -> str:
+    """The verdict, and that it is of the shipped sample alone where it is."""
+    missing = any(note.startswith(WITHOUT) for note in outcome.report.notes)
+    return f"{verdict.told()}{' (shipped sample, without CounterFact)' if missing else ''}"
 
 
 def duration(seconds: float) -> str:

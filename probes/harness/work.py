@@ -206,6 +206,10 @@ def facts_table(source: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame({"facts": rows.keys(), "": rows.values()})
 
 
+WITHOUT = "Made without CounterFact"
+"""How a note begins that says so; the tables' rows say it too."""
+
+
 def left_out(source: dict[str, str]) -> tuple[str, ...]:
     """What the page says where CounterFact is not there.
 
@@ -215,6 +219,6 @@ def left_out(source: dict[str, str]) -> tuple[str, ...]:
     if source["name"] == "counterfact":
         return ()
     return (
-        f"Made without CounterFact ({COUNTERFACT} is not set): the facts are the shipped sample's, none of them held "
+        f"{WITHOUT} ({COUNTERFACT} is not set): the facts are the shipped sample's, none of them held "
         "out, and the settings on CounterFact are left out.",
     )

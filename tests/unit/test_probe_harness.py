@@ -24,11 +24,11 @@ from probes.harness import run
 from probes.harness.commits import UNCOMMITTED, _history, _rules, rules_commit
 from probes.harness.naive import runs_of
 from probes.harness.order import HALVES, ORDER, figure_page
-from probes.harness.page import _judged, duration, escaped, page, short_table, table
+from probes.harness.page import _judged, duration, escaped, page, short_table, table, verdict_table
 from probes.harness.rules import ANGLE, CHANGE, Evidence, Rule, paired, shown, unpaired
 from probes.harness.shares import mean_change, mean_share
 from probes.harness.study import ROOMS, Counterpart, Report, Settings, module_of, run_probe
-from probes.harness.work import reported_seeds
+from probes.harness.work import left_out, reported_seeds
 
 COMMON = {"group": "ours", "unit": "share", "effect_range": CHANGE, "control_range": CHANGE}
 RISES = {"claim": "It rises.", "source": "Figure 0", "effect": "the rise", "control": "nothing"}
@@ -444,6 +444,16 @@ def test_the_short_table_has_twelve_rows_at_most(probe, tmp_path):
     outcome = run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
     with pytest.raises(LcalensError, match="13 rules have one"):
         short_table([outcome], "")
+
+
+def test_rows_say_that_they_are_of_the_shipped_sample(probe, tmp_path):
+    module, _ = probe
+    outcome = run_probe(module, Own(out=tmp_path, sizes=(1,)), progress=False)
+    told = "(shipped sample, without CounterFact)"
+    assert told not in "".join(verdict_table([outcome], ""))
+    alone = replace(outcome, report=replace(outcome.report, notes=left_out({"name": "sample"})))
+    assert "".join(verdict_table([alone], "")).count(told) == len(alone.verdicts) > 0
+    assert left_out({"name": "counterfact"}) == ()
 
 
 def test_figures_stand_in_the_papers_order_with_what_is_missing(probe, tmp_path):
