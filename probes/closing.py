@@ -1,9 +1,11 @@
 """The closing table: what the paper predicts, in the toy and in real models, with the control and the verdict.
 
 `python -m probes.closing standard` gathers it from the probes of the link; what they have finished is not done again.
+With `--publish` its page, and those of the probes that `make paper` leaves out, are copied to docs/link.
 """
 
 import importlib
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from lcalens.core.errors import LcalensError
 from probes.harness.page import table
 from probes.harness.rules import Evidence, Verdict, shown
 from probes.harness.run import told_plainly
@@ -31,6 +34,8 @@ PREDICTIONS = (
     ("real.defence", 1, "And honest context stays, of kinds that it never saw."),
 )
 """The probe, which of its rules, and what the paper's picture of an associative memory says of it."""
+PAGES = ("closing", "recall", "defence")
+"""The pages that `make paper` does not write."""
 _TOY = "toy"
 
 
@@ -42,12 +47,14 @@ class Closing:
         preset: `quick`, `standard` or `full`.
         out: Where the probes' finished cells are, and where the page goes.
         device: Where models run.
+        publish: Measure nothing: copy the finished pages of the standard preset to docs/link.
         finished: Measure nothing of real models: one that a probe has not finished is left open in its rows.
     """
 
     preset: tyro.conf.Positional[Preset] = "standard"
     out: Path = Path("out/paper")
     device: str = "cpu"
+    publish: bool = False
     finished: bool = False
 
 
@@ -83,6 +90,45 @@ def _verdict(verdict: Verdict | None) -> str:
     return "no verdict" if verdict is None else verdict.told()
 
 
+_INTRODUCTION = (
+    "# The paper's picture, in the toy and in real models",
+    "",
+    "If a transformer recalls facts as an associative memory does, with attention to pick the cues and value matrices "
+    "to turn them into the answer, then the following should be seen. Every number stands beside its control, with 95% "
+    "intervals, on facts that neither ranked heads nor fitted anything; a verdict is by a minimum and a margin that "
+    "were fixed before, and the toy is not counted. The rules, tables and figures: [heads and what they carry]"
+    "(../claims/link.md), [related words](../claims/related_words.md), [recall](recall.md), [defences](defence.md).",
+    "",
+)
+
+
+def _left_open(names: Sequence[str]) -> list[str]:
+    left = ["", f"Not finished, and so left open: {', '.join(names)}."] if names else []
+    return [*left, "", "Made by `python -m probes.closing standard`."]
+
+
+def publish(source: Path, docs: Path) -> None:
+    """Copy the pages, and their figures, that are there.
+
+    Args:
+        source: Where the probes wrote them.
+        docs: The folder of the documentation; a page that is not in the source stays as it is.
+
+    Raises:
+        LcalensError: There is none.
+    """
+    pages = [source / f"{name}.md" for name in PAGES if (source / f"{name}.md").exists()]
+    if not pages:
+        raise LcalensError(f"out: no finished pages in {str(source)!r}; run `python -m probes.closing standard`.")
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    for page in pages:
+        shutil.copyfile(page, docs / page.name)
+        for old in (docs / "figures").glob(f"{page.stem}-*.png"):
+            old.unlink()
+        for figure in sorted((source / "figures").glob(f"{page.stem}-*.png")):
+            shutil.copyfile(figure, docs / "figures" / figure.name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for.
 
@@ -92,18 +138,24 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = tyro.cli(Closing, args=arguments, prog="python -m probes.closing")
 
     def run() -> None:
-        outcomes = []
+        if wanted.publish:
+            publish(wanted.out / "standard", Path("docs/link"))
+            return
+        outcomes, open_ones = [], []
         for name in dict.fromkeys(name for name, _, _ in PREDICTIONS):
             probe = importlib.import_module(f"probes.{name}")
             settings = replace(probe.PRESETS[wanted.preset], out=wanted.out, device=wanted.device)
             if hasattr(settings, "parts"):
                 settings = replace(settings, parts=("splits",))
             if wanted.finished:
-                missing = {cell.get("model") for cell in unfinished(probe, settings)}
-                settings = replace(settings, models=tuple(name for name in settings.models if name not in missing))
-            if settings.models:
-                outcomes.append(run_probe(probe, settings))
-        text = "\n".join(["# The paper's picture, in the toy and in real models", "", *table(gathered(outcomes))])
+                missing = {str(cell.get("model")) for cell in unfinished(probe, settings)}
+                open_ones += [f"{name} of {SIZES[model]}" for model in settings.models if model in missing]
+                finished = tuple(model for model in settings.models if model not in missing)
+                if not finished:
+                    continue
+                settings = replace(settings, models=finished)
+            outcomes.append(run_probe(probe, settings))
+        text = "\n".join([*_INTRODUCTION, *table(gathered(outcomes)), *_left_open(open_ones)])
         folder = wanted.out / wanted.preset
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "closing.md").write_text(text + "\n", encoding="utf-8")

@@ -3,6 +3,9 @@
 import importlib
 from dataclasses import replace
 
+import pytest
+
+from lcalens.core.errors import LcalensError
 from lcalens.core.estimates import Estimate
 from probes import closing
 from probes.harness.rules import Evidence
@@ -44,3 +47,32 @@ def test_a_rule_that_was_not_judged_is_left_open():
     nothing = closing.gathered([])
     assert (nothing["verdict"] == "no verdict").all()
     assert (nothing["toy"] == "not measured").all()
+
+
+def test_finished_pages_are_copied_and_others_stay(tmp_path):
+    source, docs = tmp_path / "out", tmp_path / "docs"
+    with pytest.raises(LcalensError, match="no finished pages"):
+        closing.publish(source, docs)
+    (source / "figures").mkdir(parents=True)
+    (docs / "figures").mkdir(parents=True)
+    (docs / "defence.md").write_text("of an earlier run")
+    (docs / "figures/recall-2.png").write_bytes(b"old")
+    (source / "recall.md").write_text("new")
+    (source / "link.md").write_text("another place's")
+    (source / "figures/recall-1.png").write_bytes(b"figure")
+    closing.publish(source, docs)
+    assert {str(path.relative_to(docs)) for path in docs.rglob("*.*")} == {
+        "defence.md", "recall.md", "figures/recall-1.png"
+    }  # fmt: skip
+    assert (docs / "defence.md").read_text() == "of an earlier run"
+
+
+def test_a_run_of_what_is_finished_measures_no_real_model_and_says_so(tmp_path, capsys, monkeypatch):
+    """Toys alone are measured, and with the quick preset they are small."""
+    monkeypatch.setattr("probes.harness.work.Work.model", lambda *arguments: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(closing, "run_probe", lambda probe, settings: pytest.fail(f"{probe} has no finished model"))
+    assert closing.main(["quick", "--out", str(tmp_path), "--finished"]) == 0
+    told = capsys.readouterr().out
+    assert "left open: real.link of SmolLM2" in told
+    assert told.count("not measured") >= 3 * len(closing.PREDICTIONS)
+    assert (tmp_path / "quick/closing.md").read_text() in told
