@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens import Defence, contrast_facts, defend, evaluate_defence, leading, learn_heads, patch, path, split
-from lcalens.core.estimates import over_seeds
+from lcalens.core.estimates import Estimate, over_seeds
 from lcalens.core.statistics import ratio_of_means
 from lcalens.llm.facts import Facts
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
@@ -93,6 +93,7 @@ PLACES = (
 AIMS = (("dont-think", 0.85), (FORGET, 0.85), ("negation", 0.80), ("negation, n = 5", 0.80), ("factual", 0.80),
         ("factual, n = 5", 0.80))  # fmt: skip
 _PERCENT, _FEWEST = 4, 7
+_SHARES = ("es", "returned", "agreement", "flips", "accuracy", "top flips", "kept")
 _FEW = 40  # facts on which gradients are taken
 _SHOWN = 12  # parts that write what a detector reads
 
@@ -341,7 +342,19 @@ def _by_split(rows: pd.DataFrame, model: str, defence: str) -> dict[tuple[str, s
 
 def _dot(model: str, defence: str, condition: str, quantity: str, values: pd.Series) -> dict[str, Any]:
     panel = f"{model} ({'given back' if quantity == 'recovery' else 'kept'})"
-    return {"panel": panel, "setting": _short(condition), "defence": defence} | over_seeds(values.to_numpy())._asdict()
+    ends = _within(quantity, over_seeds(values.to_numpy()))
+    return {"panel": panel, "setting": _short(condition), "defence": defence} | dict(
+        zip(Estimate._fields, ends, strict=True)
+    )
+
+
+def _within(quantity: str, ends: Sequence[float]) -> list[float]:
+    """A mean and its interval, no end of it where the quantity cannot be."""
+    if quantity in _SHARES:
+        low, high = 0.0, 1.0
+    else:
+        low, high = {"kl": 0.0, "perplexity": 1.0}.get(quantity, -np.inf), np.inf
+    return [float(np.clip(end, low, high)) for end in ends]
 
 
 def _short(condition: str) -> str:
@@ -352,8 +365,10 @@ def _short(condition: str) -> str:
 def _told(part: pd.DataFrame) -> str:
     """A mean and its interval: over splits where there are several, else as they were measured."""
     values = part["value"].to_numpy(dtype=float)
-    ends = over_seeds(values) if len(values) > 1 else part.iloc[0][["value", "value_low", "value_high"]]
-    mean, low, high = (float(end) for end in ends)
+    ends = list(over_seeds(values))
+    if len(values) == 1:
+        ends = [float(part[name].iloc[0]) for name in ("value", "value_low", "value_high")]
+    mean, low, high = _within(str(part["quantity"].iloc[0]), ends)
     digits = 4 if part["unit"].iloc[0] == "nats" else 2
     if not np.isfinite(mean):
         return "none"

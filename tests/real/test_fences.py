@@ -17,6 +17,7 @@ SMALLER = (
     (re.compile(r"counts=\([\d, ]+\)"), "counts=(0, 1)"),
     (re.compile(r"facts\[:60\]"), "facts[:8]"),
     (re.compile(r"facts\[60:120\]"), "facts[8:16]"),
+    (re.compile(r"(memory\(model, second, \(23, 4\))\)"), r"\1, draws=2)"),
     (re.compile(r"(leading\(.*), \d+"), r"\1, 3"),
 )
 
