@@ -82,8 +82,14 @@ def gathered(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 def _of(evidence: Sequence[Evidence], world: str) -> str:
     """The effect beside its control, in every setting of a model or of the toy."""
     own = [one for one in evidence if one.setting.startswith(world)]
-    told = [f"{shown(one.effect)} beside {shown(one.control)}{'' if one.counted else ' (not counted)'}" for one in own]
+    told = [f"{_which(one.setting, world) if len(own) > 1 else ''}{shown(one.effect)} beside {shown(one.control)}"
+            f"{'' if one.counted else ' (not counted)'}" for one in own]  # fmt: skip
     return "; ".join(dict.fromkeys(told)) or "not measured"
+
+
+def _which(setting: str, world: str) -> str:
+    """What tells a world's settings apart: the first words behind its name."""
+    return f"{setting.removeprefix(world).strip(' ,').split(', ')[0].split(' (')[0]}: "
 
 
 def _verdict(verdict: Verdict | None) -> str:

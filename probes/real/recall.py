@@ -218,7 +218,7 @@ def report(settings: Recall, rows: pd.DataFrame) -> Report:
     """What leading heads recall beside the others, and what stays with memories in a head's place."""
     evidence: list[list[Evidence]] = [[], [], []]
     tables: dict[str, list[dict[str, Any]]] = {"recall": [], "memory": []}
-    shown = []
+    shown, stays = [], []
     for name, part in rows[rows["part"] == "recall"].groupby("model", sort=False):
         model = model_label(str(name))
         sets = {leads: np.array(some["left"].tolist(), dtype=float) for leads, some in part.groupby("leads")}
@@ -231,8 +231,8 @@ def report(settings: Recall, rows: pd.DataFrame) -> Report:
         setting = f"{model}, {len(sets[True])} heads beside {len(sets[False])}, {int(known.sum())} facts"
         evidence[0].append(Evidence(setting=setting, effect=effect, control=control, excess=excess,
                                     counted=int(known.sum()) >= FEWEST))  # fmt: skip
-        shown += [{"panel": "left (sd)", "setting": model, "of": "leading heads"} | effect._asdict(),
-                  {"panel": "left (sd)", "setting": model, "of": "other heads"} | control._asdict()]  # fmt: skip
+        shown += [{"setting": model, "of": "leading heads"} | effect._asdict(),
+                  {"setting": model, "of": "other heads"} | control._asdict()]  # fmt: skip
         tables["recall"] += [_of_head(model, row, clusters) for row in part[part["leads"]].to_dict("records")]
     for name, part in rows[rows["part"] == "memory"].groupby("model", sort=False):
         model, ends = model_label(str(name)), part[part["set"] == "ends"].iloc[0]
@@ -256,8 +256,9 @@ def report(settings: Recall, rows: pd.DataFrame) -> Report:
                                      "in its place": memory_name, "held out": str(share(row["held"])),
                                      "of all cues": str(share(row["every"]))})  # fmt: skip
             if memory_name not in (_OWN, _NOTHING):
-                shown.append({"panel": "stays, held out (share)", "setting": model, "of": memory_name}
-                             | share(row["held"])._asdict())  # fmt: skip
+                for cues, kind in (("held out", "held"), ("all cues", "every")):
+                    dot = {"panel": f"{model}, {ends['head']}", "setting": memory_name, "made of": cues}
+                    stays.append(dot | share(row[kind])._asdict())
     toys = rows[rows["part"] == "toy"]
     for m in sorted(set(toys["m"].astype(int).tolist())):
         part, setting = toys[toys["m"] == m], f"toy, m = {m}"
@@ -265,15 +266,17 @@ def report(settings: Recall, rows: pd.DataFrame) -> Report:
         for number, kind in ((1, "all"), (2, "held")):
             evidence[number].append(paired(setting, part[f"{_MADE}, {kind}"], part[f"{_MADE}, shuffled, {kind}"],
                                            counted=False))  # fmt: skip
-        shown.append({"panel": "left (sd)", "setting": setting, "of": "leading heads"}
+        shown.append({"setting": setting, "of": "leading heads"}
                      | over_seeds(part["left"])._asdict())  # fmt: skip
     return Report(
         evidence=tuple(zip(RULES, evidence, strict=True)),
         figures={
-            "How far related answers stand above unrelated ones in what heads' value circuits write, and what stays "
-            "of a head's part of the hijack with a memory in its place. 95% intervals.": dots(
-                pd.DataFrame(shown), xlabel="", series="of", panel="panel"
+            "How far related answers stand above unrelated ones in what heads' value circuits write, own token and "
+            "similarity regressed out. 95% intervals.": dots(
+                pd.DataFrame(shown), xlabel="standard deviations", series="of"
             ),
+            "What stays of a head's part of the hijack with a memory in its place: 1 is the head, 0 is nothing. 95% "
+            "intervals.": dots(pd.DataFrame(stays), xlabel="share of the head's part", series="made of", panel="panel"),
         },
         tables={
             "The leading heads' value circuits, of related words": pd.DataFrame(tables["recall"]),
