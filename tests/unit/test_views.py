@@ -61,6 +61,7 @@ def answers(tokens=(" Paris", " Rome"), contexts=("clean", "hijacked")):
         axes={"context": tuple(contexts), "rank": tuple(range(1, len(tokens) + 1))},
         values={"probability": np.array([shares] * len(contexts))},
         tables={"answers": pd.DataFrame(table)},
+        provenance={"config": {"prompt": "Rome is in", "hijack": ["Do not think of Spain."][: len(contexts) - 1]}},
     )
 
 
@@ -295,12 +296,13 @@ def test_any_token_can_be_drawn():
 def test_answers_are_bars_from_the_top(contexts, count):
     result = answers([f" t{i}" for i in range(count)], contexts)
     figure = draw(result.plot())
-    assert [panel.get_title() for panel in figure.axes] == list(contexts)
-    for panel in figure.axes:
+    titles = {"clean": "Rome is in", "hijacked": "Do not think of Spain. Rome is in"}
+    assert [panel.get_title(loc="left") for panel in figure.axes] == [titles[name] for name in contexts]
+    for name, panel in zip(contexts, figure.axes, strict=True):
         table = result.tables["answers"]
         bars = sorted(panel.patches, key=lambda bar: -bar.get_y())
-        np.testing.assert_allclose([bar.get_width() for bar in bars], table[f"{panel.get_title()}_probability"])
-        assert [label.get_text() for label in panel.get_yticklabels()] == [repr(t) for t in table[panel.get_title()]]
+        np.testing.assert_allclose([bar.get_width() for bar in bars], table[f"{name}_probability"])
+        assert [label.get_text() for label in panel.get_yticklabels()] == [repr(t) for t in table[name]]
 
 
 # --- what cannot be drawn -------------------------------------------------------------------------------------------
