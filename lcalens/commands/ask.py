@@ -50,7 +50,7 @@ class Ask(Source):
         check_folder(self.out)
 
         from lcalens import ask
-        from lcalens.views.text import answers_screen
+        from lcalens.views.answers_text import answers_screen
 
         result = ask(
             self.load(),

@@ -83,7 +83,9 @@ where they are one token: what is held out is then copying. A memory has the cir
 that it is made of it may be louder than the head, and a share above 1. The toy's one head is shown beside, with every
 token and its neighbours for cues and answers, and not counted: it has no other head, and its memory has every token
 for a cue. Intervals resample whole relations; the toy's are Student's over seeds. The minima of the memories were
-written when 100 other facts of SmolLM2 had been seen (docs/mechanism.md), and nothing of Gemma 3.
+written when 100 other facts of SmolLM2 had been seen (docs/mechanism.md), and nothing of Gemma 3. In a first run
+facts without a one-token word spoilt the choice of the head, which fell on L15H3 in Gemma 3; the rules were not
+changed.
 """
 _PERCENT = 5
 _TRIED = 5  # of the leading heads, whether they read the hijacking word themselves

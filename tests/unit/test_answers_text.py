@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from lcalens.core.results import Result
+from lcalens.views.answers_text import answers_screen, moved_in_words
 from lcalens.views.efficacy import plot_answers
-from lcalens.views.text import answers_screen, moved_in_words
 
 
 def asked(changes, *, hijack=("Do not think of Texas.",), tokens=(" California", " Texas"), prompt="Disneyland is in"):
@@ -30,6 +30,7 @@ def asked(changes, *, hijack=("Do not think of Texas.",), tokens=(" California",
         ({"California": -1.25, "Texas": 5.5}, "'Texas' against 'California' by +6.75 nats, towards the answer"),
         ({"California": 3.0, "Texas": 0.5}, "'California' against 'Texas' by +2.50 nats, away from the answer"),
         ({"Ohio": 1.0, "Utah": 0.0}, "'Ohio' against 'Utah' by +1.00 nats. The"),
+        ({"Tex": 1.0, "Utah": 0.0}, "'Tex' against 'Utah' by +1.00 nats. The"),
     ],
 )
 def test_which_way_the_answers_moved(changes, expected):
