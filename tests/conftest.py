@@ -52,6 +52,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(str(item.path), len(LONG)))
 
 
+@pytest.fixture(autouse=True)
+def _figures_are_closed():
+    """No test sees the figures that another left open in pyplot."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory):
     """A function from a family's name to its small model: the folder, the bridge, and Hugging Face's own two halves.

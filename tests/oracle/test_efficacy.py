@@ -862,14 +862,11 @@ def test_asking_through_the_chat_template(standin, slow):
 
 
 def test_answers_of_ask_are_saved_and_drawn(standin, tmp_path):
-    from matplotlib import pyplot
-
     result = ask(standin("gpt2").model, "The capital of Spain is", hijack="Do not think of Rome.", answers=["Rome"])
     loaded = Result.load(result.save(tmp_path / "out"))
     for name in ("answers", "scored"):
         pd.testing.assert_frame_equal(loaded.tables[name], result.tables[name])
     loaded.plot().savefig(tmp_path / "figure.png")
-    pyplot.close("all")
     assert "Madrid" in result._repr_html_()
 
 

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import pkgutil
 
-import matplotlib.pyplot as plt
 import pytest
 
 import lcalens
@@ -55,8 +54,5 @@ def test_examples_run(test, names, tmp_path, monkeypatch):
     test.globs = {**test.globs, **names}
     runner = doctest.DocTestRunner(Outcome(), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     told = []
-    try:
-        failed = runner.run(test, out=told.append, clear_globs=True).failed
-    finally:
-        plt.close("all")
+    failed = runner.run(test, out=told.append, clear_globs=True).failed
     assert not failed, "".join(told)

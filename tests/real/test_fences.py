@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 
 import lcalens
@@ -41,7 +40,6 @@ def test_the_blocks_of_a_page_run_in_order(blocks, real_model, tmp_path, monkeyp
         for pattern, put in SMALLER:
             block = pattern.sub(put, block)
         exec(compile(block, "a page's block", "exec"), space)
-        plt.close("all")
 
 
 def test_what_is_imported_from_lcalens_is_public():

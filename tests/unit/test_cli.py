@@ -32,12 +32,10 @@ def place(tmp_path_factory):
 @pytest.fixture
 def lc(standin, place, capsys):
     """A function from arguments to the exit status, the output and the errors, on the stand-in and its facts."""
-    from matplotlib import pyplot
 
     def run(*arguments):
         capsys.readouterr()
         status = cli.main([str(argument) for argument in arguments])
-        pyplot.close("all")
         return status, *capsys.readouterr()
 
     run.model = ("--model", str(standin("gpt2").folder))

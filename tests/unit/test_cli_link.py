@@ -38,14 +38,11 @@ PASSAGES = tuple(
 @pytest.fixture
 def lc(standin, place, capsys, monkeypatch):
     """A function from arguments to the exit status, the output and the errors, on the stand-in and its facts."""
-    from matplotlib import pyplot
-
     monkeypatch.setattr("lcalens.llm.plain._passages", lambda: PASSAGES)  # the shipped ones are longer than its context
 
     def run(*arguments):
         capsys.readouterr()
         status = cli.main([str(argument) for argument in arguments])
-        pyplot.close("all")
         return status, *capsys.readouterr()
 
     run.model = ("--model", str(standin("gpt2").folder))

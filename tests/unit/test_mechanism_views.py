@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import cbook, colors, pyplot
+from matplotlib import cbook, colors
 from matplotlib.collections import PolyCollection
 
 import lcalens
@@ -33,12 +33,6 @@ from lcalens.mechanism.summary import patching_result
 
 EXAMPLES = 6
 SUBJECT = "<script>alert(1)</script>"
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca import LCAConfig, LCAForCausalLM
@@ -72,8 +71,6 @@ def rows(mass, other, without, without_all):
 def test_verdicts_follow_the_rows(numbers, words):
     settings = probe.AttentionSelection(m=(5,), bits=(1,), seeds=3, sweep_lr=(0.03,), sweep_steps=(1,))
     report = probe.report(settings, rows(*numbers))
-    for figure in report.figures.values():
-        pyplot.close(figure)
     assert [rule.judge(evidence).word for rule, evidence in report.evidence] == words
 
 

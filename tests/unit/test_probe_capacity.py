@@ -5,7 +5,6 @@ import math
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.toy import capacity as probe
@@ -68,7 +67,6 @@ def rows_of(trained: float, pairs: float) -> pd.DataFrame:
 @pytest.mark.parametrize(("numbers", "word"), [((0.9, 0.3), "holds"), ((0.9, 0.8), "does not hold")])
 def test_the_verdict_compares_where_random_pairs_no_longer_fit(numbers, word):
     report = probe.report(probe.Capacity(m=(3, 4, 5), d=(8,), seeds=3), rows_of(*numbers))
-    pyplot.close("all")
     ((rule, evidence),) = report.evidence
     assert [one.setting for one in evidence] == ["d = 8, m = 5"]  # 32 log 32 / 64 = 1.7
     assert rule.judge(evidence).word == word

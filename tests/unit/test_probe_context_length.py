@@ -1,7 +1,6 @@
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.world import bayes
@@ -34,8 +33,6 @@ def rows(longest, padded):
 )
 def test_verdicts_follow_the_rows(longest, padded, words):
     report = probe.report(SETTINGS, rows(longest, padded))
-    for figure in report.figures.values():
-        pyplot.close(figure)
     assert [rule.judge(evidence).word for rule, evidence in report.evidence] == words
 
 

@@ -5,7 +5,6 @@ import math
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.harness.work import Work
@@ -53,5 +52,4 @@ def rows_of(near: float, far: float, before: float) -> pd.DataFrame:
 def test_verdicts_follow_the_closest_and_the_furthest(numbers, words):
     settings = probe.Divergence(m=(4,), lengths=(8, 32), seeds=3)
     report = probe.report(settings, rows_of(*numbers))
-    pyplot.close("all")
     assert [rule.judge(evidence).word for rule, evidence in report.evidence] == words

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.harness.work import Work
@@ -17,12 +16,6 @@ from probes.toy import embedding_geometry as probe
 SETTINGS = replace(probe.EmbeddingGeometry(), m=(4,), judged=(4,), seeds=3)
 M = 4
 SIGNS = torch.tensor(list(product((1.0, -1.0), repeat=M)))  # inner product M - 2 D_H
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    pyplot.close("all")
 
 
 def embedding(own: float, noise: float, seed: int) -> torch.Tensor:

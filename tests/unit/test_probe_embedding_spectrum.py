@@ -8,19 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.toy import embedding_spectrum as probe
 
 M, D = 4, 8
 SETTINGS = replace(probe.EmbeddingSpectrum(), m=(M,), spectra_m=(M,), spectra_d=(D,), seeds=3)
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    pyplot.close("all")
 
 
 def matrix(values: list[float], seed: int = 0) -> torch.Tensor:

@@ -6,19 +6,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 from lcalens.core.errors import LcalensError
 from probes.harness.work import reported_seeds
 from probes.toy import embedding_training as probe
 
 SETTINGS = replace(probe.EmbeddingTraining(), m=(4,), seeds=3)
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    pyplot.close("all")
 
 
 def rows_of(gains: dict[int, float]) -> pd.DataFrame:

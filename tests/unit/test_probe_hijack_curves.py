@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import standins
-from matplotlib import pyplot
 
 from lcalens import held_out, load_facts
 from probes.harness.facts import FactCurves
@@ -14,12 +13,6 @@ from probes.harness.work import COUNTERFACT, Work, facts_source, facts_table, ju
 from probes.real import hijack_curves as probe
 
 SAMPLE = {"name": "sample", "digest": ""}
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    pyplot.close("all")
 
 
 def _cell(folder, **changes):

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 from sklearn.exceptions import ConvergenceWarning
 
 from lcalens import LatentConcepts
@@ -59,7 +58,6 @@ def test_verdicts_need_more_than_what_is_there_before_training():
                 row = {"part": part, "from": source, "seed": seed, "kind": kind, "accuracy": accuracy, "shuffled": 0.5}
                 rows.append(row | {"m": 5, "d": 4, "C": 1.0, "steps": 5, "diverged": None})
         report = latent_bits.report(settings, pd.DataFrame(rows))
-        pyplot.close("all")
         return [rule.judge(evidence).word for rule, evidence in report.evidence]
 
     assert words(0.5) == ["holds", "holds"]

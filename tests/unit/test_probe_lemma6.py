@@ -1,7 +1,6 @@
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.training.trainer import start_model
@@ -62,6 +61,5 @@ def test_verdicts_follow_the_numbers():
             found = {"pull": pull, "other bits": 0.01 * seed, "size": 3.0 + seed / 100, "copies": 3.0}
             rows.append(world | {"part": part, "steps": steps, "seed": seed} | found)
     report = lemma6.report(settings, pd.DataFrame(rows))
-    pyplot.close("all")
     words = [rule.judge(evidence).word for rule, evidence in report.evidence]
     assert words == ["holds in part", "holds", "holds", "undecided", "holds"]

@@ -2,7 +2,6 @@ import itertools
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 from probes.harness.work import Work
 from probes.theory import lemmas
@@ -46,7 +45,6 @@ def test_verdicts_tell_ties_from_errors_and_high_ranks_from_low():
 
     def words():
         report = lemmas.report(SETTINGS, pd.DataFrame(rows))
-        pyplot.close("all")
         return [rule.judge(evidence).word for rule, evidence in report.evidence]
 
     assert words() == ["holds", "does not hold", "holds"]

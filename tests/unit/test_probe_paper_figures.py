@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 from lcalens.core.errors import LcalensError
 from probes.harness.figures import bars
@@ -52,5 +51,4 @@ def test_bars_have_the_heights_of_their_rows():
     frame = pd.DataFrame(rows, columns=["m", "kind", "mean"]).assign(low=0.1, high=0.6, panel="one")
     figure = bars(frame, x="m", y="mean", xlabel="m", ylabel="accuracy", series="kind", panel="panel")
     heights = sorted(patch.get_height() for patch in figure.axes[0].patches)
-    pyplot.close(figure)
     assert heights == pytest.approx([0.2, 0.3, 0.4, 0.5])

@@ -5,7 +5,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.harness.work import FIRST_SEED, Work
@@ -27,7 +26,6 @@ def rows_of(accuracy):
 
 def words(rows, samples):
     report = theorems.report(replace(SETTINGS, samples=samples), rows)
-    pyplot.close("all")
     return [rule.judge(evidence).word for rule, evidence in report.evidence if evidence]
 
 

@@ -1,7 +1,6 @@
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from lcalens.lca.model.closed_forms import constructed_value, with_value
@@ -96,6 +95,4 @@ def rows(fooled, beside, noise, returned, by_noise):
 )
 def test_verdicts_follow_the_rows(numbers, words):
     report = probe.report(probe.ToyHijack(m=(6,), lengths=(64,), seeds=3), rows(*numbers))
-    for figure in report.figures.values():
-        pyplot.close(figure)
     assert [rule.judge(evidence).word for rule, evidence in report.evidence] == words

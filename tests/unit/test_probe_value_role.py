@@ -3,7 +3,6 @@ import itertools
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts
 from probes.harness.toy import recipe
@@ -64,7 +63,6 @@ def test_verdicts_need_the_line_to_beat_the_exponential_and_w_v_the_identity():
             rows += [shared | {"part": part, "seed": seed} | line for part in ("line", "sweep")]
         rows.append(shared | {"part": "solved", "r2": 1.0, "control": 0.9, "slope": 1.0, "residual": 0.0, "free": 1})
         report = value_role.report(settings, pd.DataFrame(rows))
-        pyplot.close("all")
         return [rule.judge(evidence).word for rule, evidence in report.evidence]
 
     assert words(0.6, 0.99) == ["holds", "holds", "holds"]

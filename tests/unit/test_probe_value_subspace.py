@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM
 from probes.toy.value_subspace import PRESETS, compared, grid, report
@@ -31,7 +30,6 @@ def reported(changes=None, right=None):
                     for rank in cell["ranks"]
                 ]
     made = report(QUICK, pd.DataFrame(rows))
-    pyplot.close("all")
     return made.evidence
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from lcalens import LatentConcepts, LCAConfig, LCAForCausalLM, TrainConfig
 from probes.toy.value_swap import PRESETS, RULES, grid, report, swapped
@@ -32,7 +31,6 @@ def words(changes=None, *, part="trained E"):
                 found = {"W_V": kind, "seed": seed, "accuracy": right + seed / 1000, "bayes": 0.95, "diverged": None}
                 rows.append(cell | found)
     made = report(QUICK, pd.DataFrame(rows))
-    pyplot.close("all")
     return [rule.judge(evidence).word for rule, evidence in made.evidence], made
 
 

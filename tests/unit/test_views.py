@@ -18,12 +18,6 @@ from lcalens.llm.prompts.schemes import SCHEMES
 FACTS = 30
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    pyplot.close("all")
-
-
 def study(schemes=("dont-think", "neutral", "unrelated"), counts=(0, 1, 3), *, known=0.5, missing=False, **provenance):
     """An efficacy result of made-up numbers, its tables made as a measurement's are."""
     generator = np.random.default_rng(0)
