@@ -35,4 +35,4 @@ for heads in ("all", [(layer, head)]):
 out = Path("out/patch_smollm2")
 out.mkdir(parents=True, exist_ok=True)
 held_out.plot().savefig(out / "heads.png", dpi=150)
-attention_view(model, second, layer, [head]).save(out / "attention.html")
+attention_view(model, second, [(layer, head)]).save(out / "attention.html")

@@ -73,7 +73,7 @@ class Trace(Source):
                 result.save(self.out / name)
                 result.plot().savefig(self.out / f"{name}.png", dpi=200)
             for example in range(min(self.views, len(traced.contrast))):
-                view = attention_view(model, traced.contrast, traced.leading[0][0], example=example)
+                view = attention_view(model, traced.contrast, traced.leading, example=example)
                 view.save(self.out / f"attention-{example}.html")
             (self.out / "trace.md").write_text(trace_markdown(traced, typed(arguments)), encoding="utf-8")
         except OSError as error:

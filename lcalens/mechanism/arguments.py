@@ -109,14 +109,15 @@ def read_layers(model: Any, verb: str, contrast: Contrast) -> Decoder:
     return decoder
 
 
-def read_heads(name: str, heads: Any, layers: int, count: int) -> tuple[Head, ...]:
-    """Heads as sorted pairs of ints, each once.
+def read_heads(name: str, heads: Any, layers: int, count: int, *, as_given: bool = False) -> tuple[Head, ...]:
+    """Heads as pairs of ints, each once, sorted.
 
     Args:
         name: The argument.
         heads: Pairs (layer, head) in any collection: lists, sets, iterators, NumPy arrays, tensors.
         layers: How many layers the model has.
         count: How many heads a layer has.
+        as_given: Keep the order in which they are given.
 
     Raises:
         LcalensError: They are no pairs, none are given, or the model has no such head.
@@ -124,7 +125,7 @@ def read_heads(name: str, heads: Any, layers: int, count: int) -> tuple[Head, ..
     listed = _listed(heads)
     if not listed:
         raise LcalensError(f"{name}: expected pairs (layer, head), got {heads!r:.60}; [(0, 1)] is layer 0's head 1.")
-    pairs = set()
+    pairs: dict[Head, None] = {}
     for given in listed:
         pair = _listed(given)
         if len(pair) != 2 or not all(map(is_index, pair)) or not (0 <= pair[0] < layers and 0 <= pair[1] < count):
@@ -132,8 +133,8 @@ def read_heads(name: str, heads: Any, layers: int, count: int) -> tuple[Head, ..
                 f"{name}: {given!r:.60} is no (layer, head) of a model of {layers} layers of {count} heads; both are "
                 "counted from 0."
             )
-        pairs.add((int(pair[0]), int(pair[1])))
-    return tuple(sorted(pairs))
+        pairs[int(pair[0]), int(pair[1])] = None
+    return tuple(pairs if as_given else sorted(pairs))
 
 
 def read_head_sets(name: str, sets: Any, layers: int, count: int) -> tuple[tuple[Head, ...], ...]:

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from lcalens.mechanism.labels import read_text, read_token, tokenizer_of
 from lcalens.views.style import BLUE, short
 
 if TYPE_CHECKING:
+    from lcalens.mechanism.arguments import Head
     from lcalens.mechanism.contrast.contrast import Contrast
 
 _RUNS = ("clean", "hijacked")
@@ -54,21 +54,19 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionView:
-    """Attention patterns of some heads of a layer, clean beside hijacked. Jupyter shows it; `save` writes it.
+    """Attention patterns of some heads, clean beside hijacked. Jupyter shows it; `save` writes it.
 
     Attributes:
         title: What it shows.
-        layer: Whose heads.
-        heads: Which.
+        heads: Which, as (layer, head), in the order in which they are shown.
         clean: The clean run.
         hijacked: The hijacked run.
         causal: Whether no position looks ahead; what lies ahead is then greyed.
-        provenance: Model with fingerprint and hooks, contrast, layer, heads, example, the runs' tokens, versions.
+        provenance: Model with fingerprint and hooks, contrast, heads, example, the runs' tokens, versions.
     """
 
     title: str
-    layer: int
-    heads: tuple[int, ...]
+    heads: "tuple[Head, ...]"
     clean: Side
     hijacked: Side
     causal: bool
@@ -82,14 +80,14 @@ class AttentionView:
             f'<div><b>{run}</b><div class="run">{html.escape(getattr(self, run).text)}</div></div>' for run in _RUNS
         )
         charts, calls, bundle = [], [], ""
-        for i, head in enumerate(self.heads):
+        for i, (layer, head) in enumerate(self.heads):
             row = []
             most = max(float(getattr(self, run).patterns[i].max()) for run in _RUNS)  # one scale for both
             for run in _RUNS:
                 container, bundle, call = _rendered(getattr(self, run), i, most, self.causal)
                 row.append(f'<div class="chart">{container}</div>')
                 calls.append(call)
-            heading = f"<h3>L{self.layer}H{head} <small>darkest: {most:.2f}</small></h3>"
+            heading = f"<h3>L{layer}H{head} <small>darkest: {most:.2f}</small></h3>"
             charts.append(f'{heading}<div class="pair">{"".join(row)}</div>')
         script = f'<script crossorigin type="module">{bundle}\n{"".join(calls)}</script>'
         head = f"<style>{_STYLE}</style><h2>{html.escape(self.title)}</h2>"
@@ -135,8 +133,7 @@ class AttentionView:
 def attention_view(
     model: Any,
     contrast: "Contrast",
-    layer: int,
-    heads: int | Sequence[int] | None = None,
+    heads: "Sequence[Head]",
     *,
     example: int = 0,
 ) -> AttentionView:
@@ -145,8 +142,7 @@ def attention_view(
     Args:
         model: A TransformerBridge. If hooks are attached, the patterns are those with the hooks.
         contrast: The runs.
-        layer: Whose heads.
-        heads: One head or several, by number; all of them by default.
+        heads: Pairs (layer, head), such as `leading` gives; they are shown in this order.
         example: Which of the contrast's examples.
 
     Returns:
@@ -158,25 +154,24 @@ def attention_view(
         LcalensError: An argument that cannot be used, or a model that does not keep its attention.
 
     Example:
-        >>> attention_view(model, contrast, layer=23, heads=[4])  # shown in a notebook
-        >>> attention_view(model, contrast, layer=23).save("attention.html")
+        >>> attention_view(model, contrast, [(23, 4)])  # shown in a notebook
+        >>> attention_view(model, contrast, leading(patch(model, contrast), 10)).save("attention.html")
     """
     from lcalens.core.stamp import steady
 
     with steady(model):
-        return _view(model, contrast, layer, heads, example)
+        return _view(model, contrast, heads, example)
 
 
-def _view(model: Any, contrast: "Contrast", layer: Any, heads: Any, example: Any) -> AttentionView:
-    from lcalens.mechanism.arguments import check_contrast
+def _view(model: Any, contrast: "Contrast", heads: Any, example: Any) -> AttentionView:
+    from lcalens.mechanism.arguments import check_contrast, read_heads
 
     check_contrast(model, contrast)
     tokenizer = tokenizer_of(model)
-    layer = check_int("layer", layer, low=0, high=int(model.cfg.n_layers) - 1)
-    chosen = _chosen(heads, int(model.cfg.n_heads))
+    chosen = read_heads("heads", heads, int(model.cfg.n_layers), int(model.cfg.n_heads), as_given=True)
     example = check_int("example", example, low=0, high=len(contrast) - 1)
     runs = [contrast.clean[example], contrast.hijacked[example]]
-    patterns = [_patterns(model, tokens, layer)[list(chosen)] for tokens in runs]
+    patterns = [_patterns(model, tokens, chosen) for tokens in runs]
     sides = [
         Side(
             text=read_text(tokenizer, tokens),
@@ -187,25 +182,23 @@ def _view(model: Any, contrast: "Contrast", layer: Any, heads: Any, example: Any
     ]
     answers = [read_text(tokenizer, answer[example]) for answer in (contrast.true, contrast.false)]
     return AttentionView(
-        title=f"{_source(model)}, layer {layer}, example {example}: true {answers[0]!r}, false {answers[1]!r}",
-        layer=layer,
+        title=f"{_source(model)}, example {example}: true {answers[0]!r}, false {answers[1]!r}",
         heads=chosen,
         clean=sides[0],
         hijacked=sides[1],
         causal=not any(np.triu(pattern, 1).any() for pattern in patterns),
-        provenance=_provenance(model, contrast, layer, chosen, example),
+        provenance=_provenance(model, contrast, chosen, example),
     )
 
 
-def _provenance(model: Any, contrast: "Contrast", layer: int, heads: tuple[int, ...], example: int) -> dict[str, Any]:
+def _provenance(model: Any, contrast: "Contrast", heads: "tuple[Head, ...]", example: int) -> dict[str, Any]:
     from lcalens.core.cells import content_key
     from lcalens.core.provenance import provenance_of
 
     settings = {
         "contrast": content_key(contrast.content()),
         "example": example,
-        "layer": layer,
-        "heads": list(heads),
+        "heads": [list(head) for head in heads],
         "tokens": {run: list(map(int, getattr(contrast, run)[example])) for run in _RUNS},
     }
     return provenance_of(model, path="one run at a time", settings=settings)
@@ -217,19 +210,8 @@ def _source(model: Any) -> str:
     return short(model_info(model).source, 60)
 
 
-def _chosen(heads: Any, count: int) -> tuple[int, ...]:
-    if heads is None:
-        return tuple(range(count))
-    listed = heads.tolist() if hasattr(heads, "tolist") else heads
-    if isinstance(listed, Integral):
-        listed = [listed]
-    if isinstance(listed, str) or not isinstance(listed, Sequence | range) or not len(listed):
-        raise LcalensError(f"heads: expected a head, several, or None for all {count}, got {heads!r:.60}.")
-    return tuple(check_int("heads", head, low=0, high=count - 1) for head in listed)
-
-
-def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
-    """Of every head, (head, query, key)."""
+def _patterns(model: Any, tokens: Sequence[int], heads: "tuple[Head, ...]") -> np.ndarray:
+    """Of each head, (head, query, key)."""
     import torch
 
     from lcalens.core.tensors import check_finite
@@ -239,18 +221,24 @@ def _patterns(model: Any, tokens: Sequence[int], layer: int) -> np.ndarray:
     decoder = read_decoder(model, len(tokens))
     device = next(model.original_model.parameters()).device
     ids = torch.tensor([list(tokens)], device=device)
+    layers = {layer for layer, _ in heads}
     with torch.no_grad():
         if not isinstance(decoder, str):
-            pattern = trace(decoder, ids, keep=("pattern",)).kept["pattern"][layer]
+            kept = trace(decoder, ids, keep=("pattern",)).kept["pattern"]
+            patterns = {layer: kept[layer] for layer in layers}
         else:
-            name = f"blocks.{layer}.attn.hook_pattern"
-            logits, cache = model.run_with_cache(ids, names_filter=lambda hook: hook == name)
-            if name not in cache:
-                raise LcalensError(f"model: it does not keep its attention at {name}; load it with eager attention.")
+            names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+            logits, cache = model.run_with_cache(ids, names_filter=lambda hook: hook in names.values())
+            for name in names.values():
+                if name not in cache:
+                    raise LcalensError(
+                        f"model: it does not keep its attention at {name}; load it with eager attention."
+                    )
             check_finite(logits)
-            pattern = cache[name]
-    check_finite(pattern, "attention patterns")
-    return pattern[0].double().cpu().numpy()
+            patterns = {layer: cache[name] for layer, name in names.items()}
+    for pattern in patterns.values():
+        check_finite(pattern, "attention patterns")
+    return np.stack([patterns[layer][0, head].double().cpu().numpy() for layer, head in heads])
 
 
 def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, str, str]:

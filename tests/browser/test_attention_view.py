@@ -77,7 +77,7 @@ def check_quiet(seen):
 
 
 def test_a_toy_view_shows_bits(toy, tmp_path):
-    dom, seen = opened(saved(attention_view(*toy, 0), tmp_path), tmp_path)
+    dom, seen = opened(saved(attention_view(*toy, [(0, 0)]), tmp_path), tmp_path)
     check_quiet(seen)
     assert len(seen["charts"]) == 2
     assert min(seen["charts"]) > 100**2
@@ -90,7 +90,7 @@ def test_a_real_view_shows_every_token_as_text(standin, tmp_path):
     place = standin("gpt2")
     clean, hijacked = (f"Do not think of {word}. The capital of {SUBJECT} is" for word in ("Paris", "Rome"))
     contrast = Contrast(clean, hijacked, true=" Paris", false=" Rome", tokenizer=place.model)
-    view = attention_view(place.model, contrast, 0, [0, 1])
+    view = attention_view(place.model, contrast, [(0, 0), (0, 1)])
     dom, seen = opened(saved(view, tmp_path), tmp_path)
     check_quiet(seen)
     assert len(seen["charts"]) == 4
@@ -108,7 +108,7 @@ def test_tokens_of_markup_are_text_whole(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("lcalens.views.attention.read_token", lambda tokenizer, token: bad[token])
     monkeypatch.setattr("lcalens.views.attention.read_text", lambda tokenizer, tokens: " ".join(bad[i] for i in tokens))
     contrast = Contrast([list(range(8))], [list(range(7, -1, -1))], true=0, false=1)
-    view = attention_view(toy[0], contrast, 0)
+    view = attention_view(toy[0], contrast, [(0, 0)])
     dom, seen = opened(saved(view, tmp_path), tmp_path)
     check_quiet(seen)
     assert {f"{token.replace(' ', '')} ({i})" for i, token in enumerate(bad)} <= set(seen["texts"])
@@ -117,7 +117,7 @@ def test_tokens_of_markup_are_text_whole(toy, tmp_path, monkeypatch):
 
 
 def test_two_views_in_one_notebook_page(toy, tmp_path):
-    first, second = (attention_view(*toy, 0)._repr_html_() for _ in range(2))
+    first, second = (attention_view(*toy, [(0, 0)])._repr_html_() for _ in range(2))
     _, seen = opened(f"<html><head></head><body>{first}{second}</body></html>", tmp_path)
     check_quiet(seen)
     assert len(seen["charts"]) == 4

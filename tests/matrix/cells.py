@@ -551,7 +551,8 @@ def _view(model: Any, cell: Cell, examples: Examples) -> Measured:
     contrast, found = examples.contrast(cell.batch), []
     for example in range(len(examples.chosen(cell.batch))):
         for layer in range(int(model.cfg.n_layers)):
-            shown = lcalens.attention_view(model, contrast, layer, example=example)
+            heads = [(layer, head) for head in range(int(model.cfg.n_heads))]
+            shown = lcalens.attention_view(model, contrast, heads, example=example)
             found += [np.asarray(shown.clean.patterns), np.asarray(shown.hijacked.patterns)]
     return found, ""
 

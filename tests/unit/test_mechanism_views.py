@@ -427,14 +427,16 @@ def test_what_was_measured_and_loaded_again_draws_the_same(toy, tmp_path):
 def test_patterns_are_transformer_lenss(standin, family):
     place = standin(family)
     contrast = france(place)
-    view = views.attention_view(place.model, contrast, 1, example=1)
+    heads = [(1, head) for head in reversed(range(place.model.cfg.n_heads))]
+    view = views.attention_view(place.model, contrast, [(2, 1), *heads], example=1)
     for side, tokens in ((view.clean, contrast.clean[1]), (view.hijacked, contrast.hijacked[1])):
         _, cache = place.model.run_with_cache(torch.tensor([tokens]))
-        np.testing.assert_allclose(side.patterns, cache["blocks.1.attn.hook_pattern"][0].numpy(), atol=1e-5)
+        wanted = [cache[f"blocks.{layer}.attn.hook_pattern"][0, head].numpy() for layer, head in view.heads]
+        np.testing.assert_allclose(side.patterns, wanted, atol=1e-5)
         assert len(side.tokens) == len(tokens)
     assert view.causal
     assert view.hijacked.text.endswith("Do not think of Madrid. The capital of France is")
-    assert view.heads == tuple(range(place.model.cfg.n_heads))
+    assert view.heads == ((2, 1), *heads)
 
 
 def test_hooks_of_the_user_are_seen(standin):
@@ -442,12 +444,12 @@ def test_hooks_of_the_user_are_seen(standin):
     contrast = france(place)
     flat = lambda pattern, hook: torch.ones_like(pattern).tril() / 2  # noqa: E731
     with place.model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", flat)]):
-        view = views.attention_view(place.model, contrast, 0, 1)
+        view = views.attention_view(place.model, contrast, [(0, 1)])
     assert set(np.unique(view.clean.patterns)) == {0.0, 0.5}
 
 
 def test_the_toys_tokens_are_bits_and_nothing_is_masked(toy):
-    view = views.attention_view(toy, Contrast([[5, 1, 2]], [[5, 6, 2]], true=1, false=6), 0)
+    view = views.attention_view(toy, Contrast([[5, 1, 2]], [[5, 6, 2]], true=1, false=6), [(0, 0)])
     assert view.clean.tokens == ("101", "001", "010")
     assert view.hijacked.tokens == ("101", "110", "010")
     assert not view.causal
@@ -456,7 +458,7 @@ def test_the_toys_tokens_are_bits_and_nothing_is_masked(toy):
 
 
 def test_a_saved_view_is_whole(toy, tmp_path):
-    view = views.attention_view(toy, toy_contrast(), 0)
+    view = views.attention_view(toy, toy_contrast(), [(0, 0)])
     path = view.save(tmp_path / "new" / "view.html")
     page = path.read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
@@ -474,12 +476,12 @@ def test_a_saved_view_is_whole(toy, tmp_path):
 def test_a_view_says_what_it_is_of(standin, tmp_path):
     place = standin("gpt2")
     contrast = france(place)
-    view = views.attention_view(place.model, contrast, 1, [0, 2], example=1)
+    view = views.attention_view(place.model, contrast, [(1, 0), (0, 2)], example=1)
     said = view.provenance
     assert said["model"]["fingerprint"] == fingerprint(place.model)
     assert said["versions"]["lcalens"] == lcalens.__version__
     assert said["contrast"] == patch(place.model, contrast, progress=False).provenance["contrast"]
-    assert (said["layer"], said["heads"], said["example"]) == (1, [0, 2], 1)
+    assert (said["heads"], said["example"]) == ([[1, 0], [0, 2]], 1)
     assert said["tokens"] == {"clean": list(contrast.clean[1]), "hijacked": list(contrast.hijacked[1])}
     page = view.save(tmp_path / "view.html").read_text(encoding="utf-8")
     for word in (said["model"]["fingerprint"], said["contrast"], f"lcalens {lcalens.__version__}"):
@@ -487,7 +489,7 @@ def test_a_view_says_what_it_is_of(standin, tmp_path):
 
 
 def test_a_models_name_is_text(standin):
-    view = views.attention_view(standin("gpt2").model, france(standin("gpt2")), 0, [0])
+    view = views.attention_view(standin("gpt2").model, france(standin("gpt2")), [(0, 0)])
     named = {**view.provenance, "model": {**view.provenance["model"], "source": SUBJECT}}
     shown = dataclasses.replace(view, title=SUBJECT, provenance=named)._repr_html_()
     assert SUBJECT not in shown
@@ -496,7 +498,7 @@ def test_a_models_name_is_text(standin):
 
 def test_markup_in_tokens_is_text(standin):
     place = standin("gpt2")
-    shown = views.attention_view(place.model, france(place, subject=SUBJECT), 0, [0])._repr_html_()
+    shown = views.attention_view(place.model, france(place, subject=SUBJECT), [(0, 0)])._repr_html_()
     before, _, script = shown.partition('<script crossorigin type="module">')
     assert SUBJECT not in shown
     assert html.escape(SUBJECT) in before
@@ -506,29 +508,28 @@ def test_markup_in_tokens_is_text(standin):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "named"),
+    ("heads", "options", "named"),
     [
-        ((3,), {}, "layer: expected an integer from 0 to 2, got 3"),
-        ((-1,), {}, "layer"),
-        ((0, 4), {}, "heads: expected an integer from 0 to 3, got 4"),
-        ((0, [0, -1]), {}, "heads"),
-        ((0, []), {}, "heads"),
-        ((0,), {"example": 2}, "example: expected an integer from 0 to 1, got 2"),
+        ([(3, 0)], {}, "heads: .3, 0. is no .layer, head. of a model of 3 layers"),
+        ([(0, 0), (0, -1)], {}, "heads"),
+        ([], {}, "heads"),
+        (4, {}, "heads"),
+        ([(0, 0)], {"example": 2}, "example: expected an integer from 0 to 1, got 2"),
     ],
 )
-def test_what_is_out_of_range_is_named(standin, arguments, options, named):
+def test_what_is_out_of_range_is_named(standin, heads, options, named):
     place = standin("gpt2")
     with pytest.raises(LcalensError, match=named):
-        views.attention_view(place.model, france(place), *arguments, **options)
+        views.attention_view(place.model, france(place), heads, **options)
 
 
 def test_tokens_that_the_model_has_not(toy):
     with pytest.raises(LcalensError, match="contrast: token 9"):
-        views.attention_view(toy, Contrast([[9, 1]], [[2, 1]], true=1, false=2), 0)
+        views.attention_view(toy, Contrast([[9, 1]], [[2, 1]], true=1, false=2), [(0, 0)])
 
 
 def test_a_view_is_short_to_print(toy):
-    view = views.attention_view(toy, toy_contrast(), 0)
+    view = views.attention_view(toy, toy_contrast(), [(0, 0)])
     assert repr(view) == str(view)
     assert len(repr(view)) < 200
     assert isinstance(pd.DataFrame(view.clean.patterns[0]), pd.DataFrame)
