@@ -1,18 +1,26 @@
 """Progress goes through one callback: a bar by default, silence, or the caller's own."""
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from importlib import import_module
+from typing import Any, TypeAlias
 
 from lcalens.core.errors import LcalensError
 
 ProgressCallback: TypeAlias = Callable[[int, int, str], None]
 """Called with the units done, the units in all and what is being done."""
 
+_PAUSE = 0.2  # seconds between two lines of a notebook: each is a message to whoever looks on
+
 
 @contextlib.contextmanager
 def progress_callback(progress: bool | ProgressCallback, *, unit: str) -> Iterator[ProgressCallback]:
-    """The callback that long work reports to: a tqdm bar for True, nothing for False, else `progress` itself.
+    """The callback that long work reports to: a bar for True, nothing for False, else `progress` itself.
+
+    In a terminal the bar is tqdm's. In a notebook it is one line that is written over and empty at the end: a saved
+    notebook keeps nothing of it, and no widgets are needed.
 
     Args:
         progress: What the caller asked for.
@@ -26,18 +34,54 @@ def progress_callback(progress: bool | ProgressCallback, *, unit: str) -> Iterat
     elif progress is False:
         yield lambda done, total, what: None
     elif progress is True:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(unit=f" {unit}", dynamic_ncols=True, leave=False)
-
-        def show(done: int, total: int, what: str) -> None:
-            bar.total = total
-            bar.set_description(what, refresh=False)
-            bar.update(done - bar.n)
-
-        with bar:
+        with _line(unit) if _in_notebook() else _bar(unit) as show:
             yield show
     else:
         raise LcalensError(
             f"progress: expected True, False or a function of (done, total, what), got {progress!r:.60}."
         )
+
+
+def _in_notebook() -> bool:
+    """Whether this runs in the kernel of a notebook."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+@contextlib.contextmanager
+def _line(unit: str) -> Iterator[ProgressCallback]:
+    display = import_module("IPython.display").display  # a notebook has it, and lcalens does without
+    began, last, handle = time.monotonic(), float("-inf"), None
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal last, handle
+        now = time.monotonic()
+        if now - last < _PAUSE:
+            return
+        last = now
+        text = {"text/plain": f"{what}: {done} of {total} {unit}, {now - began:.0f} s"}
+        if handle is None:
+            handle = display(text, raw=True, display_id=True)
+        else:
+            handle.update(text, raw=True)
+
+    try:
+        yield show
+    finally:
+        if handle is not None:
+            handle.update({"text/plain": ""}, raw=True)
+
+
+@contextlib.contextmanager
+def _bar(unit: str) -> Iterator[ProgressCallback]:
+    from tqdm.std import tqdm
+
+    bar = tqdm(unit=f" {unit}", dynamic_ncols=True, leave=False)
+
+    def show(done: int, total: int, what: str) -> None:
+        bar.total = total
+        bar.set_description(what, refresh=False)
+        bar.update(done - bar.n)
+
+    with bar:
+        yield show

@@ -4,7 +4,6 @@ Functions return results; they never print. A result shows itself in a notebook,
 without pickle: safetensors for the numbers, parquet for the tables, JSON for the rest.
 """
 
-import html
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from lcalens.core.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interv
 from lcalens.core.tables import SCHEMA, lengthen, widen
 
 EXAMPLE = "example"
-_DRAWING = "lcalens.views"  # looked up by name when a figure is asked for: no other room depends on the one that draws
+_DRAWING = "lcalens.views"  # looked up by name when it is needed: no other room depends on the one that draws
 _FORMAT = 2  # 1, of lcalens 0.1, had wide tables in which `low` meant one quantity's interval or another's
 _HEAD, _VALUES, _EXAMPLES = "result.json", "values.safetensors", "examples.parquet"
 
@@ -266,10 +265,7 @@ class Result:
         return " ".join([f"Result({self.kind}: {', '.join(self.quantities)} over {axes})", *notes])
 
     def _repr_html_(self) -> str:
-        model = self.provenance.get("model", {})
-        description = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
-        table = self.wide().to_html(escape=True, index=False, float_format=lambda number: f"{number:.3g}", max_rows=60)
-        return f"<p><b>{html.escape(repr(self))}</b><br>{html.escape(description)}</p>{table}"
+        return import_module(_DRAWING).html_of(self)
 
 
 def _is_end(name: str, values: Mapping[str, Any]) -> bool:

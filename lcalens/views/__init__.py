@@ -14,6 +14,7 @@ from lcalens.views.memory import plot_memory
 from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
+from lcalens.views.tables import html_of
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_toy_defence, plot_training
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionView",
     "attention_view",
+    "html_of",
     "plot",
     "plot_answers",
     "plot_attention_pattern",
@@ -43,6 +45,9 @@ __all__ = [
     "plot_training",
     "token_labels",
 ]
+
+
+_DPI = 170  # one column of print, its letters of 6 points, is legible on a screen
 
 
 def plot(result: "Result", **options: Any) -> "Figure":
@@ -78,8 +83,9 @@ def plot(result: "Result", **options: Any) -> "Figure":
     }
     if result.kind not in drawn:
         raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
 
-    figure = drawn[result.kind](result, **options)
+    with rc_context({"figure.dpi": _DPI}):
+        figure = drawn[result.kind](result, **options)
     pyplot.close(figure)  # a notebook shows what a cell returns; pyplot would keep it, and show it once more
     return figure

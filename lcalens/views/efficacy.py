@@ -10,7 +10,7 @@ import pandas as pd
 from lcalens.core.errors import LcalensError
 from lcalens.llm.efficacy.tables import rates_together
 from lcalens.llm.prompts.schemes import find_scheme
-from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, legend, plain, short
+from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, SMALL, legend, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,12 +55,12 @@ def plot_efficacy(
         for (name, rows), (shade, dashes, marker) in zip(table.groupby("scheme", sort=False), styles, strict=False):
             _curve(panel, rows, measure, counts, color=shade, ls=dashes, marker=marker, label=legend(str(name)))
         panel.set_title(plain(short(scheme)), fontsize=8)
-        panel.set_title(f"{table['facts'].max()} facts", fontsize=5.5, color=GREY, loc="right")
-        panel.legend(fontsize=5.5, frameon=False, loc="best", handlelength=2.2)
+        panel.set_title(f"{table['facts'].max()} facts", fontsize=SMALL, color=GREY, loc="right")
+        panel.legend(fontsize=SMALL, frameon=False, loc="best", handlelength=2.2)
         why = result.provenance.get("unmeasured", {}).get(scheme)
         if why:
             note = "nothing was measured:\n" + "\n".join(textwrap.wrap(str(why), 34))
-            panel.text(0.5, 0.5, plain(note), fontsize=5.5, ha="center", va="center", transform=panel.transAxes)
+            panel.text(0.5, 0.5, plain(note), fontsize=SMALL, ha="center", va="center", transform=panel.transAxes)
     _label(panels, counts, "ES: false object preferred" if measure == "es" else "retention: 1 - ES")
     model = result.provenance.get("model", {}).get("source", "")
     title = f"{model}, {_facts_named(result, subset, relation)}"

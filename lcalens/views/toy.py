@@ -79,8 +79,8 @@ def plot_attention_pattern(result: "Result") -> "Figure":
     bar.ax.tick_params(labelsize=6)
     bar.set_label("attention", fontsize=8)
     at = np.linspace(0, len(names) - 1, min(8, len(names))).round().astype(int)
-    panel.set_xticks(at, [names[i] for i in at], fontsize=5, rotation=90)
-    panel.set_yticks(at, [names[i] for i in at], fontsize=5)
+    panel.set_xticks(at, [names[i] for i in at], fontsize=SMALL, rotation=90)
+    panel.set_yticks(at, [names[i] for i in at], fontsize=SMALL)
     panel.set_xlabel("token looked at", fontsize=8)
     panel.set_ylabel("last token", fontsize=8)
     return figure

@@ -198,9 +198,10 @@ class Facts(Sequence[Fact]):
         skipped = "".join(
             f"<li>record {item.position}: {html.escape(item.reason)}</li>" for item in self._skipped[:_SHOWN_ROWS]
         )
-        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" + (
-            f"<p>Skipped:</p><ul>{skipped}</ul>" if skipped else ""
-        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        more = _more(len(self._facts), "to_frame() has them all")
+        left_out = f"<p>Skipped:</p><ul>{skipped}</ul>{_more(len(self._skipped), '.skipped has them all')}"
+        return f"<p>{html.escape(repr(self))}</p>{table}{more}{left_out if skipped else ''}"
 
 
 def load_facts(
@@ -261,6 +262,11 @@ def objects_by_relation(facts: Facts) -> dict[str, list[str]]:
 
 def _row(fact: Fact) -> tuple[int | str, str, str, str, str, str]:
     return (fact.case_id, fact.relation_id, fact.prompt, fact.subject, fact.target_true, fact.target_false)
+
+
+def _more(count: int, where: str) -> str:
+    """How many there are besides those that are shown, or nothing."""
+    return f"<p>... and {count - _SHOWN_ROWS} more; {where}.</p>" if count > _SHOWN_ROWS else ""
 
 
 def _items(name: str, items: Any, kind: type) -> tuple[Any, ...]:

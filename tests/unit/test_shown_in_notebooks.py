@@ -1,0 +1,190 @@
+"""What a notebook shows by itself: results as tables, facts with their number, figures, and one line of progress."""
+
+import re
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lcalens.core.errors import LcalensError
+from lcalens.core.progress import progress_callback
+from lcalens.core.results import Result
+from lcalens.llm.efficacy.tables import summarise
+from lcalens.llm.facts.facts import load_facts
+from lcalens.views.tables import with_intervals
+
+EVIL = "<script>alert('1')</script>"
+
+
+def headings(page):
+    return [re.findall(r"<th>(.*?)</th>", head) for head in re.findall(r"<thead>(.*?)</thead>", page, re.DOTALL)]
+
+
+def cells(page, table=0):
+    body = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)[table]
+    return [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in body.split("</tr>") if "<td>" in row]
+
+
+def study(source="sample"):
+    """Thirty facts of which the scheme flips all at n = 1 and the control none."""
+    generator = np.random.default_rng(0)
+    shape = (30, 2, 2)
+    false = np.full(shape, -2.0) + generator.normal(0, 0.1, shape)
+    false[:, 0, 1] = 0.0
+    values = {"logp_true": np.full(shape, -1.0), "logp_false": false}
+    examples = pd.DataFrame({"case_id": range(30), "relation_id": [f"P{i % 3}" for i in range(30)], "known": True})
+    axes = {"example": tuple(range(30)), "scheme": ("dont-think", "unrelated"), "n": (0, 1)}
+    tables = summarise(examples, axes, values, Counter(), seed=0)
+    provenance = {"model": {"source": source}}
+    return Result(kind="efficacy", axes=axes, values=values, examples=examples, tables=tables, provenance=provenance)
+
+
+def answers(contexts=("clean", "hijacked"), scored=True):
+    table = {"rank": [1, 2]}
+    for context in contexts:
+        table |= {context: [" Paris", EVIL], f"{context}_probability": [0.61234, 0.25]}
+    tables = {"answers": pd.DataFrame(table), "scored": pd.DataFrame({"answer": []})}
+    if scored:
+        change = {"change": [-1.25, 2.5]} if len(contexts) > 1 else {}
+        logp = {f"{context}_logp": [-0.5, -3.25] for context in contexts}
+        tables["scored"] = pd.DataFrame({"answer": ["Paris", "Spain"], **logp, **change, "tokens": ["a", "b"]})
+    return Result(
+        kind="answers",
+        axes={"context": tuple(contexts), "rank": (1, 2)},
+        values={"probability": np.ones((len(contexts), 2))},
+        tables=tables,
+        provenance={"config": {"prompt": "It is", "hijack": ["Do not think of Spain."][: len(contexts) - 1]}},
+    )
+
+
+def test_efficacy_is_narrow_and_has_its_changes_and_controls():
+    page = study()._repr_html_()
+    heads = ["scheme", "n", "facts", "ES", "change of log odds, nats", "ES less the control&#x27;s"]
+    assert [head.replace("'", "&#x27;") for head in headings(page)[0]] == heads
+    rows = cells(page)
+    assert [row[:2] for row in rows] == [
+        ["dont-think", "0"],
+        ["dont-think", "1"],
+        ["unrelated", "0"],
+        ["unrelated", "1"],
+    ]
+    hijacked, control = rows[1], rows[3]
+    assert re.fullmatch(r"1 \[0\.\d+, 1\]\*", hijacked[3])
+    wide = study().wide().query("subset == 'all' and scheme == 'dont-think' and n == 1").iloc[0]
+    assert hijacked[4] == f"{wide['change']:.3g} [{wide['change_low']:.3g}, {wide['change_high']:.3g}]"
+    assert re.fullmatch(r"1 \[.*\]\* \(unrelated\)", hijacked[5])
+    assert control[3].startswith("0 [0, 0.")
+    assert not control[3].endswith("*")
+    assert control[5] == ""
+
+
+def test_answers_show_their_scores_and_what_moved():
+    page = answers()._repr_html_()
+    assert "by +3.75 nats, towards the answer that it names" in page
+    assert cells(page)[0] == ["1", "' Paris'", "0.612", "' Paris'", "0.612"]
+    assert headings(page)[1] == ["answer", "clean_logp", "hijacked_logp", "change", "tokens"]
+    assert cells(page, 1)[1] == ["Spain", "-3.25", "-3.25", "2.5", "b"]
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("contexts", [("clean",), ("clean", "hijacked")])
+@pytest.mark.parametrize("scored", [True, False])
+def test_answers_of_any_kind_are_shown(contexts, scored):
+    page = answers(contexts, scored)._repr_html_()
+    assert len(headings(page)) == 1 + scored
+    assert ("nats" in page.partition("<table")[0]) == (scored and len(contexts) > 1)
+
+
+def test_an_interval_stands_in_its_quantitys_cell():
+    table = pd.DataFrame({"head": ["L1H2", "L3H4"], "value": [0.31, np.nan], "value_low": [0.219, np.nan],
+                          "value_high": [0.4, np.nan], "low": [1.0, 2.0], "empty": [np.nan, np.nan]})  # fmt: skip
+    shown = with_intervals(table)
+    assert list(shown) == ["head", "value", "low"]
+    assert shown["value"].to_list() == ["0.31 [0.219, 0.4]", ""]
+    assert shown["low"].to_list() == ["1", "2"]
+
+
+def test_rows_that_are_left_out_are_counted():
+    def page(rows):
+        table = pd.DataFrame({"layer": range(rows)})
+        return Result(kind="other", axes={"n": (1,)}, values={"x": np.zeros(1)}, tables={"all": table})._repr_html_()
+
+    assert "20 of 270 rows" in page(270)
+    assert "rows" not in page(20).partition("</b>")[2]
+
+
+def test_facts_say_how_many_more_there_are():
+    records = [{"prompt": "{} is in", "subject": f"Place {i}", "target_true": "Paris", "target_false": "Rome"}
+               for i in range(13)]  # fmt: skip
+    page = load_facts([*records, *range(12)])._repr_html_()
+    assert "... and 3 more; to_frame() has them all." in page
+    assert "... and 2 more; .skipped has them all." in page
+    assert "more" not in load_facts(records[:10])._repr_html_()
+
+
+def test_a_figure_of_one_column_is_legible_on_a_screen():
+    """Letters of 6 points are at least 14 dots high, and none are smaller."""
+    figure = study().plot()
+    figure.canvas.draw()
+    sizes = [
+        text.get_fontsize() for text in figure.findobj(lambda item: hasattr(item, "get_fontsize")) if text.get_text()
+    ]
+    assert min(sizes) * figure.get_dpi() / 72 >= 14
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A notebook's kernel, as far as progress asks for one: what its display areas hold, one after the other."""
+    areas = []
+
+    def display(data, *, raw, display_id):
+        assert raw
+        assert display_id
+        areas.append([data])
+        return SimpleNamespace(update=lambda data, raw: areas[-1].append(data))
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    return areas
+
+
+def test_a_notebook_has_one_line_of_progress_that_is_empty_at_the_end(notebook, capsys, monkeypatch):
+    now = iter(np.arange(0, 100, 0.05))
+    monkeypatch.setattr("lcalens.core.progress.time.monotonic", lambda: next(now))
+    with progress_callback(True, unit="heads") as report:
+        for done in range(1, 101):
+            report(done, 100, "patching")
+    (area,) = notebook
+    assert area[0] == {"text/plain": "patching: 1 of 100 heads, 0 s"}
+    assert area[-1] == {"text/plain": ""}
+    assert 20 < len(area) < 30  # five a second
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_line_is_empty_after_an_error_too(notebook):
+    def broken():
+        with progress_callback(True, unit="heads") as report:
+            report(1, 2, "patching")
+            raise LcalensError("it: broke; mend it.")
+
+    with pytest.raises(LcalensError, match="mend it"):
+        broken()
+    assert notebook[0][-1] == {"text/plain": ""}
+
+
+def test_work_that_reports_nothing_shows_nothing(notebook):
+    with progress_callback(True, unit="heads"):
+        pass
+    assert notebook == []
+
+
+def test_outside_of_a_notebook_there_is_a_bar(capsys):
+    with progress_callback(True, unit="heads") as report:
+        report(1, 2, "patching")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "heads" in told.err
