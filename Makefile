@@ -37,6 +37,9 @@ demo: .venv/ready
 		--schemes dont-think negation factual unrelated neutral neutral-various --out $(OUT)/demo/hijack
 	@echo; echo "4. The heads that carry it, ranked on half of 24 facts and reported on the other."
 	$(BIN)/lcalens trace --model smollm2 --facts sample --scheme dont-think --limit 24 --out $(OUT)/demo/trace
+	@echo; echo "5. All of it, heads together and what they recall, in one page."
+	$(BIN)/lcalens report --model smollm2 --facts sample --limit 24 --results $(OUT)/demo/hijack \
+		--out $(OUT)/demo/report.html
 
 test: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(TEST) -m "not slow" tests/faults

@@ -45,6 +45,7 @@ _HOMES = {
     "path": "lcalens.mechanism.path",
     "ranking": "lcalens.mechanism.ranking",
     "recall": "lcalens.mechanism.recall",
+    "report": "lcalens.views.report.document",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
     "score_parts": "lcalens.mechanism.scores",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.scores import score_parts as score_parts
     from lcalens.mechanism.split import split as split
     from lcalens.views import attention_view as attention_view
+    from lcalens.views.report.document import report as report
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 find_moved_modules()

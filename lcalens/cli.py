@@ -1,4 +1,4 @@
-"""The command line: `lcalens hijack`, `trace`, `ask`, `recall`, `defend`, each a dataclass of lcalens/commands."""
+"""The command line: `lcalens hijack`, `trace`, `ask`, `recall`, `report`, `defend`, each a dataclass of a module."""
 
 import sys
 import textwrap
@@ -11,6 +11,7 @@ from lcalens.commands.ask import Ask
 from lcalens.commands.defend import Defend
 from lcalens.commands.hijack import Hijack
 from lcalens.commands.recall import Recall
+from lcalens.commands.report import Report
 from lcalens.commands.trace import Trace
 from lcalens.core.errors import LcalensError
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Trace, tyro.conf.subcommand("trace", description=_first_line(Trace))]
         | Annotated[Ask, tyro.conf.subcommand("ask", description=_first_line(Ask))]
         | Annotated[Recall, tyro.conf.subcommand("recall", description=_first_line(Recall))]
+        | Annotated[Report, tyro.conf.subcommand("report", description=_first_line(Report))]
         | Annotated[Defend, tyro.conf.subcommand("defend", description=_first_line(Defend))]
     )
     twice = _given_twice(typed)

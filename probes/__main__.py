@@ -45,7 +45,8 @@ class All:
         out: Where pages, figures and finished cells go.
         device: Where models run.
         jobs: How many probes run at once, each in a process with its share of the cores.
-        publish: Run nothing: copy the standard preset's pages to docs/claims and their verdicts to the README.
+        publish: Run nothing: copy the standard preset's pages to docs/claims, their verdicts to the README, and the
+            curves to the report of the library.
     """
 
     preset: tyro.conf.Positional[Preset] = "standard"
@@ -67,6 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     def run() -> None:
         if wanted.publish:
             publish(wanted.out, Path("docs/claims"), Path("README.md"))
+            from probes.harness.published import write
+            from probes.real.hijack_curves import RULES
+
+            page = (wanted.out / "standard" / "hijack_curves.md").read_text(encoding="utf-8")
+            write(page, {"dont-think": RULES[0].sentence, "negation": RULES[1].sentence})
         else:
             run_all(wanted.only or Name.__args__, wanted.preset, wanted.out, wanted.device, wanted.jobs)
 

@@ -79,17 +79,14 @@ class AttentionView:
         texts = "".join(
             f'<div><b>{run}</b><div class="run">{html.escape(getattr(self, run).text)}</div></div>' for run in _RUNS
         )
-        charts, calls, bundle = [], [], ""
-        for i, (layer, head) in enumerate(self.heads):
-            row = []
-            most = max(float(getattr(self, run).patterns[i].max()) for run in _RUNS)  # one scale for both
-            for run in _RUNS:
-                container, bundle, call = _rendered(getattr(self, run), i, most, self.causal)
-                row.append(f'<div class="chart">{container}</div>')
-                calls.append(call)
-            heading = f"<h3>L{layer}H{head} <small>darkest: {most:.2f}</small></h3>"
-            charts.append(f'{heading}<div class="pair">{"".join(row)}</div>')
-        script = f'<script crossorigin type="module">{bundle}\n{"".join(calls)}</script>'
+        drawn = attention_charts([self])
+        charts = [
+            f"<h3>{pair.head} <small>darkest: {pair.most:.2f}</small></h3>"
+            f'<div class="pair">{"".join(_chart(name) for name in pair.containers)}</div>'
+            for pair in drawn.pairs
+        ]
+        calls = "".join(call for pair in drawn.pairs for call in pair.calls)
+        script = f'<script crossorigin type="module">{drawn.code}\n{calls}</script>'
         head = f"<style>{_STYLE}</style><h2>{html.escape(self.title)}</h2>"
         made, record = html.escape(self._made_of()), html.escape(self._record())
         made = f"<details><summary>{made}</summary><pre>{record}</pre></details>"
@@ -241,8 +238,68 @@ def _patterns(model: Any, tokens: Sequence[int], heads: "tuple[Head, ...]") -> n
     return np.stack([patterns[layer][0, head].double().cpu().numpy() for layer, head in heads])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The two charts of one head in one view.
+
+    Attributes:
+        view: The view's number.
+        head: `L23H4`.
+        most: The largest attention of both, which is darkest.
+        containers: The ids of the elements that circuitsvis draws into, clean and hijacked.
+        calls: The JavaScript that draws them.
+    """
+
+    view: int
+    head: str
+    most: float
+    containers: tuple[str, str]
+    calls: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charts:
+    """All charts of some views, with circuitsvis's code once.
+
+    Attributes:
+        code: circuitsvis; it makes `CircuitsVis` known to the script that it stands in.
+        pairs: View by view and head by head.
+    """
+
+    code: str
+    pairs: tuple[Pair, ...]
+
+
+def attention_charts(views: Sequence[AttentionView]) -> Charts:
+    """What it takes to draw views in a page: the code once, and for each head two containers and two calls.
+
+    Args:
+        views: Any, of any model.
+    """
+    pairs, code = [], ""
+    for number, view in enumerate(views):
+        for i, (layer, head) in enumerate(view.heads):
+            most = max(float(getattr(view, run).patterns[i].max()) for run in _RUNS)  # one scale for both
+            drawn = [_rendered(getattr(view, run), i, most, view.causal) for run in _RUNS]
+            code = drawn[0][1]
+            pairs.append(
+                Pair(
+                    view=number,
+                    head=f"L{layer}H{head}",
+                    most=most,
+                    containers=(drawn[0][0], drawn[1][0]),
+                    calls=(drawn[0][2], drawn[1][2]),
+                )
+            )
+    return Charts(code=code, pairs=tuple(pairs))
+
+
+def _chart(name: str) -> str:
+    return f'<div class="chart"><div id="{name}"></div></div>'
+
+
 def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, str, str]:
-    """One chart in parts, so that a page of many holds circuitsvis's code once: container, code, call.
+    """One chart in parts, so that a page of many holds circuitsvis's code once: the container's id, code, call.
 
     circuitsvis gives `<div id="..."/> <script> code, then CircuitsVis.render("...", component, properties) </script>`,
     whole and offline in `local_src` (its `str` and its display in a notebook look for the internet).
@@ -264,7 +321,7 @@ def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, st
     call = code.rindex(_RENDER, 0, code.rindex(f'"{name}"'))
     # `</script>` ends a script wherever it stands. All `<` of the call are in strings, which escapes leave as they are.
     escaped = code[call:].replace("<", "\\u003c")
-    return f'<div id="{name}"></div>', _without_map(code[:call]), escaped
+    return name, _without_map(code[:call]), escaped
 
 
 def _without_map(code: str) -> str:

@@ -143,12 +143,12 @@ def plot_answers(result: "Result") -> "Figure":
 
     contexts, table, asked = result.axes["context"], result.tables["answers"], result.provenance["config"]
     texts = {"clean": asked["prompt"], "hijacked": " ".join([*asked["hijack"], asked["prompt"]])}
-    size = (3.0 * len(contexts), 0.35 * len(table) + 1.1)
+    size = (3.0 * len(contexts), 0.35 * max(len(table), 3) + 1.1)
     figure, grid = pyplot.subplots(1, len(contexts), figsize=size, sharex=True, squeeze=False, layout="constrained")
     for panel, context, color in zip(grid[0], contexts, (BLUE, ORANGE), strict=False):
         at = np.arange(len(table))[::-1]
         panel.barh(at, table[f"{context}_probability"], color=color, height=0.7)
-        panel.set_yticks(at, [plain(repr(token)) for token in table[context]], fontsize=8)
+        panel.set_yticks(at, [plain(short(repr(token))) for token in table[context]], fontsize=8)
         title = textwrap.shorten(texts[context], _TITLE, placeholder=" ...")
         panel.set_title(plain(textwrap.fill(title, _TITLE // 3)), fontsize=8, loc="left")
         panel.set_xlabel("probability of the next token", fontsize=7)

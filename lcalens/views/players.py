@@ -79,7 +79,7 @@ def _draw_curve(panel: "Axes", curve: pd.DataFrame, axis: str) -> None:
         panel.fill_between(curve["size"], curve[f"{name}_low"], curve[f"{name}_high"], color=BLUE, alpha=0.15, lw=0)
     panel.axhline(1, color=GREY, lw=0.6, ls=":")
     panel.set_xlabel(f"{axis}s in the best set of that size", fontsize=TEXT)
-    where = "on examples that did not choose" if held_out else "on the examples that chose"
+    where = "on examples that\ndid not choose" if held_out else "on the examples\nthat chose"
     panel.set_ylabel(f"share of the hijack\n{where}", fontsize=TEXT)
     panel.set_xticks(curve["size"])
     panel.grid(axis="y", lw=0.4, alpha=0.5)
