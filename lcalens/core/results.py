@@ -75,7 +75,7 @@ class Result:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What was measured: the names of `values` but for the ends of intervals."""
+        """The names of `values`, but for the ends of intervals."""
         return tuple(name for name in self.values if not _is_end(name, self.values))
 
     def to_frame(self) -> pd.DataFrame:
