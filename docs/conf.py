@@ -132,11 +132,13 @@ def read(app: Any, page: str, source: list[str]) -> None:
     if page == "tutorials/index":
         source[0] = re.sub(r"\]\(\.\./\.\./examples/(?:[\w-]+/)*([\w-]+\.ipynb)\)", r"](notebooks/\1)", source[0])
     if page in BENEATH and (page != "tutorials/index" or any(NOTEBOOKS.iterdir())):
-        source[0] += tree([BENEATH[page]])
+        listed = tree([BENEATH[page]])
+        source[0] += listed.replace(":hidden:\n", "") if page == "tutorials/index" else listed
 
 
 def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls."""
     copy_notebooks()
     app.connect("source-read", read)
+    app.connect("env-get-outdated", lambda *_: ["tutorials/index"])  # which notebooks there are is not in its text
     return {"parallel_read_safe": True, "parallel_write_safe": True}
