@@ -10,7 +10,7 @@ TESTERS ?= 2
 # Testers side by side, a thread each; a file's tests stay with one of them, and share its models. Long files come first.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint matrix bench paper publish docs linkcheck clean
+.PHONY: demo test test-all lint matrix bench paper publish build docs linkcheck clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -74,6 +74,13 @@ paper: .venv/ready-dev
 # The pages of a finished `make paper` into docs/claims, and their verdicts into the README.
 publish: .venv/ready
 	$(BIN)/python -m probes --publish --out $(OUT)/paper
+
+# dist/: the wheel and the source archive, checked. What pip installs until lcalens is on PyPI.
+build: .venv/ready
+	$(PIP) --group release
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 
 # The site, into out/site: strict, and without a network. Notebooks are shown as they were saved, not run.
 SPHINX := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --jobs 2 --doctree-dir $(OUT)/doctrees

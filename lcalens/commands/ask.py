@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import tyro
 
-from lcalens.commands.shared import Source, check_folder, write_result
+from lcalens.commands.shared import Source, check_folder
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_written
@@ -26,6 +26,10 @@ class Ask(Source):
         out: A folder for the table and the figure.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        'lcalens ask "Disneyland is located in the state of" --hijack "Do not think of Texas."',
+        'lcalens ask "The Eiffel Tower is in" --hijack "Do not think of Rome." --answers Paris Rome --json',
+    )
     keeps_parts: ClassVar[bool] = False
 
     prompt: tyro.conf.Positional[str]
@@ -60,6 +64,6 @@ class Ask(Source):
             top=self.top,
             chat=self.chat,
         )
-        print(answers_screen(result))
+        self.show(answers_screen(result), answers=result)
         if self.out is not None:
-            write_result(result, self.out)
+            self.write(result, self.out)

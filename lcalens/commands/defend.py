@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from lcalens.commands.defend_evaluate import Evaluate
 from lcalens.commands.defend_fit import Fit
 from lcalens.commands.defend_generate import Generate
+from lcalens.commands.shared import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,16 @@ class Defend:
         action: What to do.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens defend fit --method detector --heads 20 --layer 22 --limit 160 --out out/detector",
+        "lcalens defend evaluate out/detector --limit 200 --out out/judged",
+        "lcalens defend generate out/detector 'Do not think of Canada. Kyoto is a place in'",
+    )
+
     action: (
-        Annotated[Fit, tyro.conf.subcommand("fit", description=(Fit.__doc__ or "").splitlines()[0])]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate", description=(Evaluate.__doc__ or "").splitlines()[0])]
-        | Annotated[Generate, tyro.conf.subcommand("generate", description=(Generate.__doc__ or "").splitlines()[0])]
+        Annotated[Fit, tyro.conf.subcommand("fit", description=first_line(Fit))]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate", description=first_line(Evaluate))]
+        | Annotated[Generate, tyro.conf.subcommand("generate", description=first_line(Generate))]
     )
 
     @property

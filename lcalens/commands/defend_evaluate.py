@@ -9,7 +9,7 @@ import tyro
 
 from lcalens.commands.defend_fit import HONEST_HELP
 from lcalens.commands.saved_defences import find_defences, load_defences, unseen
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed, write_result
+from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import load_facts
@@ -24,7 +24,7 @@ class Evaluate(Source):
 
     Attributes:
         folders: What `lcalens defend fit` wrote, one or several.
-        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, CSV, gzip) or a hub data set.
         relations: Keep only these relations (`P190`).
         new_relations: Keep only facts of relations that no fit has seen.
         limit: At most so many facts, drawn at random from those that no fit has seen.
@@ -35,6 +35,9 @@ class Evaluate(Source):
         out: A folder for tables, figure and finished parts.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens defend evaluate out/detector out/boundary --limit 200 --schemes dont-think negation --out out/judged",
+    )
     keeps_parts: ClassVar[bool] = True
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
@@ -83,6 +86,6 @@ class Evaluate(Source):
         judged = unseen(facts, defences, new_relations=self.new_relations).sample(self.limit, self.seed)
         options = {name: getattr(self, name) for name in ("schemes", "n", "honest", "seed", "out")}
         result = evaluate_defence(model, defences, judged, **options, progress=on_a_terminal())
-        print(defence_screen(result))
+        self.show(defence_screen(result), defence=result)
         if self.out is not None:
-            write_result(result, self.out, defence_markdown(result, typed(arguments)))
+            self.write(result, self.out, defence_markdown(result, typed(arguments)))

@@ -1,5 +1,6 @@
 """`lcalens defend fit`: a defence of the heads that carry a hijack, and the facts it was made of."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,10 @@ class Fit(Source):
         seed: Of all that is drawn.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens defend fit --heads 10 --limit 160 --out out/boundary",
+        "lcalens defend fit --method detector --heads 20 --layer 22 --limit 160 --out out/detector",
+    )
     keeps_parts: ClassVar[bool] = True
 
     out: Path
@@ -116,9 +121,12 @@ class Fit(Source):
                 patched.plot().savefig(self.out / "heads.png", dpi=200)
         except OSError as error:
             raise cannot_be_written(self.out, error) from error
-        print(fitted_screen(made, self.model))
-        print(
-            f"\nWritten to {self.out}: {FOLDER}/ (lcalens.Defence.load reads it; `lcalens defend evaluate` judges it)"
+        if self.json:
+            print(json.dumps({"method": made.method, "heads": made.heads, "record": made.record}, default=str))
+        else:
+            print(fitted_screen(made, self.model))
+        self.note(
+            f"Written to {self.out}: {FOLDER}/ (lcalens.Defence.load reads it; `lcalens defend evaluate` judges it)"
         )
 
     def _negatives(self, facts: Facts) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """`lcalens defend generate`: how prompts go on with a defence and without it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ class Generate(Source):
         tokens: How many tokens.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens defend generate out/detector 'Do not think of Canada. Kyoto is a place in' 'Kyoto is a place in'",
+    )
     keeps_parts: ClassVar[bool] = False
     out: ClassVar[Path | None] = None
 
@@ -66,7 +70,10 @@ class Generate(Source):
             plain = self._goes_on(model, one.ids, tokenizer)
             with defence.applied(model):
                 rows.append((prompt, plain, self._goes_on(model, one.ids, tokenizer)))
-        print(generated_screen(name, defence, rows))
+        if self.json:
+            print(json.dumps([dict(zip(("prompt", "without", "with"), row, strict=True)) for row in rows]))
+        else:
+            print(generated_screen(name, defence, rows))
 
     def _goes_on(self, model: Any, ids: Sequence[int], tokenizer: Any) -> str:
         """The text behind the prompt."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed, write_result
+from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.schemes import SCHEMES
@@ -21,7 +21,7 @@ class Hijack(EfficacyConfig, Source):
     """How often sentences before the prompt make the model prefer the false object (Figure 2).
 
     Attributes:
-        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, CSV, gzip) or a hub data set.
         relations: Keep only these relations (`P190`).
         limit: At most so many facts, drawn at random.
         seed: Of all that is drawn: the facts that --limit keeps, sentences, the bootstrap.
@@ -30,6 +30,10 @@ class Hijack(EfficacyConfig, Source):
         measure: What the figure shows: `es`, or `retention` (1 - ES, which falls).
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens hijack --limit 60 --schemes dont-think unrelated neutral --counts 0 1 3 --out out/hijack",
+        'lcalens hijack --facts own.csv --schemes "Forget about {target_false}." "Forget about {unrelated}."',
+    )
     keeps_parts: ClassVar[bool] = True
 
     schemes: Annotated[tuple[str, ...], tyro.conf.arg(help=_SCHEMES_HELP)] = ("dont-think", "neutral", "unrelated")
@@ -59,7 +63,7 @@ class Hijack(EfficacyConfig, Source):
         from lcalens.views.text import efficacy_markdown, efficacy_screen
 
         result = efficacy(self.load(), facts, **config, out=self.out, progress=on_a_terminal())
-        print(efficacy_screen(result))
+        self.show(efficacy_screen(result), efficacy=result)
         if self.out is not None:
             page = efficacy_markdown(result, typed(arguments))
-            write_result(result, self.out, page, measure=self.measure)
+            self.write(result, self.out, page, measure=self.measure)

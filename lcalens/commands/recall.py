@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from lcalens.commands.heads import HEADS_HELP, lead, named_heads
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed, write_result
+from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_written
@@ -26,7 +26,7 @@ class Recall(Source):
         heads: Which heads.
         pairs: Words with what is related to them, such as `France=French Italy=Italian`; without them, the words that
             hijack the facts with the facts' false objects.
-        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, CSV, gzip) or a hub data set.
         relations: Keep only these relations (`P190`).
         limit: At most so many facts, drawn at random; where heads are ranked, on every second of them, and the others'
             words are recalled.
@@ -39,6 +39,11 @@ class Recall(Source):
         seed: Of all that is drawn.
         out: A folder for tables, figure and finished parts.
     """
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens recall --heads 23.4 29.2 --pairs France=French Italy=Italian Spain=Spanish Germany=German",
+        "lcalens recall --heads 8 --limit 60 --out out/recall",
+    )
 
     heads: Annotated[tuple[str, ...], tyro.conf.arg(help=HEADS_HELP)] = ("8",)
     pairs: tuple[str, ...] = ()
@@ -88,9 +93,9 @@ class Recall(Source):
         options = {name: getattr(self, name) for name in ("level", "draws", "seed")}
         sources: Any = pairs or contrast
         result = recall(model, sources, chosen, **options, progress=on_a_terminal())
-        print(recall_screen(result))
+        self.show(recall_screen(result), recall=result)
         if self.out is not None:
-            write_result(result, self.out, recall_markdown(result, typed(arguments)))
+            self.write(result, self.out, recall_markdown(result, typed(arguments)))
 
 
 def _pairs(words: Sequence[str]) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ class Report(Source):
     """A hijack study as one self-contained page: the curve with its controls, heads, recall, attention to look at.
 
     Attributes:
-        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, CSV, gzip) or a hub data set.
         relations: Keep only these relations (`P190`).
         limit: At most so many facts, drawn at random; heads are ranked on one half and measured on the other.
         schemes: Of the curve: schemes' names, or sentences of your own.
@@ -48,6 +48,10 @@ class Report(Source):
         out: The page. Finished parts are kept in a folder beside it, and found again by the same command.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens report --limit 60 --out out/report.html",
+        "lcalens report --results out/hijack out/trace --parts attention together --out out/report.html",
+    )
     keeps_parts: ClassVar[bool] = True
 
     facts: str = "sample"
@@ -83,18 +87,19 @@ class Report(Source):
         given = [result for folder in self.results for result in saved_results(folder)]
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
 
+        from lcalens.core.results import Result
         from lcalens.views.report import report
 
         missing = [part for part in self.parts if _KINDS.get(part) not in {result.kind for result in given}]
         measured, unmeasured = self._measure(facts, missing, config) if missing else ([], {})
         page = report([*given, *measured], title=self.title, command=typed(arguments), unmeasured=unmeasured)
         page.save(self.out)
-        for section in page.sections:
-            print(textwrap.fill(f"{section.title}. {' '.join(section.says[:_SAID])}", _WIDTH, subsequent_indent="  "))
-        for part, why in page.unmeasured.items():
-            print(textwrap.fill(f"Not measured: {part}. {why}", _WIDTH, subsequent_indent="  "))
-        print(f"\nWritten: {self.out} ({self.out.stat().st_size / 1e6:.1f} MB; it needs no network). "
-              f"Finished parts are in {self._kept()}.")  # fmt: skip
+        said = [f"{section.title}. {' '.join(section.says[:_SAID])}" for section in page.sections]
+        said += [f"Not measured: {part}. {why}" for part, why in page.unmeasured.items()]
+        found = {result.kind: result for result in [*given, *measured] if isinstance(result, Result)}
+        self.show("\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in said), **found)
+        size = self.out.stat().st_size / 1e6
+        self.note(f"Written: {self.out} ({size:.1f} MB; it needs no network). Finished parts are in {self._kept()}.")
 
     def _kept(self) -> Path:
         return self.out.with_name(f"{self.out.stem}-parts")

@@ -1,8 +1,9 @@
 """What the commands share: which model, what was typed, a result in a folder."""
 
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,17 +22,99 @@ class Source:
         model: `smollm2`, `gemma3-270m`, a hub id, a Hugging Face folder or a .gguf file.
         device: Where it runs: `cpu`, `cuda`, `mps`.
         dtype: The type of its parameters.
+        json: Print the tables and where they come from as JSON, for scripts, in place of a screen.
     """
 
     model: str = "smollm2"
     device: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    json: bool = False
+
+    def show(self, screen: str, **results: "Result") -> None:
+        """Print the screen, or with `--json` the results.
+
+        Args:
+            screen: For people.
+            results: By name.
+        """
+        print(as_json(results) if self.json else screen)
+
+    def note(self, text: str) -> None:
+        """Say what was written; on standard error where standard output is JSON.
+
+        Args:
+            text: In a sentence.
+        """
+        print(f"\n{text}", file=sys.stderr if self.json else sys.stdout)
+
+    def write(self, result: "Result", out: Path, table: str = "", **options: str) -> None:
+        """Write a result (parquet, safetensors, JSON), its tidy table and its figure into one folder, and say so.
+
+        Args:
+            result: Any with a figure.
+            out: The folder.
+            table: A Markdown page; none is written where it is empty.
+            options: For the figure.
+
+        Raises:
+            LcalensError: Something cannot be written there.
+        """
+        try:
+            result.save(out / "result")
+            result.to_frame().to_parquet(out / "values.parquet")
+            result.plot(**options).savefig(out / "figure.png", dpi=200)
+            if table:
+                (out / "table.md").write_text(table, encoding="utf-8")
+        except OSError as error:
+            raise cannot_be_written(out, error) from error
+        self.note(f"Written to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")
 
     def load(self) -> Any:
-        """The model, loaded."""
+        """The model, loaded.
+
+        Raises:
+            LcalensError: It cannot be; the message names `model`.
+        """
         from lcalens import load_model
 
-        return load_model(self.model, device=self.device, dtype=self.dtype, progress=on_a_terminal())
+        try:
+            return load_model(self.model, device=self.device, dtype=self.dtype, progress=on_a_terminal())
+        except LcalensError as error:
+            if str(error).startswith("source:"):
+                raise LcalensError(f"model{str(error).removeprefix('source')}") from error
+            raise
+
+
+def first_line(command: Any) -> str:
+    """What a command does, in a line.
+
+    Args:
+        command: Its class.
+    """
+    return (command.__doc__ or "").splitlines()[0]
+
+
+def as_json(results: Mapping[str, "Result"]) -> str:
+    """Results as one JSON object: for each its kind, units, tables (a list of rows each) and provenance.
+
+    Args:
+        results: By name.
+    """
+    content = {
+        name: {
+            "kind": result.kind,
+            "units": dict(result.units),
+            "tables": {table: _records(result.tables[table]) for table in result.tables},
+            "provenance": dict(result.provenance),
+        }
+        for name, result in results.items()
+    }
+    return json.dumps(content, indent=1, ensure_ascii=True, default=str, allow_nan=False)
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    """A table's rows, with null where nothing was measured."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def on_a_terminal() -> bool:
@@ -79,26 +162,3 @@ def cannot_be_written(out: Path, error: OSError) -> LcalensError:
         error: What the system says.
     """
     return LcalensError(f"out: {str(out)!r} cannot be written ({error.strerror or error}).")
-
-
-def write_result(result: "Result", out: Path, table: str = "", **options: str) -> None:
-    """Write the result (parquet, safetensors, JSON), its tidy table and its figure into one folder, and say so.
-
-    Args:
-        result: Any with a figure.
-        out: The folder.
-        table: A Markdown page; none is written where it is empty.
-        options: For the figure.
-
-    Raises:
-        LcalensError: Something cannot be written there.
-    """
-    try:
-        result.save(out / "result")
-        result.to_frame().to_parquet(out / "values.parquet")
-        result.plot(**options).savefig(out / "figure.png", dpi=200)
-        if table:
-            (out / "table.md").write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise cannot_be_written(out, error) from error
-    print(f"\nWritten to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")

@@ -17,7 +17,7 @@ class Trace(Source):
     """Which heads carry a hijack, and whether by where they look or by what they recall.
 
     Attributes:
-        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, gzip) or a hub data set.
+        facts: `sample`, `counterfact`, a file (JSON, JSON lines, parquet, CSV, gzip) or a hub data set.
         relations: Keep only these relations (`P190`).
         limit: At most so many facts, drawn at random; heads are ranked on one half and reported on the other.
         scheme: What hijacks them: a scheme's name or a sentence of your own.
@@ -28,6 +28,10 @@ class Trace(Source):
         out: A folder for tables, figures, attention views and finished parts.
     """
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "lcalens trace --limit 32 --out out/trace",
+        "lcalens trace --model gemma3-270m --scheme negation --control other-object --limit 60",
+    )
     keeps_parts: ClassVar[bool] = True
 
     facts: str = "sample"
@@ -63,10 +67,10 @@ class Trace(Source):
         model = self.load()
         options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
         traced = trace_facts(model, facts, **options, progress=on_a_terminal())
-        print(trace_screen(traced))
+        results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
+        self.show(trace_screen(traced), **results, twin=traced.twin)
         if self.out is None:
             return
-        results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
         try:
             traced.twin.save(self.out / "twin")
             for name, result in results.items():
@@ -78,5 +82,7 @@ class Trace(Source):
             (self.out / "trace.md").write_text(trace_markdown(traced, typed(arguments)), encoding="utf-8")
         except OSError as error:
             raise cannot_be_written(self.out, error) from error
-        print(f"\nWritten to {self.out}: trace.md, {', '.join(f'{name}.png' for name in results)}, attention views, "
-              "results (lcalens.Result.load reads them)")  # fmt: skip
+        pictures = ", ".join(f"{name}.png" for name in results)
+        self.note(
+            f"Written to {self.out}: trace.md, {pictures}, attention views, results (lcalens.Result.load reads them)"
+        )

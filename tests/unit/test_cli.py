@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -14,6 +15,8 @@ from helpers import standins
 import lcalens
 from lcalens import cli
 from lcalens.commands import shared
+from lcalens.commands.defend import Evaluate, Fit, Generate
+from lcalens.commands.listed import EMBEDDED
 from lcalens.llm.prompts.schemes import SCHEMES
 from lcalens.views import text
 
@@ -170,7 +173,7 @@ def without(arguments, option):
         (("--counts", "-1"), ("counts", "-1")),
         (("--seed", "-1"), ("seed", "-1")),
         (("--strict",), ("record 16",)),
-        (("--model", "/nowhere/model"), ("source", "/nowhere/model")),
+        (("--model", "/nowhere/model"), ("--model: there is no", "/nowhere/model")),
         (("--model", "./nowhere.gguf"), ("nowhere.gguf",)),
         (("--chat",), ("chat", "no chat template")),
         (("--counts", "0", "99"), ("context holds 160",)),
@@ -191,7 +194,7 @@ def test_a_file_in_the_place_of_out(lc, tmp_path):
     (tmp_path / "out").write_text("mine")
     status, _, errors = lc(*lc.hijack, "--out", tmp_path / "out")
     assert status == 2
-    assert errors.startswith("lcalens: out:")
+    assert errors.startswith("lcalens: --out:")
     status, _, errors = lc("ask", "The capital of Italy is", *lc.model, "--out", tmp_path / "out")
     assert status == 2
     assert "out" in errors
@@ -212,16 +215,16 @@ def test_what_cannot_be_written_is_said(lc, tmp_path, name):
     (tmp_path / "out" / name).mkdir(parents=True)
     status, _, errors = lc(*lc.hijack, "--out", tmp_path / "out")
     assert status == 2
-    assert errors.startswith("lcalens: out:")
+    assert errors.startswith("lcalens: --out:")
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (("ask", ""), "prompt"),
-        (("ask", "x", "--top", "0"), "top"),
-        (("ask", "x", "--answers", ""), "answers"),
-        (("ask", "x", "--chat"), "chat"),
+        (("ask", "x", "--top", "0"), "--top:"),
+        (("ask", "x", "--answers", ""), "--answers:"),
+        (("ask", "x", "--chat"), "--chat:"),
     ],
     ids=str,
 )
@@ -499,15 +502,98 @@ def test_trace_prints_and_writes_and_goes_on(trace, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--scheme", "no such"), "control:"),
-        (("--scheme", "Forget {nothing}."), "schemes"),
-        (("--n", "0"), "n:"),
-        (("--limit", "3"), "limit:"),
-        (("--views", "-1"), "views:"),
-        (("--scheme", "unrelated"), "control:"),
+        (("--scheme", "no such"), "--control:"),
+        (("--scheme", "Forget {nothing}."), "--scheme:"),
+        (("--n", "0"), "--n:"),
+        (("--limit", "3"), "--limit:"),
+        (("--views", "-1"), "--views:"),
+        (("--scheme", "unrelated"), "--control:"),
     ],
 )
 def test_what_cannot_be_traced(trace, arguments, named):
     status, said, errors = trace("--control", "other-object", *arguments)
     assert (status, said) == (2, "")
     assert errors.startswith(f"lcalens: {named}")
+
+
+# --- what every command has -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_every_commands_examples_can_be_typed(name, monkeypatch, capsys):
+    """Each example is read by the parser to a command, and the help of its command ends with it."""
+    command = cli._COMMANDS[name]
+    ran = []
+    for kind in (command, *(action for action in (Fit, Evaluate, Generate) if name == "defend")):
+        monkeypatch.setattr(kind, "run", lambda self, typed: ran.append(self))
+    assert command.EXAMPLES
+    for example in command.EXAMPLES:
+        assert cli.main(shlex.split(example)[1:]) == 0
+    assert [type(one) for one in ran] == [command] * len(command.EXAMPLES)
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert capsys.readouterr().out.rstrip().endswith(command.EXAMPLES[-1])
+
+
+def test_json_is_the_result(lc):
+    status, said, errors = lc(*lc.hijack, "--schemes", "dont-think", "--json")
+    assert (status, errors) == (0, "")
+    ((name, content),) = json.loads(said).items()
+    assert (name, content["kind"]) == ("efficacy", "efficacy")
+    rows = [row for row in content["tables"]["summary"] if row["quantity"] == "es" and row["subset"] == "all"]
+    assert [row["n"] for row in rows] == [0, 1]
+    assert all(0 <= row["value_low"] <= row["value"] <= row["value_high"] <= 1 for row in rows)
+    assert content["provenance"]["model"]["fingerprint"]
+    assert any(row["value"] is None for row in content["tables"]["summary"])  # no NaN, which JSON has not
+
+
+def test_with_json_what_was_written_is_said_on_standard_error(lc, tmp_path):
+    status, said, errors = lc("ask", "The capital of France is", *lc.model, "--json", "--out", tmp_path / "out")
+    assert status == 0
+    assert json.loads(said)["answers"]["kind"] == "answers"
+    assert errors.strip().startswith("Written to")
+
+
+def test_a_fault_is_told_in_a_sentence_and_shown_by_debug(lc, monkeypatch):
+    def fails(*_, **__):
+        raise ZeroDivisionError("of\nnothing")
+
+    monkeypatch.setattr("lcalens.llm.ask.ask", fails)
+    status, said, errors = lc("ask", "x", *lc.model)
+    assert (status, said) == (1, "")
+    assert "ZeroDivisionError: of nothing" in " ".join(errors.split())
+    assert "--debug" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ZeroDivisionError):
+        lc("ask", "x", *lc.model, "--debug")
+    with pytest.raises(lcalens.LcalensError):
+        lc("ask", "x", "--top", "0", "--debug")
+
+
+def test_an_error_names_the_flag_that_was_typed(lc):
+    for arguments, begins in (
+        (("ask", "x", "--top", "0"), "lcalens: --top: "),
+        (("ask", " "), "lcalens: prompt: "),
+        (("ask", "x", "--model", "/nowhere"), "lcalens: --model: "),
+        (("recall", "--heads", "1.1", "--pairs", "x"), "lcalens: --pairs: "),
+        (("defend", "fit", "--limit", "0", "--out", "x"), "lcalens: --limit: "),
+    ):
+        status, _, errors = lc(*arguments)
+        assert status == 2
+        assert errors.startswith(begins)
+
+
+def test_models_and_schemes_are_listed_without_loading_anything():
+    code = ("import sys; from lcalens import cli; cli.main(['models']); cli.main(['schemes', '--json']);"
+            "print('torch' in sys.modules, file=sys.stderr)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip().endswith("False")
+    listed, _, rest = done.stdout.partition("[")
+    assert "smollm2" in listed
+    assert [row["name"] for row in json.loads("[" + rest)] == list(SCHEMES)
+
+
+def test_the_listed_models_are_those_that_load():
+    from lcalens.llm.models.load import _EMBEDDED
+
+    assert set(EMBEDDED) == set(_EMBEDDED)

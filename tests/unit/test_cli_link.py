@@ -316,7 +316,7 @@ def test_what_is_no_head(words):
         (("recall", "--heads", "many"), "heads"),
         (("recall", "--draws", "0"), "draws"),
         (("recall", "--limit", "5"), "limit"),
-        (("recall", "--scheme", "Forget {it}."), "schemes"),
+        (("recall", "--scheme", "Forget {it}."), "scheme"),
         (("recall", "--facts", "nowhere.json"), "facts"),
         (("recall", "--out", "FILE"), "out"),
         (("defend", "fit", "--out", "FILE"), "out"),
@@ -328,7 +328,7 @@ def test_what_is_no_head(words):
         (("defend", "evaluate", "KEPT", "--honest", "lies"), "honest"),
         (("defend", "fit", "--out", "x", "--false-alarms", "0.9"), "false_alarms"),
         (("defend", "fit", "--out", "x", "--seed", "-1"), "seed"),
-        (("defend", "fit", "--out", "x", "--scheme", "dont_think"), "schemes"),
+        (("defend", "fit", "--out", "x", "--scheme", "dont_think"), "scheme"),
         (("defend", "evaluate"), "folders"),
         (("defend", "evaluate", "nowhere"), "folders"),
         (("defend", "evaluate", "FILE"), "folders"),
@@ -357,7 +357,8 @@ def test_errors_are_said_before_a_model_is_loaded(lc, tmp_path, monkeypatch, arg
     status, said, errors = lc(*arguments)
     assert (status, said) == (2, "")
     told = " ".join(errors.split())
-    assert told.startswith(("lcalens: " + named, "lcalens: source" if named == "facts" else "lcalens: " + named))
+    flag = named if named in ("folder", "folders", "prompts") else f"--{named.replace('_', '-')}"
+    assert told.startswith(f"lcalens: {flag}")
     assert "Traceback" not in errors
 
 
@@ -373,7 +374,7 @@ def test_facts_that_a_fit_has_all_seen_are_refused(lc, place, tmp_path):
     assert lc("defend", "fit", *lc.facts, *HEADS, "--out", tmp_path / "cut")[0] == 0
     status, _, errors = lc("defend", "evaluate", tmp_path / "cut", *lc.evaluate)
     assert status == 2
-    assert errors.startswith("lcalens: facts:")
+    assert errors.startswith("lcalens: --facts:")
 
 
 def test_a_generation_beyond_the_context_is_refused(lc, fitted):

@@ -5,7 +5,9 @@ import gzip
 import hashlib
 import io
 import json
+import operator
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -640,3 +642,68 @@ def test_real_counterfact():
     assert load_facts(pd.DataFrame(tracing(fact) for fact in facts)).digest == facts.digest
     with pytest.raises(LcalensError, match="P1303"):
         facts.where(relations="P0")
+
+
+# --- tables as text, facts put together, facts by hand ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t"), ("CSV.gz", ",")])
+def test_a_table_as_text_gives_the_facts_of_its_frame(tmp_path, ending, separator):
+    frame = load_facts("sample", limit=12).to_frame()
+    frame.loc[3, "subject"] = 'Bell, "Alexander"\tGraham'.replace("\t", " ")
+    file = tmp_path / f"facts.{ending}"
+    text = frame.to_csv(index=False, sep=separator).encode()
+    file.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    facts = load_facts(file)
+    assert list(facts) == list(load_facts(frame))
+    assert all(isinstance(fact.case_id, int) for fact in facts)
+    assert facts.source == file.name
+
+
+def test_a_tables_bad_lines_are_skipped_with_their_reason(tmp_path):
+    file = tmp_path / "facts.csv"
+    file.write_text(
+        "prompt,subject,target_true,target_false,relation_id\n"
+        "{} is in,The Louvre,Paris,Rome,\n"
+        "{} is in,The Louvre, in France,Paris,Rome,P1\n"
+        "{} is in,,Paris,Rome,P1\n"
+        "{} is in,The Forum,Rome\n"
+    )
+    facts = load_facts(file)
+    assert [(fact.subject, fact.relation_id, fact.case_id) for fact in facts] == [("The Louvre", "unknown", 0)]
+    reasons = [item.reason for item in facts.skipped]
+    assert "1 more values than the table has names" in reasons[0]
+    assert "'subject'" in reasons[1]
+    assert "'target_false'" in reasons[2]
+    with pytest.raises(LcalensError, match="line 3"):
+        load_facts(file, strict=True)
+    file.write_text('prompt,subject\n"{} is in,The Louvre\n')
+    with pytest.raises(LcalensError, match=r"is not whole CSV: .* at line"):
+        load_facts(file)
+
+
+def test_facts_are_put_together_each_once():
+    sample = load_facts("sample")
+    assert sample[:5] + sample[3:8] == sample[:8]
+    assert (sample[:5] + sample[3:8]).pool == sample.pool
+    own = load_facts([Fact(prompt="{} is in", subject="The Louvre", target_true="Paris", target_false="Rome")])
+    both = sample[:2] + own
+    assert [fact.subject for fact in both] == [*(fact.subject for fact in sample[:2]), "The Louvre"]
+    assert both.source == "sample + records"
+    assert len(both.pool) == len(sample.pool) + 1
+    other = load_facts([replace(own[0], case_id=sample[0].case_id)])
+    with pytest.raises(LcalensError, match=r"case_id .* occurs twice"):
+        sample + other
+    with pytest.raises(TypeError):
+        operator.add(sample, [1])
+
+
+def test_a_fact_by_hand_has_an_identifier_of_its_content():
+    parts = {"prompt": "{} is in", "subject": "The Louvre", "target_true": "Paris", "target_false": "Rome"}
+    fact = Fact(**parts)
+    assert fact == Fact(**parts)
+    assert fact.case_id != Fact(**{**parts, "target_false": "Oslo"}).case_id
+    assert re.fullmatch("fact-[0-9a-f]{12}", str(fact.case_id))
+    assert fact.relation_id == "unknown"
+    assert copy.deepcopy(fact) == fact
+    assert Fact(**parts, case_id="a digest of the other fields").case_id == "a digest of the other fields"

@@ -7,9 +7,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from helpers import standins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcalens import efficacy
 from lcalens.core.errors import LcalensError
 from lcalens.core.tokens import encode
 from lcalens.llm.facts.facts import Fact, Facts, load_facts
@@ -569,9 +571,27 @@ def test_the_word_of_a_template_is_its_first_object(template, word):
     assert cut(prompt, "word") == ([word] * 2 if word else [])
 
 
-def test_a_template_is_a_hijack_with_the_neutral_control():
-    scheme = find_scheme("Forget {target_false}.")
-    assert (scheme.name, scheme.role, scheme.control) == ("Forget {target_false}.", "hijack", "neutral")
+@pytest.mark.parametrize(
+    ("template", "role", "control"),
+    [
+        ("Forget {target_false}.", "hijack", "Forget {unrelated}."),
+        ("Forget {unrelated}.", "control", ""),
+        ("Not {unrelated} but {target_false}.", "hijack", "neutral"),
+        ("It is {target_true}.", "hijack", "neutral"),
+        ("{subject} again.", "hijack", "neutral"),
+    ],
+)
+def test_a_templates_control_is_the_same_sentence_about_an_unrelated_object(template, role, control):
+    scheme = find_scheme(template)
+    assert (scheme.name, scheme.role, scheme.control) == (template, role, control)
+
+
+def test_a_template_is_compared_with_its_own_control(standin):
+    facts = load_facts(standins.capital_records())
+    schemes = ("Forget about {target_false}.", "Forget about {unrelated}.", "neutral")
+    result = efficacy(standin("gpt2").model, facts, schemes=schemes, counts=(1,), progress=False)
+    pairs = set(result.wide("controls")[["scheme", "control"]].itertuples(index=False, name=None))
+    assert pairs == {(schemes[0], schemes[1]), (schemes[0], "neutral")}
 
 
 @pytest.mark.parametrize(

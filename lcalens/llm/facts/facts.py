@@ -26,7 +26,8 @@ _SHOWN_RELATIONS = 50
 class Facts(Sequence[Fact]):
     """An immutable sequence of facts that remembers the source it was chosen from.
 
-    Slicing, `sample` and `where` return another `Facts` with the same pool and the same skipped records.
+    Slicing, `sample` and `where` return another `Facts` with the same pool and the same skipped records; `+` puts two
+    together, each fact once.
 
     Args:
         facts: The facts, no two of them with the same `case_id`.
@@ -175,6 +176,20 @@ class Facts(Sequence[Fact]):
     def __getitem__(self, index: int | slice) -> "Fact | Facts":
         return self._derive(self._facts[index]) if isinstance(index, slice) else self._facts[index]
 
+    def __add__(self, other: "Facts") -> "Facts":
+        """These facts and others behind them, from both pools.
+
+        Raises:
+            LcalensError: Both have a fact of one `case_id`, and they are not the same.
+        """
+        if not isinstance(other, Facts):
+            return NotImplemented
+        source = self._source if self._source == other._source else f"{self._source} + {other._source}"
+        facts = dict.fromkeys((*self._facts, *other._facts))
+        pool = dict.fromkeys((*self._pool, *other._pool))
+        skipped = dict.fromkeys((*self._skipped, *other._skipped))
+        return Facts(list(facts), pool=list(pool), skipped=list(skipped), source=source)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Facts):
             return NotImplemented
@@ -218,8 +233,9 @@ def load_facts(
 
     Args:
         source: `"sample"`, the facts that come with lcalens; `"counterfact"`, the file that the environment variable
-            `LCALENS_COUNTERFACT` names, or else azhx/counterfact from the hub; the path of a JSON list, of JSON lines
-            or of parquet, plain or gzip; the id of a data set on the hub; or records already loaded.
+            `LCALENS_COUNTERFACT` names, or else azhx/counterfact from the hub; the path of a JSON list, of JSON lines,
+            of parquet or of CSV with a line of names (`.csv`, `.tsv`), plain or gzip; the id of a data set on the hub;
+            or records already loaded.
         relations: One relation or several, to keep only their facts.
         limit: The most facts to return, chosen at random and kept in order.
         seed: Of that choice.

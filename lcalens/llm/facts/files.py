@@ -1,5 +1,6 @@
-"""Files of records: a JSON list, JSON lines or parquet, plain or gzip, told apart by their content."""
+"""Files of records: a JSON list, JSON lines, parquet or CSV, plain or gzip: CSV told by name, others by content."""
 
+import csv
 import gzip
 import io
 import json
@@ -15,14 +16,15 @@ USE_SAMPLE = "use 'sample' for the facts that come with lcalens"
 # Twenty times the whole of CounterFact: beyond it, a small gzip file that unpacks to fill the memory is likelier.
 MAX_BYTES = 1 << 30
 
-_FORMATS = "a JSON list, JSON lines or parquet, plain or gzip"
+_FORMATS = "a JSON list, JSON lines, parquet or CSV (.csv, .tsv), plain or gzip"
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_file(path: Path) -> Records:
-    """Reads a file of records, whose format its content tells.
+    """Reads a file of records, whose format its content tells, or the ending `.csv` or `.tsv`.
 
     Args:
-        path: The file: a JSON list, JSON lines or parquet, plain or gzip.
+        path: The file: a JSON list, JSON lines, parquet or CSV with a line of names, plain or gzip.
 
     Returns:
         Its records, named by the file's name.
@@ -52,6 +54,9 @@ def read_file(path: Path) -> Records:
         data = _unzip(where, data)
     if data.startswith(b"PAR1"):
         return Records(path.name, _parse_parquet(where, data))
+    separator = _SEPARATORS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
+    if separator:
+        return Records(path.name, *_parse_csv(where, data, separator))
     records, lines = parse_text(where, data)
     return Records(path.name, records, lines)
 
@@ -126,6 +131,29 @@ def parse_text(where: str, data: bytes) -> tuple[list[Any], list[int] | None]:
     if start == "{":
         return _parse_lines(text)
     raise LcalensError(f"source: {where} begins with {shown(text.lstrip()[:20])}, which no JSON does; give {_FORMATS}.")
+
+
+def _parse_csv(where: str, data: bytes, separator: str) -> tuple[list[Any], list[int]]:
+    """Records of a table with a line of names; a whole number in `case_id` is a number, as it is in JSON."""
+    reader = csv.DictReader(io.StringIO(_decode(where, data), newline=""), delimiter=separator, strict=True)
+    records, lines = [], []
+    try:
+        for row in reader:
+            rest = row.pop(None, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            if rest is not None:
+                records.append(Unreadable(f"it has {len(rest)} more values than the table has names; quote its commas"))
+            else:
+                record: dict[str, Any] = {name: value or None for name, value in row.items()}
+                number = record.get("case_id") or ""
+                if number.removeprefix("-").isdecimal() and len(number) <= MAX_DIGITS:
+                    record["case_id"] = int(number)
+                records.append(record)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise LcalensError(
+            f"source: {where} is not whole CSV: {error} at line {reader.line_num}; mend it there, or write it again."
+        ) from error
+    return records, lines
 
 
 def _parse_lines(text: str) -> tuple[list[Any], list[int] | None]:

@@ -1,5 +1,7 @@
 """One fact, what makes it valid, and how a record of each known schema becomes one."""
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -14,6 +16,15 @@ PLACEHOLDER = "{}"
 MAX_CHARACTERS = 10_000
 MAX_DIGITS = 1_000
 UNKNOWN_RELATION = "unknown"
+
+
+class _Unnamed(str):
+    """What stands for an identifier that was not given; told by identity from one that reads alike."""
+
+    __slots__ = ()
+
+
+_UNNAMED: str = _Unnamed("a digest of the other fields")
 
 # A lone surrogate cannot be encoded and a control character is never part of a name, so both mean a damaged file.
 _BAD_IN_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -111,8 +122,8 @@ class Fact:
     ends of the other strings is no part of them.
 
     Args:
-        case_id: The identifier the fact has in its source.
-        relation_id: The relation, such as `"P36"`.
+        case_id: The identifier the fact has in its source; a digest of the other fields by default.
+        relation_id: The relation, such as `"P36"`; facts of an unknown one have no true negated sentences.
         prompt: A template with exactly one `"{}"`, the place of the subject; the object is the word behind it.
         subject: What the fact is about. Where a space at its end kept it from running into the template's words, the
             template gets it.
@@ -125,20 +136,15 @@ class Fact:
             spaces; where the template has not exactly one `"{}"`; where the two objects are the same text.
 
     Example:
-        >>> fact = Fact(
-        ...     case_id=1,
-        ...     relation_id="P276",
-        ...     prompt="{} is in",
-        ...     subject="The Eiffel Tower",
-        ...     target_true="Paris",
-        ...     target_false="Rome",
-        ... )
-        >>> fact.target_true
-        'Paris'
+        >>> fact = Fact(prompt="{} is in", subject="The Eiffel Tower", target_true="Paris", target_false="Rome")
+        >>> fact.text
+        'The Eiffel Tower is in'
+        >>> facts = load_facts([fact, Fact(prompt="{} is in", subject="The Colosseum", target_true="Rome",
+        ...                                target_false="Paris")])
     """
 
-    case_id: int | str
-    relation_id: str
+    case_id: int | str = _UNNAMED
+    relation_id: str = UNKNOWN_RELATION
     prompt: str
     subject: str
     target_true: str
@@ -146,7 +152,7 @@ class Fact:
 
     def __post_init__(self) -> None:
         fields: dict[str, object] = {
-            "case_id": _case_id("case_id", self.case_id),
+            "case_id": self.case_id if self.case_id is _UNNAMED else _case_id("case_id", self.case_id),
             "relation_id": _text("relation_id", self.relation_id),
             "prompt": _template("prompt", self.prompt),
             "subject": _text("subject", self.subject),
@@ -156,6 +162,10 @@ class Fact:
         fields["prompt"] = _parted(str(fields["prompt"]), self.subject)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if self.case_id is _UNNAMED:
+            content = [self.relation_id, self.prompt, self.subject, self.target_true, self.target_false]
+            digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()[:12]
+            object.__setattr__(self, "case_id", f"fact-{digest}")
         if _same(self.target_true) == _same(self.target_false):
             raise LcalensError(
                 f"target_false: {shown(self.target_false)} is the same text as target_true; give another object."

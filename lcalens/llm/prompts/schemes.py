@@ -236,7 +236,8 @@ def find_scheme(name: str) -> Scheme:
     """A scheme by name, or a user's own template such as `"Forget about {target_false}."`.
 
     A template may hold `{target_false}`, `{target_true}`, `{subject}` and `{unrelated}` (a random object of another
-    relation). Its hijacking word is the first of the objects it names.
+    relation). Its hijacking word is the first of the objects it names. One that names `{unrelated}` and neither object
+    is a control, and that of the template which has `{target_false}` in the same place, where both are measured.
 
     Raises:
         LcalensError: Neither a known name nor a template of these fields.
@@ -267,4 +268,9 @@ def find_scheme(name: str) -> Scheme:
             values["unrelated"] = _unrelated_object(fact, around)
         return repeat(fill(name, values, word))
 
-    return Scheme(name, "hijack", "neutral", name, sentences)
+    names_none = "unrelated" in fields and not {"target_false", "target_true"} & set(fields)
+    matched = "target_false" in fields and "unrelated" not in fields
+    control = name.replace("{target_false}", "{unrelated}") if matched else "neutral"
+    if names_none:
+        return Scheme(name, "control", "", name, sentences)
+    return Scheme(name, "hijack", control, name, sentences)
