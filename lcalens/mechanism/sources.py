@@ -90,7 +90,11 @@ def check_zero(site: str) -> None:
         LcalensError: They are none.
     """
     if site in BY_QUERY:
-        why = "lets every position look at later ones" if site == "attn_scores" else "makes no shares of it"
+        why = (
+            "would let every position look at later ones too"
+            if site == "attn_scores"
+            else "leaves no attention that sums to 1"
+        )
         raise LcalensError(f"source: zero at {site!r} {why}; take site='z', which a head without attention has as 0.")
 
 

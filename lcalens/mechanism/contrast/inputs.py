@@ -93,8 +93,9 @@ def place(
         if positions == "each":
             return tuple((at,) for at in everywhere)
         if positions not in spans:
+            lacks = "" if spans else "; this contrast has no spans of its own (Contrast(..., spans=) gives it some)"
             raise LcalensError(
-                f"positions: {positions!r:.60} is not one of {', '.join([*spans, *_NOT_SPANS])}, nor indices."
+                f"positions: {positions!r:.60} is not one of {', '.join([*spans, *_NOT_SPANS])}, nor indices{lacks}."
             )
         offsets = sorted({at - len(hijacked) for first, last in spans[positions] for at in range(first, last)})
         if not offsets:
