@@ -19,6 +19,8 @@ from lcalens.core.text import check_written, join_sentences
 from lcalens.core.tokens import Answer, Encoded, check_answers, encode, follow, pad, source_tokenizer, spell
 from lcalens.llm.efficacy.scoring import Continuation, score
 
+_FEW = 16  # answers in all contexts that are scored one at a time: trying a faster path would cost more than it saves
+
 
 @holds_steady
 @torch.no_grad()
@@ -155,7 +157,8 @@ def _scored(
     """Each whole answer's log-probability in each context, what the hijack changed, and the tokens it is of."""
     if not answers:
         return pd.DataFrame({"answer": [], **{f"{context}_logp": [] for context in contexts}, "tokens": []})
-    scores = score(model, [Continuation(item.ids, item.start, len(item.ids)) for item in followed])
+    continuations = [Continuation(item.ids, item.start, len(item.ids)) for item in followed]
+    scores = score(model, continuations, alone=len(continuations) <= _FEW)
     logp = rearrange(scores.logp, "(context answer) -> context answer", answer=len(answers))
     table = pd.DataFrame(
         {"answer": list(answers), **{f"{name}_logp": row for name, row in zip(contexts, logp, strict=True)}}

@@ -76,13 +76,14 @@ class Scores:
 
 @holds_steady
 @torch.no_grad()
-def score(model: Any, continuations: Sequence[Continuation], *, share: bool = True) -> Scores:
+def score(model: Any, continuations: Sequence[Continuation], *, share: bool = True, alone: bool = False) -> Scores:
     """The log-probability of every continuation, each common beginning computed once.
 
     Args:
         model: A TransformerBridge; hooks on it run, and see tries as rows (`share=False` gives them plain sequences).
         continuations: What to score.
         share: Whether common beginnings may be shared.
+        alone: Run one sequence at a time. A few are done sooner so than by a faster path, which is tried before.
 
     Raises:
         LcalensError: A continuation with nothing to score or nothing before it, one longer than the model's context,
@@ -103,7 +104,9 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
     longest = max((item.stop for item in continuations), default=0)
     check_length(model, longest)
     shortest = min((item.stop for item in continuations), default=0)
-    path = path_of(model, shortest - 1, longest - 1, share=share) if longest else _PATHS[not share]
+    path = _PATHS[-1] if alone else _PATHS[not share]
+    if longest and not alone:
+        path = path_of(model, shortest - 1, longest - 1, share=share)
     paths = [item.ids[: item.stop] for item in continuations]
     starts = np.array([item.start for item in continuations], dtype=int)
     rows = _rows(paths, starts.tolist(), path)
