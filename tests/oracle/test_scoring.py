@@ -87,6 +87,13 @@ def test_scores_are_hugging_faces_own(asked, family, share):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sharing_computes_fewer_tokens(asked, family):
+    one, continuations, *_ = asked(family)
+    shared, padded = (score(one.model, continuations, share=share).tokens for share in (True, False))
+    prefixes = {item.ids[:end] for item in continuations for end in range(1, item.stop)}
+    assert len(prefixes) <= shared < padded / 2
+
+
 def test_alone_no_path_is_tried_and_the_numbers_are_the_same(standin, monkeypatch):
     one = standin("llama")
     continuations = ask(one, ["The capital of France is", "The capital of Italy is"], ["Paris", "Rome"])
@@ -94,14 +101,7 @@ def test_alone_no_path_is_tried_and_the_numbers_are_the_same(standin, monkeypatc
     assert tried.path == "shared"
     monkeypatch.setattr(scoring, "path_of", lambda *_, **__: pytest.fail("a path was tried"))
     check(one, continuations, "single", alone=True)
-    np.testing.assert_allclose(score(one.model, continuations, alone=True).logp, tried.logp, rtol=1e-5)
-
-
-def test_sharing_computes_fewer_tokens(asked, family):
-    one, continuations, *_ = asked(family)
-    shared, padded = (score(one.model, continuations, share=share).tokens for share in (True, False))
-    prefixes = {item.ids[:end] for item in continuations for end in range(1, item.stop)}
-    assert len(prefixes) <= shared < padded / 2
+    np.testing.assert_allclose(score(one.model, continuations, alone=True).logp, tried.logp, **TOLERANCE)
 
 
 def test_a_trained_models_answers_are_greedy(standin):
