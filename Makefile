@@ -10,7 +10,7 @@ TESTERS ?= 2
 # Testers side by side, a thread each; a file's tests stay with one of them, and share its models. Long files come first.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint matrix bench paper publish build docs linkcheck clean
+.PHONY: demo test test-all lint matrix bench notebooks paper publish build docs linkcheck clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -63,6 +63,10 @@ lint: .venv/ready-dev
 # Every model family and verb against Hugging Face's own model; writes docs/matrix.md. FAMILIES="gpt2 llama" for some.
 matrix: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(if $(FAMILIES),--families $(FAMILIES))
+
+# The notebooks of examples/ from the scripts beside them, outputs and all; ONLY="1 4" for some.
+notebooks: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.house.notebooks $(ONLY)
 
 bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s

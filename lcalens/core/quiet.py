@@ -1,8 +1,10 @@
-"""Keeps the libraries below from drawing their own progress bars and log lines over ours."""
+"""Keeps the libraries below from drawing their own progress bars, warnings and log lines over ours."""
 
 import contextlib
 import functools
 import logging
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,3 +32,11 @@ def quiet_libraries() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def quiet_notebook() -> None:
+    """In a notebook without ipywidgets tqdm warns, once, whoever first asks for its bar: let it be here, unheard."""
+    if "IPython" in sys.modules and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401

@@ -1,5 +1,6 @@
 """The leading heads: one function, whose rule is in the record, so that two tables never mean two sets by one word."""
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ class Leading(Sequence[Head]):
 
     def __str__(self) -> str:
         return f"{', '.join(self.names)} ({self.rule})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>"
 
 
 def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:

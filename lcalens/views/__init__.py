@@ -83,9 +83,13 @@ def plot(result: "Result", **options: Any) -> "Figure":
     }
     if result.kind not in drawn:
         raise LcalensError(f"plot: results of kind {result.kind!r} have no figure; use to_frame().")
-    from matplotlib import pyplot, rc_context
+    from matplotlib import pyplot, rcParams
 
-    with rc_context({"figure.dpi": _DPI}):
+    # Set back by hand: rc_context would also undo what a notebook's backend sets when the first figure loads it.
+    before, rcParams["figure.dpi"] = rcParams["figure.dpi"], _DPI
+    try:
         figure = drawn[result.kind](result, **options)
+    finally:
+        rcParams["figure.dpi"] = before
     pyplot.close(figure)  # a notebook shows what a cell returns; pyplot would keep it, and show it once more
     return figure

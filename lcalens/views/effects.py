@@ -140,7 +140,8 @@ def _title(result: "Result") -> str:
     method = {"patching": "attribution patching"}.get(str(provenance.get("method")), str(provenance.get("method", "")))
     ablated = provenance.get("ablated")
     ablation = f"{provenance.get('source')} ablation in the {ablated} run" if ablated else ""
-    parts = (source_of(result), method, span, ablation, where, f"{len(result.examples)} examples")
+    count = "1 example" if len(result.examples) == 1 else f"{len(result.examples)} examples"
+    parts = (source_of(result), method, span, ablation, where, count)
     return ", ".join(short(str(part), 40) for part in parts if part)
 
 

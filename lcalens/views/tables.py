@@ -63,7 +63,7 @@ def _summary(result: "Result") -> str:
 
 
 def _efficacy(result: "Result") -> str:
-    """ES, the change of the log odds, and ES less the control's, for all facts: a row for each scheme and n."""
+    """ES, its change, the log odds, and ES less the control's, for all facts: a row for each scheme and n."""
     table = result.wide()
     table = table[table["subset"] == "all"]
     controls = result.wide("controls")
@@ -71,7 +71,8 @@ def _efficacy(result: "Result") -> str:
     rows = []
     for _, row in table.iterrows():
         cells = {"scheme": row["scheme"], "n": row["n"], "facts": row["facts"], "ES": _starred(row, "es")}
-        cells["change of log odds, nats"] = _of(row, "change") if row["n"] else ""
+        cells["ES less that at n = 0"] = _of(row, "change") if row["n"] else ""
+        cells["mean log odds, nats"] = _of(row, "log_odds")
         cells["ES less the control's"] = ""
         if row["n"] and (row["scheme"], row["n"]) in controls.index:
             beside = controls.loc[[(row["scheme"], row["n"])]].iloc[0]
@@ -96,7 +97,7 @@ def _answers(result: "Result") -> str:
     shown = {"rank": table["rank"].to_list()}
     for context in contexts:
         shown[f"{context}: next token"] = [printable(str(token)) for token in table[context]]
-        shown[f"{context}: probability"] = [f"{share:.3f}" for share in table[f"{context}_probability"]]
+        shown[f"{context}: probability"] = [f"{share:.3g}" for share in table[f"{context}_probability"]]
     parts.append(_html(pd.DataFrame(shown)))
     if len(scored):
         parts.append("<p>Log-probability of whole answers, nats:</p>" + _html(with_intervals(scored)))

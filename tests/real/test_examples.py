@@ -10,7 +10,7 @@ HEADS = [(18, 0), (22, 4), (23, 0), (23, 1), (23, 4), (23, 5), (23, 7), (24, 5),
 
 
 def test_why_it_says_texas_and_that_a_cut_of_ten_heads_gives_california_back(real_model):
-    """examples/why.py and docs/defence.md."""
+    """examples/5_heads_together_and_a_defence.ipynb and docs/defence.md."""
     model = real_model("smollm2")
 
     def likeliest(context):

@@ -1,6 +1,8 @@
 """What a notebook shows by itself: results as tables, facts with their number, figures, and one line of progress."""
 
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from lcalens.core.progress import progress_callback
 from lcalens.core.results import Result
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import load_facts
+from lcalens.mechanism.leading import Leading
 from lcalens.views.tables import with_intervals
 
 EVIL = "<script>alert('1')</script>"
@@ -62,7 +65,7 @@ def answers(contexts=("clean", "hijacked"), scored=True):
 
 def test_efficacy_is_narrow_and_has_its_changes_and_controls():
     page = study()._repr_html_()
-    heads = ["scheme", "n", "facts", "ES", "change of log odds, nats", "ES less the control&#x27;s"]
+    heads = ["scheme", "n", "facts", "ES", "ES less that at n = 0", "mean log odds, nats", "ES less the control&#x27;s"]
     assert [head.replace("'", "&#x27;") for head in headings(page)[0]] == heads
     rows = cells(page)
     assert [row[:2] for row in rows] == [
@@ -75,10 +78,11 @@ def test_efficacy_is_narrow_and_has_its_changes_and_controls():
     assert re.fullmatch(r"1 \[0\.\d+, 1\]\*", hijacked[3])
     wide = study().wide().query("subset == 'all' and scheme == 'dont-think' and n == 1").iloc[0]
     assert hijacked[4] == f"{wide['change']:.3g} [{wide['change_low']:.3g}, {wide['change_high']:.3g}]"
-    assert re.fullmatch(r"1 \[.*\]\* \(unrelated\)", hijacked[5])
+    assert hijacked[5] == f"{wide['log_odds']:.3g} [{wide['log_odds_low']:.3g}, {wide['log_odds_high']:.3g}]"
+    assert re.fullmatch(r"1 \[.*\]\* \(unrelated\)", hijacked[6])
     assert control[3].startswith("0 [0, 0.")
     assert not control[3].endswith("*")
-    assert control[5] == ""
+    assert control[6] == ""
 
 
 def test_answers_show_their_scores_and_what_moved():
@@ -114,6 +118,27 @@ def test_rows_that_are_left_out_are_counted():
 
     assert "20 of 270 rows" in page(270)
     assert "rows" not in page(20).partition("</b>")[2]
+
+
+def test_leading_heads_are_shown_by_name():
+    assert Leading(((23, 4), (29, 1)), "largest <b>")._repr_html_() == "<p>L23H4, L29H1 (largest &lt;b&gt;)</p>"
+
+
+def test_a_pyplot_figure_of_the_user_is_shown_after_one_of_ours():
+    """A notebook's backend is loaded by the first figure, and what it sets has to stay."""
+    code = (
+        "import numpy as np, matplotlib; from lcalens import Result\n"
+        "Result(kind='gram', axes={'distance': (0, 1)}, values={'mean': np.ones(2), 'deviation': np.ones(2)},\n"
+        "       tables={'summary': __import__('pandas').DataFrame([{'a': 1.0, 'b': 1.0, 'r2_means': 1.0}])}).plot()\n"
+        "from matplotlib import pyplot; print(matplotlib.is_interactive(), matplotlib.rcParams['figure.dpi'])"
+    )
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | backend, capture_output=True, text=True)
+    inline = (
+        "import matplotlib; from matplotlib import pyplot; pyplot.figure(); print(matplotlib.is_interactive(), 100.0)"
+    )
+    alone = subprocess.run([sys.executable, "-c", inline], env=os.environ | backend, capture_output=True, text=True)
+    assert done.stdout == alone.stdout, done.stderr
 
 
 def test_facts_say_how_many_more_there_are():
