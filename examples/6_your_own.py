@@ -25,9 +25,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pandas as pd
-import torch
-import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lcalens import ask, contrast_facts, efficacy, leading, load_facts, load_model, patch
 
@@ -110,14 +107,17 @@ leading(heads, 5, by="carrying")
 # the spot: a small LLaMA that nobody has trained, with SmolLM2's tokenizer.
 
 # %%
+import torch
+import transformers
+
 folder = Path(mkdtemp(), "untrained")
 torch.manual_seed(0)
 transformers.utils.logging.disable_progress_bar()
-config = LlamaConfig(
+config = transformers.LlamaConfig(
     vocab_size=len(model.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=256,
 )  # fmt: skip
-LlamaForCausalLM(config).save_pretrained(folder)
+transformers.LlamaForCausalLM(config).save_pretrained(folder)
 model.tokenizer.save_pretrained(folder)
 
 own = load_model(folder)

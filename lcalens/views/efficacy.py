@@ -54,7 +54,7 @@ def plot_efficacy(
         styles = ((color, "-", "o"), (GREY, "--", "s"), (GREY, ":", "^"))
         for (name, rows), (shade, dashes, marker) in zip(table.groupby("scheme", sort=False), styles, strict=False):
             _curve(panel, rows, measure, counts, color=shade, ls=dashes, marker=marker, label=legend(str(name)))
-        panel.set_title(plain(short(scheme)), fontsize=8)
+        panel.set_title(plain(short(scheme, 20)), fontsize=8)
         panel.set_title(f"{table['facts'].max()} facts", fontsize=SMALL, color=GREY, loc="right")
         panel.legend(fontsize=SMALL, frameon=False, loc="best", handlelength=2.2)
         why = result.provenance.get("unmeasured", {}).get(scheme)
