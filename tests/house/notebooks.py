@@ -15,8 +15,8 @@ from typing import Any
 
 import jupytext
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COMMAND = "make notebooks"
@@ -67,9 +67,10 @@ def run(book: Any) -> Any:
     Args:
         book: Its outputs are put into it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # over TCP it warns
-        NotebookClient(book, km=kernel, timeout=TIMEOUT, resources={"metadata": {"path": folder}}).execute()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
+        # Over TCP the kernel warns that anybody may listen.
+        kernel = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        NotebookClient(book, config=kernel, timeout=TIMEOUT, resources={"metadata": {"path": folder}}).execute()
     return tidy(book)
 
 
