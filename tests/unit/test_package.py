@@ -208,6 +208,7 @@ def test_the_wheel_holds_lcalens_and_its_data(tmp_path):
 def test_the_version_is_written_once_and_cited():
     """One source, `lcalens.__version__`: the wheel takes it, and CITATION.cff and the changelog follow."""
     cited = re.search(r"^version: (\S+)$", (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
-    assert cited and cited[1] == lcalens.__version__
+    assert cited
+    assert cited[1] == lcalens.__version__
     assert f"## {lcalens.__version__}" in (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dynamic"] == ["version"]
