@@ -32,6 +32,7 @@ LONG = (
     "oracle/test_patching.py",
     "matrix/test_matrix.py",
     "real/test_probes.py",
+    "real/test_notebooks.py",
     "oracle/test_attribution.py",
     "matrix/test_oracle.py",
     "matrix/test_planted_faults.py",

@@ -24,9 +24,10 @@ HOLDS = "holds"  # the tag of the cell that holds a notebook's sentences to its 
 LONG = "5"  # begun first, so that both kernels end together
 TIMEOUT = 900  # seconds for a cell
 SMALLER = (
-    (re.compile(r"limit=(?:40|48|200)\b"), "limit=12"),
+    (re.compile(r"limit=(?:40|48|200)\b"), "limit=8"),
     (re.compile(r"counts=\([\d, ]+\)"), "counts=(0, 1)"),
     (re.compile(r"facts\[:64\]"), "facts[:8]"),
+    (re.compile(r'honest=\("fiction", "correction"\)'), 'honest=("fiction",), texts=("The sea was calm.",)'),
     (re.compile(r"facts\[64:94\]"), "facts[64:70]"),
     (re.compile(r"(leading\(.*), 10,"), r"\1, 3,"),
     (re.compile(r"contrast\[:24\]"), "contrast[:4]"),
