@@ -42,16 +42,23 @@ def lengthen(wide: pd.DataFrame, units: Mapping[str, str], *, behind: Sequence[s
 def widen(table: pd.DataFrame) -> pd.DataFrame:
     """A long table as a wide one, for showing: a column for each quantity, and its interval where it has one.
 
+    What is counted behind the unit (`n`, `facts`) has one column where a place's quantities share it, and else one for
+    each quantity (`recovery_n`).
+
     Args:
         table: As `lengthen` makes it; one that is not long is given back as it is.
     """
     if not set(SCHEMA) <= set(table.columns):
         return table
-    axes = [name for name in table.columns if name not in SCHEMA]
+    behind = list(table.columns[table.columns.get_loc("unit") + 1 :])  # counts, such as `n`
+    axes = [name for name in table.columns if name not in SCHEMA and name not in behind]
+    if table.duplicated([*axes, "quantity"]).any():  # what stands behind tells these rows apart
+        axes, behind = [*axes, *behind], []
     keys = [tuple(_key(value) for value in row) for row in table[axes].itertuples(index=False, name=None)]
     places: dict[Any, int] = {}
     rows = np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)
     first = np.unique(rows, return_index=True)[1]
+    axes += [name for name in behind if (table[name].to_numpy() == table[name].to_numpy()[first][rows]).all()]
     columns: dict[str, Any] = {name: table[name].iloc[first].reset_index(drop=True) for name in axes}
     for name in dict.fromkeys(table["quantity"]):
         of_quantity = (table["quantity"] == name).to_numpy()
@@ -60,6 +67,11 @@ def widen(table: pd.DataFrame) -> pd.DataFrame:
             values[rows[of_quantity]] = table[column].to_numpy(dtype=float)[of_quantity]
             if column == "value" or np.isfinite(values).any():
                 columns[f"{name}{suffix}"] = values
+        for counted in behind:
+            if counted not in axes:
+                counts = pd.array([pd.NA] * len(places), dtype="Int64")
+                counts[rows[of_quantity]] = table[counted].to_numpy()[of_quantity]
+                columns[f"{name}_{counted}"] = counts
     return pd.DataFrame(columns)
 
 

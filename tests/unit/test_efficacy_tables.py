@@ -132,3 +132,19 @@ def test_what_was_impossible_is_counted(tables):
     assert tables["impossible"].to_dict("records") == [
         {"scheme": "dont-think", "n": 1, "reason": "too long", "facts": 1}
     ]
+
+
+def test_counts_that_differ_between_quantities_stand_beside_theirs():
+    """A place stays one row, whatever each of its quantities was counted over."""
+    estimate = {"value": 0.5, "value_low": 0.4, "value_high": 0.6, "unit": "share"}
+    places = (("a", "es", 10), ("a", "returned", 4), ("b", "es", 10))
+    rows = [{"condition": place, "quantity": name, **estimate, "n": n} for place, name, n in places]
+    wide = widen(pd.DataFrame(rows))
+    assert list(wide["condition"]) == ["a", "b"]
+    assert list(wide["es_n"]) == [10, 10]
+    assert wide["returned_n"].tolist() == [4, pd.NA]
+    same = widen(pd.DataFrame(rows).assign(n=7))
+    assert list(same.columns[:2]) == ["condition", "n"]
+    assert "es_n" not in same
+    told_apart = pd.DataFrame([rows[0], rows[0] | {"n": 3, "value": 0.1}])
+    assert list(widen(told_apart)["n"]) == [10, 3]

@@ -222,6 +222,11 @@ def _sum_over_nearest(concepts: LatentConcepts, rows: Float[Tensor, "vocab d"]) 
 
 
 def _check_embedding(concepts: LatentConcepts, embedding: Float[Tensor, "vocab d"]) -> None:
+    if not isinstance(embedding, torch.Tensor):
+        raise LcalensError(
+            f"embedding: expected a tensor of {concepts.vocab_size} rows, got {type(embedding).__name__}; a model's is "
+            "model.embed.weight."
+        )
     if embedding.ndim != 2 or len(embedding) != concepts.vocab_size or not embedding.isfinite().all():
         raise LcalensError(
             f"embedding: expected {concepts.vocab_size} rows of finite numbers, one for each token, got shape "

@@ -40,12 +40,18 @@ def _efficacy(result: "Result") -> list[str]:
             continue
         before = shares.get((scheme, 0))
         start = f", {before:.2f} without a sentence" if _measured(before) else ""
-        says.append(
+        opening = (
             f"{short_name(scheme)}, n = {n}: the false object is the more probable for a share of "
-            f"{_estimate(row, 'es')} of {row['facts']} facts{start}. Behind the control ({short_name(row['control'])}) "
-            f"it is {_estimate(row, 'es_control')}; the difference is {_estimate(row, 'difference', signed=True)}, "
-            f"{_apart(row, 'difference')}."
+            f"{_estimate(row, 'es')} of {row['facts']} facts{start}."
         )
+        said = (
+            f"Behind {short_name(row['control'])} it is {_estimate(row, 'es_control')}; the difference is "
+            f"{_estimate(row, 'difference', signed=True)}, {_apart(row, 'difference')}."
+        )
+        if says and says[-1].startswith(opening):
+            says[-1] += f" {said}"
+        else:
+            says.append(f"{opening} {said}")
     if len(result.tables["impossible"]):
         says.append("Some facts have no sentence of a scheme; they are left out, and counted in the result.")
     return says
