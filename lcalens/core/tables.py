@@ -50,8 +50,9 @@ def widen(table: pd.DataFrame) -> pd.DataFrame:
     """
     if not set(SCHEMA) <= set(table.columns):
         return table
-    behind = list(table.columns[table.columns.get_loc("unit") + 1 :])  # counts, such as `n`
-    axes = [name for name in table.columns if name not in SCHEMA and name not in behind]
+    named = [str(name) for name in table.columns]
+    behind = named[named.index("unit") + 1 :]  # counts, such as `n`
+    axes = [name for name in named if name not in SCHEMA and name not in behind]
     if table.duplicated([*axes, "quantity"]).any():  # what stands behind tells these rows apart
         axes, behind = [*axes, *behind], []
     keys = [tuple(_key(value) for value in row) for row in table[axes].itertuples(index=False, name=None)]
