@@ -23,6 +23,7 @@ _KINDS = {"prompt": "answers", "curve": "efficacy", "heads": "ranking", "split":
 _DEPTH = 2  # a result stands in the folder given, in a command's `--out`, or one folder further down
 _SAID, _WIDTH = 3, 110  # sentences of a section on the terminal, and its columns
 _FEWEST = 4
+_RELATED = "related-word"
 _PAIRS = 12  # examples of the parts that take every set of heads
 
 
@@ -128,7 +129,14 @@ class Report(Source):
             heads = leading(before, self.heads, by="carrying")
             found += [after, ranking(before, held_out=after)] if "heads" in parts else []
             steps["together"] = lambda: shapley(model, second[:_PAIRS], heads, progress=bar)
-            steps["recall"] = lambda: recall(model, second, heads, seed=self.seed, progress=bar)
+            ranked = set(first.examples["case_id"])
+            others = [fact for fact in facts if fact.case_id not in ranked]
+
+            def recalled() -> Any:  # of words related to the false object, as `lcalens recall` does
+                near = contrast_facts(model, others, scheme=_RELATED, control=self.control, seed=self.seed)
+                return recall(model, near, heads, seed=self.seed, progress=bar)
+
+            steps["recall"] = recalled
             if "attention" in parts:
                 found += [attention_view(model, second, heads, example=i) for i in range(min(self.views, len(second)))]
         for part, measure in steps.items():

@@ -86,7 +86,8 @@ def _chosen(kind: str, wide: pd.DataFrame) -> pd.DataFrame:
 def _table(name: str, wide: pd.DataFrame, table: pd.DataFrame, leave: Sequence[str]) -> Table:
     units = dict(zip(table["quantity"], table["unit"], strict=True)) if set(SCHEMA) <= set(table) else {}
     ends = {f"{quantity}_{end}" for quantity in wide for end in ("low", "high", "n", "facts")}
-    columns = [column for column in map(str, wide) if column not in ends and column not in leave]
+    empty = {str(column) for column in wide if wide[column].isna().all()}
+    columns = [column for column in map(str, wide) if column not in {*ends, *leave, *empty}]
     head = tuple(_named(column, units.get(column, "")) for column in columns)
     rows = tuple(tuple(_entry(row, column) for column in columns) for row in wide.head(_ROWS).to_dict("records"))
     return Table(name.replace("_", " "), head, rows, max(len(wide) - _ROWS, 0))
