@@ -64,7 +64,7 @@ def efficacy(fingerprint="abc", schemes=("dont-think", "neutral"), control=(0.2,
             "impossible": pd.DataFrame(columns=["scheme", "n", "reason", "facts"]),
         },
         provenance={"model": {**MODEL, "fingerprint": fingerprint}, "facts": {"count": 10, "source": "sample"},
-                    "config": {"schemes": schemes, "scoring": "whole", "chat": False}},
+                    "config": {"schemes": schemes, "scoring": "whole", "chat": False, "related": "table"}},
     )  # fmt: skip
 
 
@@ -96,6 +96,9 @@ def test_sentences_are_of_the_numbers():
     assert "difference is +0.40 [+0.30, +0.70], whose interval does not hold zero" in said
     (said,) = sentences(efficacy(control=(0.5, 0.2, 0.3)))
     assert "+0.10 [-0.10, +0.40], whose interval holds zero" in said
+    (said,) = sentences(patched(source="zero", direction="restore"))
+    assert "the largest recovery is L1H0's, 0.90" in said
+    assert "to the clean one" not in said
     assert sentences(patched(values=((np.nan, np.nan), (np.nan, np.nan)))) == []
     said = sentences(patched(resolution={"says": "there is nothing to recover."}))
     assert said[-1] == "Resolution: there is nothing to recover."

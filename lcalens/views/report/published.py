@@ -58,7 +58,8 @@ def _rows(result: "Result") -> list[Beside]:
     shares = result.wide()
     for row in shares[shares["subset"] == "all"].to_dict("records"):
         found: dict[str, Any] | None = known.get(row["scheme"], {}).get(str(row["n"]))
-        if found is None or not row["facts"]:
+        of_words = row["scheme"].startswith("related") and config["related"] != "table"
+        if found is None or not row["facts"] or of_words:
             continue
         here = estimate(row["es"], row.get("es_low"), row.get("es_high"))
         there = estimate(found["es"], found["low"], found["high"])

@@ -80,6 +80,12 @@ def _patching(result: "Result") -> list[str]:
     if not rows or not {"layer", "head"} <= set(rows[0]):
         return []
     best, against = (choose(rows, key=lambda row: row["recovery"]) for choose in (max, min))
+    made = result.provenance
+    if (made.get("direction", "restore"), made.get("source", "other")) != ("restore", "other"):
+        return [
+            f"Of {len(rows)} heads, each by itself, the largest recovery is {_head(best)}'s, "
+            f"{_estimate(best, 'recovery')}, and the smallest {_head(against)}'s, {_estimate(against, 'recovery')}, over {made['examples']} examples."
+        ]
     return [
         f"Of {len(rows)} heads, each by itself, {_head(best)} brings back most: {_estimate(best, 'recovery')} of the "
         f"way from the hijacked run to the clean one, over {result.provenance['examples']} examples. "
@@ -94,7 +100,8 @@ def _split(result: "Result") -> list[str]:
         return []
     row = whole[0]
     return [
-        f"The sentence changes the metric by {_estimate(total[0], 'change', signed=True)} logits. Of this, heads write "
+        f"The sentence changes the metric by {_estimate(total[0], 'change', signed=True)} {result.units['total']}. "
+        f"Of this, heads write "
         f"{_estimate(row, 'total', signed=True)} directly: {_estimate(row, 'attention', signed=True)} because they "
         f"look elsewhere, {_estimate(row, 'recall', signed=True)} because what they look at recalls something else."
     ]
