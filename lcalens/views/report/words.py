@@ -84,7 +84,8 @@ def _patching(result: "Result") -> list[str]:
     if (made.get("direction", "restore"), made.get("source", "other")) != ("restore", "other"):
         return [
             f"Of {len(rows)} heads, each by itself, the largest recovery is {_head(best)}'s, "
-            f"{_estimate(best, 'recovery')}, and the smallest {_head(against)}'s, {_estimate(against, 'recovery')}, over {made['examples']} examples."
+            f"{_estimate(best, 'recovery')}, and the smallest {_head(against)}'s, "
+            f"{_estimate(against, 'recovery')}, over {made['examples']} examples."
         ]
     return [
         f"Of {len(rows)} heads, each by itself, {_head(best)} brings back most: {_estimate(best, 'recovery')} of the "
