@@ -34,7 +34,7 @@ PREDICTIONS = (
     ("real.defence", 1, "And honest context stays, of kinds that it never saw."),
 )
 """The probe, which of its rules, and what the paper's picture of an associative memory says of it."""
-PAGES = ("closing", "recall", "defence")
+PAGES = ("closing", "recall", "defence", "frontier")
 """The pages that `make paper` does not write."""
 _TOY = "toy"
 
@@ -103,7 +103,8 @@ _INTRODUCTION = (
     "to turn them into the answer, then the following should be seen. Every number stands beside its control, with 95% "
     "intervals, on facts that neither ranked heads nor fitted anything; a verdict is by a minimum and a margin that "
     "were fixed before, and the toy is not counted. The rules, tables and figures: [heads and what they carry]"
-    "(../claims/link.md), [related words](../claims/related_words.md), [recall](recall.md), [defences](defence.md).",
+    "(../claims/link.md), [related words](../claims/related_words.md), [recall](recall.md), [defences](defence.md), "
+    "[every method](frontier.md).",
     "",
 )
 

@@ -1,6 +1,7 @@
 """Figures that several probes draw: curves with bands, dots with intervals, heat maps; a panel a setting."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,6 +180,40 @@ def dots(frame: pd.DataFrame, *, xlabel: str, series: str, panel: str | None = N
             axis.set_title(plain(str(title).replace(" (", "\n(")), fontsize=8)
         tidy(axis)
         axis.grid(axis="x", lw=0.4, alpha=0.5)
+    _below(figure, axes)
+    return figure
+
+
+def scatter(
+    frame: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str, series: str, group: str, panel: str
+) -> "Figure":
+    """A mark a row: a colour a group, and within it a shape a series.
+
+    Args:
+        frame: Columns `x`, `y`, and those of series, group and panel.
+        x: The column of the horizontal axis.
+        y: The column of the vertical axis.
+        xlabel: The horizontal axis in words.
+        ylabel: The vertical axis in words.
+        series: A column: a mark, and a line of the legend, for each of its values.
+        group: A column: a colour for each of its values.
+        panel: A column: a panel for each of its values.
+    """
+    marks: dict[Any, tuple[str, str]] = {}
+    for number, (_, own) in enumerate(frame.groupby(group, sort=False)):
+        for name, shape in zip(dict.fromkeys(own[series]), cycle("osD^v*PX"), strict=False):
+            marks[name] = COLOURS[number % len(COLOURS)], shape
+    parts = list(frame.groupby(panel, sort=False))
+    figure, axes = panels(len(parts), across=2, height=4.6, sharex=True, sharey=True)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for name, own in part.groupby(series, sort=False):
+            colour, shape = marks[name]
+            axis.plot(own[x], own[y], shape, color=colour, ms=5, alpha=0.85, label=plain(str(name)))
+        axis.set_xlabel(xlabel)
+        axis.set_title(plain(str(title).replace(" (", "\n(")), fontsize=8)
+        tidy(axis)
+        axis.grid(lw=0.4, alpha=0.5)
+    axes[0].set_ylabel(ylabel)
     _below(figure, axes)
     return figure
 

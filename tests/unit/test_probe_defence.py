@@ -9,27 +9,27 @@ from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.facts import load_facts
 from lcalens.llm.models.load import load_model
 from lcalens.llm.plain import HONEST
-from probes.harness import detector_reads
+from probes.harness import defences, detector_reads
 from probes.harness.work import Work
-from probes.real import defence
+from probes.real import defence, frontier
 
 
 def test_a_split_keeps_half_of_the_relations_and_all_judged_facts_away():
     facts = load_facts("sample")
-    first, judged, more = defence.divided(facts, 0, 20, 16)
+    first, judged, more = defences.divided(facts, 0, 20, 16)
     cases, relations = ({getattr(fact, name) for fact in first} for name in ("case_id", "relation_id"))
     assert (len(first), len(judged), len(more)) == (20, 16, 16)
     assert not cases & {fact.case_id for fact in (*judged, *more)}
     new = [fact for fact in judged if fact.relation_id not in relations]
     assert len(new) >= 8
-    assert [fact.case_id for fact in defence.divided(facts, 1, 20, 16)[0]] != [fact.case_id for fact in first]
-    assert [fact.case_id for fact in defence.divided(facts, 0, 20, 16)[1]] == [fact.case_id for fact in judged]
+    assert [fact.case_id for fact in defences.divided(facts, 1, 20, 16)[0]] != [fact.case_id for fact in first]
+    assert [fact.case_id for fact in defences.divided(facts, 0, 20, 16)[1]] == [fact.case_id for fact in judged]
 
 
 def test_a_fifth_of_the_heads_have_run_before_the_detector_reads():
     heads = [(3, 0), (1, 0), (2, 0), (4, 1), (4, 0), (5, 0), (6, 0), (7, 0), (8, 0), (9, 0)]
-    assert defence.late(heads) == 3
-    assert defence.late([(2, 0), (1, 0)]) == 1
+    assert defences.late(heads) == 3
+    assert defences.late([(2, 0), (1, 0)]) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -68,21 +68,62 @@ def test_who_writes_a_direction_and_what_makes_heads_look(standin, family):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_every_part_is_measured_and_reported(tmp_path):
-    settings = defence.Defences(models=("smollm2",), splits=2, train=24, judged=12, draws=2, more_draws=3, clean=10,
-                                steps=2)  # fmt: skip
+def test_splits_and_every_method_are_measured_and_reported(tmp_path):
+    few = {"models": ("smollm2",), "train": 24, "judged": 12, "draws": 2}
+    settings = defence.Defences(**few, splits=2)
     table = pd.DataFrame([row for cell in defence.grid(settings) for row in defence.measure(cell, Work(tmp_path))])
-    methods = table[table["part"] == "methods"]
-    assert set(methods["defence"]) >= {"none", "detector", "span known", "zero", "learned gates", "direction"}
-    assert {"dont-think", "factual, n = 5", *defence.PLACES, *HONEST} <= set(methods["condition"])
-    assert set(table[table["part"] == "clean"]["quantity"]) == {"es", "flips", "accuracy", "top flips"}
     assert len(table["heads"].iloc[0]) == 10
     told = defence.report(settings, table)
     assert [len(evidence) for _, evidence in told.evidence] == [1, 1, 1]
-    aims = next(iter(told.tables.values()))
-    assert set(aims["reached"]) <= {"yes", "no"}
     splits = told.tables["Every split: means, and 95% intervals over splits"]
     assert list(splits)[3:] == ["none", "boundary cut", "detector", "random heads"]
+    every = frontier.Frontier(**few, clean=10, steps=2)
+    table = pd.DataFrame([row for cell in frontier.grid(every) for row in frontier.measure(cell, Work(tmp_path))])
+    methods = table[table["part"].isin(frontier.METHODS)]
+    assert set(methods["defence"]) >= {"none", "detector", "span known", "zero", "learned gates", "direction"}
+    assert {"dont-think", "factual, n = 5", *frontier.PLACES, *HONEST} <= set(methods["condition"])
+    assert set(table[table["part"] == "clean"]["quantity"]) == {"es", "flips", "accuracy", "top flips"}
+    assert [len(evidence) for _, evidence in frontier.report(every, table).evidence] == [1, 1]
+
+
+def _row(part, name, condition, quantity, value, **more):
+    return {"model": "smollm2", "part": part, "split": 0, "defence": name, "condition": condition,
+            "quantity": quantity, "value": value, "value_low": value - 0.1, "value_high": value + 0.1,
+            "unit": "share", "heads": ["L1H1"], "of": 12, "layer": 1} | more  # fmt: skip
+
+
+def test_the_frontier_is_of_methods_that_none_beats_in_both():
+    """By hand: `b` gives less back than `a` and keeps more; `c` is beaten by `b`; who is told the span beats nobody."""
+    rows = []
+    for name, back, kept in (("a", 0.9, 0.5), ("b", 0.7, 0.8), ("c", 0.7, 0.7), ("span known", 1.0, 1.0)):
+        for one in defences.SCHEMES:
+            condition = one if isinstance(one, str) else f"{one[0]}, n = {one[1]}"
+            rows += [_row("cuts", name, condition, "recovery", 1.2), _row("cuts", name, condition, "returned", back)]
+        rows += [_row("cuts", name, kind, "kept", kept) for kind in HONEST]
+        rows.append(_row("cuts", name, "plain text", "kl", 0.01))
+    places = frontier.places_of(pd.DataFrame(rows)).set_index("method")
+    assert list(places["on the frontier"]) == ["yes", "yes", "no", "told the span"]
+    np.testing.assert_allclose(places["given back"], [0.9, 0.7, 0.7, 1.0])
+    np.testing.assert_allclose(places["kept"], [0.5, 0.8, 0.7, 1.0])
+
+
+def test_heads_are_held_against_random_sets_and_silence_against_looking_elsewhere():
+    rows = [_row("cuts", "boundary cut", "dont-think", "recovery", 0.9),
+            _row("cuts", "boundary cut", "dont-think", "returned", 0.8),
+            _row("cuts", "boundary cut", "fiction", "kept", 0.5),
+            _row("cuts", "boundary cut", "plain text", "kl", 0.02),
+            _row("ablations", "zero", "plain text", "kl", 0.5),
+            _row("ablations", "zero", "dont-think", "recovery", 0.5),
+            _row("ablations", "zero", "dont-think", "returned", 0.5),
+            _row("ablations", "zero", "fiction", "kept", 0.2),
+            _row("random", "random heads", "dont-think", "recovery", 0.0)]  # fmt: skip
+    told = frontier.report(frontier.Frontier(models=("smollm2",)), pd.DataFrame(rows))
+    (heads, [cut]), (silence, [zero]) = told.evidence
+    assert (cut.effect.mean, cut.control.mean, cut.excess.mean) == pytest.approx((0.9, 0.0, 0.9))
+    assert (zero.effect.mean, zero.control.mean) == pytest.approx((0.5, 0.02))
+    assert heads.judge([cut]).share == silence.judge([zero]).share == "1 of 1"
+    assert list(told.figures)
+    assert "The frontier" in told.tables
 
 
 def test_means_are_over_splits_and_the_aim_is_held_to_the_smaller():
