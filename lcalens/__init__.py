@@ -19,6 +19,7 @@ _HOMES = {
     "LatentConcepts": "lcalens.lca.world.concepts",
     "LcalensError": "lcalens.core.errors",
     "Result": "lcalens.core.results",
+    "Scheme": "lcalens.llm.prompts.named",
     "TrainConfig": "lcalens.lca.training.config",
     "agreement": "lcalens.mechanism.ranking",
     "ask": "lcalens.llm.ask",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from lcalens.llm.facts.facts import load_facts as load_facts
     from lcalens.llm.facts.halves import held_out as held_out
     from lcalens.llm.models.load import load_model as load_model
+    from lcalens.llm.prompts.named import Scheme as Scheme
     from lcalens.mechanism.associative import memory as memory
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache

@@ -10,10 +10,14 @@ import tyro
 from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.facts.facts import load_facts
+from lcalens.llm.prompts.named import with_names
 from lcalens.llm.prompts.schemes import SCHEMES
 
 _TEMPLATE = '`"Forget about {target_false}."`'
-_SCHEMES_HELP = f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_TEMPLATE}."
+_SCHEMES_HELP = (
+    f"Any of: {', '.join(SCHEMES)}; `all` of them; or a sentence of your own such as {_TEMPLATE}, under a name of its "
+    'own if it is written as `"forget=Forget about {target_false}."`.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Hijack(EfficacyConfig, Source):
 
     EXAMPLES: ClassVar[tuple[str, ...]] = (
         "lcalens hijack --limit 60 --schemes dont-think unrelated neutral --counts 0 1 3 --out out/hijack",
-        'lcalens hijack --facts own.csv --schemes "Forget about {target_false}." "Forget about {unrelated}."',
+        'lcalens hijack --facts own.csv --schemes "forget=Forget about {target_false}." unrelated neutral',
     )
     keeps_parts: ClassVar[bool] = True
 
@@ -53,6 +57,7 @@ class Hijack(EfficacyConfig, Source):
         """
         # All that can be seen to be wrong without a model is seen before the libraries of models are imported.
         config = {field.name: getattr(self, field.name) for field in fields(EfficacyConfig)}
+        config["schemes"] = with_names(self.schemes)
         check_config(**config)
         check_folder(self.out)
         facts = load_facts(

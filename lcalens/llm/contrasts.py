@@ -23,7 +23,7 @@ from lcalens.llm.efficacy.measure import SAME_FIRST_TOKEN
 from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
 from lcalens.llm.prompts.hijack import HijackedPrompt, hijack_prompts, put_before
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
-from lcalens.llm.prompts.schemes import Scheme, Sentence, Surroundings, find_scheme, neutral_sentences
+from lcalens.llm.prompts.schemes import Sentence, Surroundings, Wording, find_scheme, neutral_sentences
 from lcalens.llm.prompts.words import Impossible
 from lcalens.mechanism.contrast.contrast import Contrast
 
@@ -170,7 +170,7 @@ def _contrast(
 
 
 def _offers(
-    tokenizer: Any, pairs: Sequence[_Pair], kind: str, scheme: Scheme, n: int, around: Surroundings
+    tokenizer: Any, pairs: Sequence[_Pair], kind: str, scheme: Wording, n: int, around: Surroundings
 ) -> tuple[list[Iterator[HijackedPrompt]], str]:
     """The controls that each pair may have, the likeliest first, and why a pair has none where none aligns."""
     if kind == "neutral":
@@ -282,7 +282,7 @@ def _neutral(tokenizer: Any, pairs: Sequence[_Pair], seed: int) -> list[Iterator
     return [offers(pair) for pair in pairs]
 
 
-def _role(scheme: Scheme) -> str:
+def _role(scheme: Wording) -> str:
     """Which object the scheme's sentences name, or stand near; an error where it is neither."""
     fields = re.findall(r"\{(target_\w+)\}", scheme.name)
     if scheme.role == "control" or (scheme.summary == scheme.name and not fields):
@@ -294,7 +294,7 @@ def _role(scheme: Scheme) -> str:
 
 
 def _others(
-    tokenizer: Any, pairs: Sequence[_Pair], scheme: Scheme, n: int, around: Surroundings
+    tokenizer: Any, pairs: Sequence[_Pair], scheme: Wording, n: int, around: Surroundings
 ) -> list[Iterator[HijackedPrompt]]:
     """Prompts with the scheme's sentences for every other object of the relation, at random, the likely ones first."""
     objects, role = objects_by_relation(around.facts), _role(scheme)

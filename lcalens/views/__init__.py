@@ -14,10 +14,12 @@ from lcalens.views.memory import plot_memory
 from lcalens.views.paths import plot_paths
 from lcalens.views.players import plot_shapley
 from lcalens.views.recall import plot_recall
+from lcalens.views.style import drawn_in
 from lcalens.views.tables import html_of
 from lcalens.views.toy import plot_attention_pattern, plot_gram, plot_toy_defence, plot_training
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lcalens.core.results import Result
@@ -50,11 +52,13 @@ __all__ = [
 _DPI = 170  # one column of print, its letters of 6 points, is legible on a screen
 
 
-def plot(result: "Result", **options: Any) -> "Figure":
+def plot(result: "Result", *, ax: "Axes | None" = None, **options: Any) -> "Figure":
     """The figure of a result, by its kind.
 
     Args:
         result: Any result.
+        ax: One of the axes of a figure of yours, made by `pyplot.subplots`: the result takes its place, and the figure
+            is laid out anew (constrained). None for a figure of its own.
         options: What the kind's own function takes.
 
     Raises:
@@ -88,8 +92,11 @@ def plot(result: "Result", **options: Any) -> "Figure":
     # Set back by hand: rc_context would also undo what a notebook's backend sets when the first figure loads it.
     before, rcParams["figure.dpi"] = rcParams["figure.dpi"], _DPI
     try:
-        figure = drawn[result.kind](result, **options)
+        with drawn_in(ax) as whole:
+            figure = drawn[result.kind](result, **options)
     finally:
         rcParams["figure.dpi"] = before
+    if whole is not None:
+        return whole
     pyplot.close(figure)  # a notebook shows what a cell returns; pyplot would keep it, and show it once more
     return figure

@@ -4,7 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, PURPLE, SMALL, TEXT, legend, plain, short, source_of
+from lcalens.views.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SMALL,
+    TEXT,
+    legend,
+    panels_of,
+    plain,
+    short,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +37,6 @@ def plot_defence(result: "Result") -> "Figure":
     Args:
         result: Of `evaluate_defence`.
     """
-    from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
     table = result.summary.set_index(["defence", "condition", "quantity"])["value"]
@@ -35,7 +48,7 @@ def plot_defence(result: "Result") -> "Figure":
     schemes = list(dict.fromkeys(recovery["condition"]))
     kinds = list(dict.fromkeys(result.summary.loc[result.summary["quantity"] == "kept", "condition"]))
     colours = _colours(len(defences))
-    figure, panels = pyplot.subplots(1, 2, figsize=(2 * COLUMN, 2.7), layout="constrained", sharey=True)
+    figure, [panels] = panels_of((2 * COLUMN, 2.7), 1, 2, sharey=True)
     for number, defence in enumerate(defences):
         kept = np.nanmean([table[defence, kind, "kept"] for kind in kinds]) if kinds else np.nan
         places = (kept, table.get((defence, "plain text", "kl"), np.nan))

@@ -10,7 +10,7 @@ import pandas as pd
 from lcalens.core.errors import LcalensError
 from lcalens.llm.efficacy.tables import rates_together
 from lcalens.llm.prompts.schemes import find_scheme
-from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, SMALL, legend, plain, short
+from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, SMALL, legend, panels_of, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,13 +43,13 @@ def plot_efficacy(
         LcalensError: An unknown measure, subset or relation.
     """
     _check(result, measure, subset, relation)
-    roles = {scheme: find_scheme(scheme).role for scheme in result.axes["scheme"]}
+    roles, matched = _told_apart(result)
     shown = [scheme for scheme in roles if roles[scheme] != "control"] or list(roles)
     figure, panels = _panels(len(shown))
     counts = result.axes["n"]
     for panel, scheme in zip(panels, shown, strict=False):
         color = GREEN if roles[scheme] == "reverse" else ORANGE
-        controls = [name for name in dict.fromkeys((find_scheme(scheme).control, "neutral")) if name in roles]
+        controls = [name for name in dict.fromkeys((matched[scheme], "neutral")) if name in roles]
         table = _together(result, scheme, controls if roles[scheme] != "control" else [], subset, relation)
         styles = ((color, "-", "o"), (GREY, "--", "s"), (GREY, ":", "^"))
         for (name, rows), (shade, dashes, marker) in zip(table.groupby("scheme", sort=False), styles, strict=False):
@@ -66,6 +66,16 @@ def plot_efficacy(
     title = f"{model}, {_facts_named(result, subset, relation)}"
     figure.suptitle(plain(f"{title} (bands: 95% Wilson intervals)"), fontsize=8)
     return figure
+
+
+def _told_apart(result: "Result") -> tuple[dict[str, str], dict[str, str]]:
+    """Each scheme's role and its matched control, as the result has them."""
+    told = result.provenance.get("schemes", {})
+    known = {
+        name: told.get(name) or {"role": find_scheme(name).role, "control": find_scheme(name).control}
+        for name in result.axes["scheme"]
+    }
+    return {name: one["role"] for name, one in known.items()}, {name: one["control"] for name, one in known.items()}
 
 
 def _curve(panel: "Axes", rows: pd.DataFrame, measure: str, counts: tuple[int, ...], **style: Any) -> None:
@@ -109,12 +119,10 @@ def _facts_named(result: "Result", subset: str, relation: str | None) -> str:
 
 
 def _panels(count: int) -> "tuple[Figure, list[Axes]]":
-    from matplotlib import pyplot
-
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
     size = (max(3.5, _PANEL_WIDTH * columns), _PANEL_HEIGHT * rows + 0.4)
-    figure, grid = pyplot.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, grid = panels_of(size, rows, columns, sharey=True)
     flat = list(grid.ravel())
     for extra in flat[count:]:
         extra.remove()
@@ -139,12 +147,10 @@ def plot_answers(result: "Result") -> "Figure":
     Args:
         result: Of `ask`.
     """
-    from matplotlib import pyplot
-
     contexts, table, asked = result.axes["context"], result.tables["answers"], result.provenance["config"]
     texts = {"clean": asked["prompt"], "hijacked": " ".join([*asked["hijack"], asked["prompt"]])}
     size = (3.0 * len(contexts), 0.35 * max(len(table), 3) + 1.1)
-    figure, grid = pyplot.subplots(1, len(contexts), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    figure, grid = panels_of(size, 1, len(contexts), sharex=True)
     for panel, context, color in zip(grid[0], contexts, (BLUE, ORANGE), strict=False):
         at = np.arange(len(table))[::-1]
         panel.barh(at, table[f"{context}_probability"], color=color, height=0.7)

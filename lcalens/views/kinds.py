@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.core.checks import check_int
-from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, plain, short, source_of
+from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, panels_of, plain, short, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,17 +32,13 @@ def plot_kinds(result: "Result", *, top: int = 20) -> "Figure":
     Raises:
         LcalensError: `top` is no positive integer.
     """
-    from matplotlib import pyplot
-
     check_int("top", top, low=1)
     table = result.wide()
     kept = table["total"].abs().sort_values(ascending=False, kind="stable").index[:top]
     shown = table.loc[sorted(kept)].reset_index(drop=True)
     at = np.arange(len(shown))[::-1]
-    figure, (carried, looked) = pyplot.subplots(
-        1, 2, figsize=(2 * COLUMN, 0.26 * max(len(shown), 3) + 0.95), layout="constrained", sharey=True,
-        width_ratios=(3, 2),
-    )  # fmt: skip
+    size = (2 * COLUMN, 0.26 * max(len(shown), 3) + 0.95)
+    figure, [[carried, looked]] = panels_of(size, 1, 2, sharey=True, width_ratios=(3, 2))
     for number, (name, (color, hatch, label)) in enumerate(_CARRIED.items()):
         places = at + 0.27 * (1 - number)
         carried.barh(places, shown[name], 0.26, color=color, hatch=hatch, edgecolor="white", lw=0, label=label)
@@ -74,15 +70,10 @@ def plot_score_parts(result: "Result", *, top: int = 8, heads: int = 4) -> "Figu
     Raises:
         LcalensError: `top` or `heads` is no positive integer.
     """
-    from matplotlib import pyplot
-
     check_int("top", top, low=1)
     check_int("heads", heads, low=1)
     table, names, sides = result.wide(), result.axes["head"][:heads], result.axes["side"]
-    figure, panels = pyplot.subplots(
-        len(names), len(sides), figsize=(2 * COLUMN, len(names) * (0.13 * top + 0.45) + 0.5), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure, panels = panels_of((2 * COLUMN, len(names) * (0.13 * top + 0.45) + 0.5), len(names), len(sides))
     for row, head in zip(panels, names, strict=True):
         for panel, side, color in zip(row, sides, (BLUE, ORANGE), strict=True):
             rows = table[(table["head"] == head) & (table["side"] == side)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, plain, short, source_of
+from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, panels_of, plain, short, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +25,9 @@ def plot_memory(result: "Result") -> "Figure":
     Args:
         result: Of `memory`.
     """
-    from matplotlib import pyplot
-
     stays, recalled = result.wide("summary").set_index("memory"), result.wide("held_out").set_index("memory")
     rows = [name for name in stays.index if "shuffled" not in name and name != "same spectrum"]
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(2 * COLUMN, 0.24 * len(rows) + 1.0), layout="constrained", sharey=True
-    )
+    figure, [[left, right]] = panels_of((2 * COLUMN, 0.24 * len(rows) + 1.0), 1, 2, sharey=True)
     at = np.arange(len(rows))[::-1]
     for panel, table, name in ((left, stays, "stays"), (right, recalled, "auc")):
         _draw_controls(panel, table, rows, at, name)

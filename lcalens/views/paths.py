@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcalens.core.checks import check_int
-from lcalens.views.style import COLUMN, SMALL, TEXT, plain, short, some_ticks, source_of
+from lcalens.views.style import COLUMN, SMALL, TEXT, panels_of, plain, short, some_ticks, source_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +28,6 @@ def plot_paths(result: "Result", *, top: int = 6) -> "Figure":
     Raises:
         LcalensError: `top` is no positive integer.
     """
-    from matplotlib import pyplot
-
     check_int("top", top, low=1)
     names, effect = result.axes["receiver"], result.values["effect"].mean(0)
     largest = np.nanmax(np.abs(effect), 0, initial=0.0)
@@ -40,10 +38,7 @@ def plot_paths(result: "Result", *, top: int = 6) -> "Figure":
     rows = -(-len(chosen) // _ACROSS)
     across = min(len(chosen), _ACROSS)
     height = rows * (0.09 * (layers + 1) + 0.7) + 0.5
-    figure, panels = pyplot.subplots(
-        rows, across, figsize=(COLUMN * (1 if across == 1 else 0.75 * across), height), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure, panels = panels_of((COLUMN * (1 if across == 1 else 0.75 * across), height), rows, across)
     reach = float(largest[chosen].max()) or 1.0
     image = None
     for panel, number in zip(panels.flat, chosen, strict=False):

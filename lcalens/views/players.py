@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.core.checks import check_int
-from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, plain, short, source_of
+from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, panels_of, plain, short, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +30,6 @@ def plot_shapley(result: "Result", *, top: int = 12) -> "Figure":
     Raises:
         LcalensError: `top` is no positive integer.
     """
-    from matplotlib import pyplot
-
     check_int("top", top, low=1)
     axis = next(name for name in result.axes if name != "example")
     table = result.wide()
@@ -39,9 +37,7 @@ def plot_shapley(result: "Result", *, top: int = 12) -> "Figure":
     shown = table.loc[order].sort_values("shapley", kind="stable")
     curve = result.wide("curve") if "curve" in result.tables else None
     panels = 1 if curve is None else 2
-    figure, axes = pyplot.subplots(
-        1, panels, figsize=(COLUMN * panels, 0.17 * max(len(shown), 4) + 1.0), layout="constrained", squeeze=False
-    )
+    figure, axes = panels_of((COLUMN * panels, 0.17 * max(len(shown), 4) + 1.0), 1, panels)
     _draw_players(axes[0, 0], shown, axis, str(result.units["shapley"]))
     if curve is not None:
         _draw_curve(axes[0, 1], curve, axis)

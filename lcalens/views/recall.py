@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, plain, short, source_of
+from lcalens.views.style import BLUE, COLUMN, GREEN, GREY, ORANGE, SMALL, TEXT, panels_of, plain, short, source_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +24,11 @@ def plot_recall(result: "Result") -> "Figure":
     Args:
         result: Of `recall`.
     """
-    from matplotlib import pyplot
-
     table = result.wide()
     nulls = result.wide("nulls")
     at = np.arange(len(table))[::-1]
     height = 0.2 * max(len(table), 4) + 1.0
-    figure, (gap, left) = pyplot.subplots(1, 2, figsize=(2 * COLUMN, height), layout="constrained", sharey=True)
+    figure, [[gap, left]] = panels_of((2 * COLUMN, height), 1, 2, sharey=True)
     for shift, name, colour, label in ((0.19, "own_gap", ORANGE, "own token"), (-0.19, "related_gap", BLUE, "related")):
         gap.barh(at + shift, table[name], 0.36, color=colour, label=label)
         gap.errorbar(table[name], at + shift, xerr=_reach(table, name), fmt="none", **_CAP)

@@ -1,7 +1,12 @@
 """What the figures share: colours, sizes, and text from data as it is, never read as a formula or as markup."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from lcalens.core.errors import LcalensError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,6 +17,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 BAND = 0.15
 COLUMN = 3.4  # inches: one column of a paper
 SMALL, TEXT = 6, 7  # points
+_PLACE: ContextVar[Any] = ContextVar("place", default=None)
 
 
 def short(text: str, width: int = 26) -> str:
@@ -67,12 +73,69 @@ def column_figure(height: float, width: float = COLUMN) -> "tuple[Figure, Axes]"
         height: Inches.
         width: Inches; one column by default.
     """
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(width, height), layout="constrained")
+    figure, [[panel]] = panels_of((width, height))
     panel.tick_params(labelsize=SMALL, length=2, pad=1.5)
     panel.set_axisbelow(True)
     return figure, panel
+
+
+def panels_of(size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
+    """A figure and its panels, as an array of rows and columns; within `drawn_in`, in a place of the user's figure.
+
+    Args:
+        size: Inches, width and height; a place of a figure has its own.
+        rows: Of panels.
+        columns: Of panels.
+        options: For matplotlib's `subplots`, such as `sharey`.
+    """
+    place = _PLACE.get()
+    if place is not None:
+        return place, place.subplots(rows, columns, squeeze=False, **options)
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+@contextmanager
+def drawn_in(ax: "Axes | None") -> "Iterator[Figure | None]":
+    """Draw what is drawn inside in the place of an axes; without one in figures, which are closed if drawing fails.
+
+    Args:
+        ax: Of the user's figure, one place of its grid; it makes room. None for a figure of its own.
+
+    Yields:
+        The user's figure, if there is one.
+
+    Raises:
+        LcalensError: No axes, or one that is no place of a grid.
+    """
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        before = set(pyplot.get_fignums())
+        try:
+            yield None
+        except BaseException:
+            for number in set(pyplot.get_fignums()) - before:
+                pyplot.close(number)
+            raise
+        return
+    place = ax.get_subplotspec() if isinstance(ax, Axes) else None
+    if place is None:
+        raise LcalensError(
+            f"ax: expected one of the axes that pyplot.subplots gives, got {ax!r:.60}; it has no place in a grid."
+        )
+    parent, whole = ax.figure, ax.get_figure(root=True)
+    assert parent is not None
+    assert whole is not None, "an axes with a place in a grid is a figure's"
+    whole.set_layout_engine("constrained")  # legends outside of panels need it
+    ax.remove()
+    token = _PLACE.set(parent.add_subfigure(place))
+    try:
+        yield whole
+    finally:
+        _PLACE.reset(token)
 
 
 def some_ticks(count: int, most: int) -> range:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcalens.views.style import BAND, BLUE, GREY, ORANGE, SMALL, TEXT, plain, short, tidy
+from lcalens.views.style import BAND, BLUE, GREY, ORANGE, SMALL, TEXT, panels_of, plain, short, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ def plot_training(result: "Result") -> "Figure":
     """
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(4.2, 3.0), layout="constrained")
+    figure, [[panel]] = panels_of((4.2, 3.0))
     summary = result.summary
     varied = [name for name in summary.columns if name in result.examples.columns and name != "bayes"]
     groups = result.examples.groupby(varied, dropna=False).indices if varied else {(): np.arange(len(result.examples))}
@@ -49,9 +49,7 @@ def plot_gram(result: "Result") -> "Figure":
     Args:
         result: Of `lcalens.lca.gram`.
     """
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(3.6, 2.8), layout="constrained")
+    figure, [[panel]] = panels_of((3.6, 2.8))
     distance, fit = np.array(result.axes["distance"]), result.summary.iloc[0]
     mean, deviation = result.values["mean"], result.values["deviation"]
     panel.errorbar(distance, mean, deviation, fmt="o", ms=4, color=BLUE, lw=1, capsize=2, label="mean, s.d.")
@@ -70,9 +68,7 @@ def plot_attention_pattern(result: "Result") -> "Figure":
     Args:
         result: Of `lcalens.lca.attention_pattern`.
     """
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(3.8, 3.2), layout="constrained")
+    figure, [[panel]] = panels_of((3.8, 3.2))
     pattern, names = result.values["attention"], result.axes["query"]
     image = panel.imshow(pattern, cmap="viridis", vmin=0, interpolation="nearest")
     bar = figure.colorbar(image, ax=panel, shrink=0.85)
@@ -92,12 +88,10 @@ def plot_toy_defence(result: "Result") -> "Figure":
     Args:
         result: Of `lcalens.lca.evaluate_toy_defence`.
     """
-    from matplotlib import pyplot
-
     table = result.wide()
     names = list(result.axes["defence"])
     at = np.arange(len(names))[::-1]
-    figure, panel = pyplot.subplots(figsize=(4.2, 2.6), layout="constrained")
+    figure, [[panel]] = panels_of((4.2, 2.6))
     for shift, condition, colour in ((0.18, "hijacked", ORANGE), (-0.18, "clean", BLUE)):
         rows = table[table["condition"] == condition].set_index("defence").loc[names]
         middle = rows["accuracy"].to_numpy(dtype=float)

@@ -330,3 +330,37 @@ def test_a_figure_is_not_kept_by_pyplot_and_can_still_be_saved(tmp_path):
     study().plot().savefig(tmp_path / "figure.png")
     assert pyplot.get_fignums() == []
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_figure_takes_the_place_of_an_axes_and_leaves_the_others():
+    figure, axes = pyplot.subplots(1, 3, figsize=(9, 3))
+    axes[0].plot([1, 2])
+    assert study().plot(ax=axes[1]) is figure
+    assert answers().plot(ax=axes[2]) is figure
+    assert figure.axes == [axes[0]] + [panel for part in figure.subfigs for panel in part.axes]
+    assert [len(part.axes) for part in figure.subfigs] == [1, 2]
+    draw(figure)
+    assert pyplot.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize("ax", [3, "left", None])
+def test_what_is_no_place_of_a_grid_is_refused(ax):
+    ax = pyplot.figure().add_axes((0, 0, 1, 1)) if ax is None else ax
+    with pytest.raises(LcalensError, match="ax: expected one of the axes"):
+        study().plot(ax=ax)
+
+
+def test_a_figure_that_cannot_be_drawn_is_not_left_open(monkeypatch):
+    def fails(*_, **__):
+        raise ZeroDivisionError
+
+    mine = pyplot.figure().number
+    monkeypatch.setattr("lcalens.views.efficacy._label", fails)
+    with pytest.raises(ZeroDivisionError):
+        study().plot()
+    assert pyplot.get_fignums() == [mine]
+    _, ax = pyplot.subplots()
+    with pytest.raises(ZeroDivisionError):
+        study().plot(ax=ax)
+    monkeypatch.undo()
+    assert len(study().plot().subfigs) == 0  # a figure of its own again

@@ -1,6 +1,5 @@
 """What `efficacy` measures, checked; the command line builds its flags of it, so nothing heavy is imported here."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -8,7 +7,8 @@ from typing import Any, Literal
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_join
 from lcalens.llm.prompts.counts import check_counts
-from lcalens.llm.prompts.schemes import SCHEMES, find_scheme
+from lcalens.llm.prompts.named import named_schemes
+from lcalens.llm.prompts.schemes import Wording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class EfficacyConfig:
         related: Where related words come from: the shipped `table`, or the model's own `embedding`.
         seed: Of what is drawn at random: the order of `factual`, the unrelated words, the bootstrap.
         join: What stands between prompts and objects, such as `" "` or `""`; None finds it (docs/text.md).
+        batch: The most tokens that run at once, padding included; by default as many as a processor runs well.
     """
 
     schemes: tuple[str, ...] = ("dont-think",)
@@ -32,23 +33,25 @@ class EfficacyConfig:
     related: Literal["table", "embedding"] = "table"
     seed: int = 0
     join: str | None = None
+    batch: int | None = None
 
 
 def check_config(
-    schemes: Any, counts: Any, scoring: str, chat: bool, related: str, seed: int, join: str | None = None
-) -> EfficacyConfig:
-    """The arguments of `efficacy` as one object, n = 0 among the counts.
+    schemes: Any,
+    counts: Any,
+    scoring: str,
+    chat: bool,
+    related: str,
+    seed: int,
+    join: str | None = None,
+    batch: int | None = None,
+) -> tuple[EfficacyConfig, dict[str, Wording]]:
+    """The arguments of `efficacy` as one object, n = 0 among the counts; and its schemes by name.
 
     Raises:
         LcalensError: One of them cannot be used.
     """
-    if not isinstance(schemes, Iterable):
-        raise LcalensError(f"schemes: expected names or sentences, got {schemes!r:.60} ({type(schemes).__name__}).")
-    names = [schemes] if isinstance(schemes, str) else list(schemes)
-    names = list(SCHEMES) if names == ["all"] else names
-    chosen = tuple(dict.fromkeys(find_scheme(name).name for name in names))
-    if not chosen:
-        raise LcalensError(f"schemes: there are none; known are {', '.join(SCHEMES)}.")
+    wordings = named_schemes(schemes)
     for argument, value, known in (
         ("scoring", scoring, ("whole", "first")),
         ("related", related, ("table", "embedding")),
@@ -60,12 +63,16 @@ def check_config(
     check_join(join)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise LcalensError(f"seed: expected a whole number from 0 up, got {seed!r:.40}.")
-    return EfficacyConfig(
-        schemes=chosen,
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, Integral) or batch < 1):
+        raise LcalensError(f"batch: expected a whole number of tokens from 1 up, got {batch!r:.40}.")
+    config = EfficacyConfig(
+        schemes=tuple(wordings),
         counts=check_counts([0, *check_counts(counts)]),
         scoring=scoring,  # pyright: ignore[reportArgumentType]
         chat=chat,
         related=related,  # pyright: ignore[reportArgumentType]
         seed=int(seed),
         join=join,
+        batch=None if batch is None else int(batch),
     )
+    return config, wordings

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,8 +22,10 @@ from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.efficacy.scoring import Continuation, score
 from lcalens.llm.efficacy.tables import summarise, unmeasured
 from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
-from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts
+from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts, worded_prompts
+from lcalens.llm.prompts.named import Scheme
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
+from lcalens.llm.prompts.schemes import Wording
 from lcalens.llm.prompts.words import RelatedWords
 
 _CELL_FACTS = 64
@@ -37,13 +39,14 @@ def efficacy(
     model: Any,
     facts: Facts | Sequence[Fact],
     *,
-    schemes: Sequence[str] | str = EfficacyConfig.schemes,
+    schemes: Sequence[str] | str | Mapping[str, str | Scheme] = EfficacyConfig.schemes,
     counts: Sequence[int] = EfficacyConfig.counts,
     scoring: str = EfficacyConfig.scoring,
     chat: bool = EfficacyConfig.chat,
     related: str = EfficacyConfig.related,
     seed: int = EfficacyConfig.seed,
     join: str | None = EfficacyConfig.join,
+    batch: int | None = EfficacyConfig.batch,
     out: str | os.PathLike[str] | None = None,
     progress: bool | ProgressCallback = True,
 ) -> Result:
@@ -55,13 +58,15 @@ def efficacy(
     Args:
         model: A TransformerBridge, from `load_model` or elsewhere.
         facts: The facts, from `load_facts` or a list of `Fact`.
-        schemes: See `EfficacyConfig`, as for the next five.
+        schemes: See `EfficacyConfig`, as for the next five; or names of your own with sentences, or with `Scheme`s.
         counts: Numbers of sentences.
         scoring: `"whole"` or `"first"`; `"first"` leaves out facts whose objects begin alike, and counts them.
         chat: Ask through the chat template.
         related: `"table"` or `"embedding"`.
         seed: Of everything drawn.
         join: What stands between prompts and objects; None finds it.
+        batch: The most tokens that run at once, padding included: more suits an accelerator, fewer a small memory. One
+            prompt is never cut. Numbers of two sizes differ by rounding.
         out: A folder where finished parts are kept: a second run computes only what is missing.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
@@ -82,7 +87,7 @@ def efficacy(
         >>> result.wide("summary")
         >>> result.plot()
     """
-    config = check_config(schemes, counts, scoring, chat, related, seed, join)
+    config, wordings = check_config(schemes, counts, scoring, chat, related, seed, join, batch)
     facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
@@ -92,8 +97,8 @@ def efficacy(
         else EmbeddingNeighbours(model, objects_by_relation(facts).values())
     )
     store = CellStore(None if active_hooks(model) else out)
-    _check_lengths(model, facts, config, words)
-    measured = _measure(model, facts, config, words, store, progress)
+    _check_lengths(model, facts, config, wordings, words)
+    measured = _measure(model, facts, config, wordings, words, store, progress)
     if not any(true for true, _ in measured.spelled):
         raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
     examples = _examples(facts, known=measured.values["greedy"][:, 0, 0] == 1)
@@ -102,10 +107,13 @@ def efficacy(
     settings = {
         "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
         "config": asdict(config),
+        "schemes": {
+            name: {"role": one.role, "control": one.control, "sentence": one.summary} for name, one in wordings.items()
+        },
         "cells": {"loaded": store.loaded, "computed": store.computed},
         "logits": "after any soft cap",
     }
-    tables = summarise(examples, axes, measured.values, measured.impossible, seed=config.seed)
+    tables = summarise(examples, axes, measured.values, measured.impossible, seed=config.seed, wordings=wordings)
     settings["unmeasured"] = unmeasured(axes, measured.values, tables["impossible"])
     return Result(
         kind="efficacy",
@@ -178,6 +186,7 @@ def _measure(
     model: Any,
     facts: Facts,
     config: EfficacyConfig,
+    wordings: Mapping[str, Wording],
     words: RelatedWords,
     store: CellStore,
     progress: bool | ProgressCallback,
@@ -188,7 +197,7 @@ def _measure(
         # One scheme's prompts at a time: memory does not grow with the number of schemes.
         for index in range(-1, len(config.schemes)):
             scheme = "clean" if index < 0 else config.schemes[index]
-            hijacks = _prompts(facts, config, words, index)
+            hijacks = _prompts(facts, config, wordings, words, index)
             measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)
             total -= len(hijacks.impossible)
             report(done, total, scheme)
@@ -197,7 +206,7 @@ def _measure(
                 prompts, continuations, problems = _scorable(tokenizer, chunk, config)
                 measured.leave_out(index, problems)
                 if prompts:
-                    measured.add(index, prompts, _cell(store, continuations, model, measured.paths))
+                    measured.add(index, prompts, _cell(store, continuations, model, measured.paths, config.batch))
                 if index < 0:
                     measured.spell(tokenizer, prompts, continuations)
                 report(done, total, scheme)
@@ -205,13 +214,16 @@ def _measure(
     return measured
 
 
-def _prompts(facts: Facts, config: EfficacyConfig, words: RelatedWords, index: int) -> Hijacks:
+def _prompts(
+    facts: Facts, config: EfficacyConfig, wordings: Mapping[str, Wording], words: RelatedWords, index: int
+) -> Hijacks:
     """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
     if index < 0:
         return hijack_prompts(facts, "neutral", counts=(0,))
     if not config.counts[1:]:
         return Hijacks((), ())
-    return hijack_prompts(facts, config.schemes[index], counts=config.counts[1:], seed=config.seed, words=words)
+    wording = wordings[config.schemes[index]]
+    return worded_prompts(facts, wording, counts=config.counts[1:], seed=config.seed, words=words)
 
 
 def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedPrompt]]:
@@ -224,7 +236,9 @@ def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedProm
         yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
 
 
-def _check_lengths(model: Any, facts: Facts, config: EfficacyConfig, words: RelatedWords) -> None:
+def _check_lengths(
+    model: Any, facts: Facts, config: EfficacyConfig, wordings: Mapping[str, Wording], words: RelatedWords
+) -> None:
     """Refuse prompts that the model's context does not hold, before any of them is run."""
     limit = context_limit(model)
     if limit is None:
@@ -232,7 +246,7 @@ def _check_lengths(model: Any, facts: Facts, config: EfficacyConfig, words: Rela
     tokenizer = source_tokenizer(model)
     frame = len(chat_prompt(tokenizer, "x")) if config.chat else 0
     for index in range(-1, len(config.schemes)):
-        prompts = _prompts(facts, config, words, index).prompts
+        prompts = _prompts(facts, config, wordings, words, index).prompts
         objects = [max(p.fact.target_true, p.fact.target_false, key=len) for p in prompts]
         # A token is a byte at the least, so that few texts need to be read for this.
         sizes = [len(f"{p.text} {name}".encode()) + frame for p, name in zip(prompts, objects, strict=True)]
@@ -271,14 +285,15 @@ def _scorable(
 
 
 def _cell(
-    store: CellStore, continuations: Sequence[Continuation], model: Any, paths: set[str]
+    store: CellStore, continuations: Sequence[Continuation], model: Any, paths: set[str], batch: int | None
 ) -> dict[str, np.ndarray]:
     """One part's arrays, for both scorings at once: a function of the model's state and the tokens alone."""
-    name = cell_key((_cell, score), [stamp(model), [(item.ids, item.start, item.stop) for item in continuations]])
+    tokens = [(item.ids, item.start, item.stop) for item in continuations]
+    name = cell_key((_cell, score), [stamp(model), tokens, batch])
     arrays = store.get(name)
     if arrays is not None and all(len(arrays.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
         return arrays
-    scores = score(model, continuations)
+    scores = score(model, continuations, batch=batch)
     first = np.array([item.ids[item.start] for item in continuations])
     whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2], scores.greedy[1::2])
     opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2], scores.first_greedy[1::2])

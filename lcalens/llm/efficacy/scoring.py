@@ -76,7 +76,14 @@ class Scores:
 
 @holds_steady
 @torch.no_grad()
-def score(model: Any, continuations: Sequence[Continuation], *, share: bool = True, alone: bool = False) -> Scores:
+def score(
+    model: Any,
+    continuations: Sequence[Continuation],
+    *,
+    share: bool = True,
+    alone: bool = False,
+    batch: int | None = None,
+) -> Scores:
     """The log-probability of every continuation, each common beginning computed once.
 
     Args:
@@ -84,6 +91,7 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
         continuations: What to score.
         share: Whether common beginnings may be shared.
         alone: Run one sequence at a time. A few are done sooner so than by a faster path, which is tried before.
+        batch: The most tokens that run at once.
 
     Raises:
         LcalensError: A continuation with nothing to score or nothing before it, one longer than the model's context,
@@ -115,12 +123,12 @@ def score(model: Any, continuations: Sequence[Continuation], *, share: bool = Tr
     config = model.original_model.config.get_text_config()
     width = max(len(row.ids) for row in rows) if rows else 1
     per_row = width * width * 4 * int(getattr(config, "num_attention_heads", 16))
-    bound = 1 if path == "single" else min(MAX_TOKENS, max(1, _SCORE_BYTES // per_row) * width)
-    for batch in batches(rows, max_tokens=bound, max_reads=max(1, _LOGIT_BYTES // (4 * config.vocab_size))):
+    bound = 1 if path == "single" else min(batch or MAX_TOKENS, max(1, _SCORE_BYTES // per_row) * width)
+    for some in batches(rows, max_tokens=bound, max_reads=max(1, _LOGIT_BYTES // (4 * config.vocab_size))):
         with one_dtype("model"):
-            logits = _tail_logits(model, batch, path)
-        keep, tokens = logits.shape[1], tokens + len(batch) * len(batch[0].ids)
-        reads = [(i, len(row.ids) - keep, read) for i, row in enumerate(batch) for read in row.reads]
+            logits = _tail_logits(model, some, path)
+        keep, tokens = logits.shape[1], tokens + len(some) * len(some[0].ids)
+        reads = [(i, len(row.ids) - keep, read) for i, row in enumerate(some) for read in row.reads]
         where = torch.tensor([(i, read.node - skipped) for i, skipped, read in reads], device=logits.device).T
         targets = torch.tensor([paths[read.sequence][read.token] for _, _, read in reads], device=logits.device)
         chosen = logits[where[0], where[1]].float()

@@ -22,7 +22,7 @@ import pandas as pd
 from lcalens.core.results import Result
 from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
 from lcalens.core.tables import lengthen
-from lcalens.llm.prompts.schemes import find_scheme, relations
+from lcalens.llm.prompts.schemes import Wording, find_scheme, relations
 
 _UNITS = {
     "es": "share",
@@ -50,6 +50,7 @@ class _Data:
     relation: np.ndarray
     known: np.ndarray
     seed: int
+    wordings: Mapping[str, Wording]
 
     def complete(self, *schemes: str) -> np.ndarray:
         """The facts that have every n of all these schemes."""
@@ -72,6 +73,7 @@ def summarise(
     impossible: Counter[tuple[str, int, str]],
     *,
     seed: int,
+    wordings: Mapping[str, Wording] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The tables `summary`, `controls`, `by_relation` and `impossible` of an efficacy result.
 
@@ -81,8 +83,10 @@ def summarise(
         values: `logp_true` and `logp_false` over them, in nats.
         impossible: How many facts each (scheme, n, reason) ruled out.
         seed: Of the bootstrap.
+        wordings: What each scheme is, where a name does not say it.
     """
-    data = _data(examples, axes, values, seed)
+    wordings = {name: find_scheme(name) for name in axes["scheme"]} if wordings is None else wordings
+    data = _data(examples, axes, values, seed, wordings)
     summary, controls = _summary(data), _controls(data)
     corrected = holm([*summary["mcnemar_p"], *controls["mcnemar_p"]])
     summary["holm_p"], controls["holm_p"] = corrected[: len(summary)], corrected[len(summary) :]
@@ -105,7 +109,7 @@ def rates_together(
         subset: As in the tables.
         relation: One relation's facts alone.
     """
-    data = _data(result.examples, result.axes, result.values, 0)
+    data = _data(result.examples, result.axes, result.values, 0, {})
     chosen = data.subsets()[subset] & data.complete(*schemes)
     if relation is not None:
         chosen &= data.relation == relation
@@ -136,7 +140,11 @@ def unmeasured(
 
 
 def _data(
-    examples: pd.DataFrame, axes: Mapping[str, tuple[Any, ...]], values: Mapping[str, np.ndarray], seed: int
+    examples: pd.DataFrame,
+    axes: Mapping[str, tuple[Any, ...]],
+    values: Mapping[str, np.ndarray],
+    seed: int,
+    wordings: Mapping[str, Wording],
 ) -> _Data:
     return _Data(
         odds=values["logp_false"] - values["logp_true"],
@@ -145,6 +153,7 @@ def _data(
         relation=examples["relation_id"].to_numpy(),
         known=examples["known"].to_numpy(dtype=bool),
         seed=seed,
+        wordings=wordings,
     )
 
 
@@ -185,7 +194,7 @@ def _summary(data: _Data) -> pd.DataFrame:
                 now = odds[:, column] > 0
                 change = now.astype(float) - clean
                 rows.append(
-                    {"subset": subset, "scheme": scheme, "role": find_scheme(scheme).role, "n": n}
+                    {"subset": subset, "scheme": scheme, "role": data.wordings[scheme].role, "n": n}
                     | _rates(odds[:, column])
                     | _mean(data, odds[:, column], chosen, "log_odds")
                     | (_mean(data, change, chosen, "change") if n else {})
@@ -200,8 +209,9 @@ def _controls(data: _Data) -> pd.DataFrame:
     rows = []
     for subset, members in data.subsets().items():
         for scheme in data.schemes:
-            for control in dict.fromkeys((find_scheme(scheme).control, "neutral")):
-                if find_scheme(scheme).role == "control" or control not in data.schemes:
+            wording = data.wordings[scheme]
+            for control in dict.fromkeys((wording.control, "neutral")):
+                if wording.role == "control" or control not in data.schemes:
                     continue
                 chosen = members & data.complete(scheme, control)
                 for column, n in enumerate(data.counts):

@@ -10,7 +10,7 @@ from lcalens.core.tokens import Span
 from lcalens.llm.facts.facts import Fact, Facts
 from lcalens.llm.prompts.counts import check_counts
 from lcalens.llm.prompts.related import RelatedTable
-from lcalens.llm.prompts.schemes import Sentence, Surroundings, find_scheme
+from lcalens.llm.prompts.schemes import Sentence, Surroundings, Wording, find_scheme
 from lcalens.llm.prompts.words import Impossible, RelatedWords
 
 
@@ -83,7 +83,26 @@ def hijack_prompts(
     Raises:
         LcalensError: An unknown scheme, a malformed template, counts that are not whole numbers from 0 up.
     """
-    chosen = find_scheme(scheme)
+    return worded_prompts(facts, find_scheme(scheme), counts=counts, seed=seed, words=words)
+
+
+def worded_prompts(
+    facts: Facts | Sequence[Fact],
+    chosen: Wording,
+    *,
+    counts: Sequence[int],
+    seed: int = 0,
+    words: RelatedWords | None = None,
+) -> Hijacks:
+    """The same, of a scheme that was found before.
+
+    Args:
+        facts: The facts.
+        chosen: The scheme; its prompts go under its name.
+        counts: The n's.
+        seed: Of what is drawn at random.
+        words: Where related words come from.
+    """
     numbers = check_counts(counts)
     facts = facts if isinstance(facts, Facts) else Facts(list(facts))
     around = Surroundings(facts, RelatedTable() if words is None else words, seed)

@@ -82,7 +82,7 @@ def neutral_sentences() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Wording:
     """One way of putting sentences before a prompt.
 
     Attributes:
@@ -185,54 +185,54 @@ def _not_related(stratum: str) -> Callable[[Fact, Surroundings], Iterator[Senten
 
 
 _BUILT_IN = (
-    Scheme(
+    Wording(
         "dont-think", "hijack", "unrelated", "Do not think of {false object}.",
         lambda fact, around: _dont_think(fact.target_false),
     ),
-    Scheme(
+    Wording(
         "negation", "hijack", "neutral", "a true negated sentence: {subject} is not in {false object}.", _negation,
     ),
-    Scheme(
+    Wording(
         "factual", "hijack", "neutral-various", "true sentences about other subjects whose object is the false one",
         lambda fact, around: _true_sentences(fact, fact.target_false, around),
     ),
-    Scheme(
+    Wording(
         "related-word", "hijack", "unrelated-word", "Do not think of {a word near the false object}.",
         _related("associate"),
     ),
-    Scheme(
+    Wording(
         "related-form", "hijack", "unrelated-form", "Do not think of {another form of the false object}.",
         _related("form"),
     ),
-    Scheme(
+    Wording(
         "reverse-dont-think", "reverse", "unrelated", "Do not think of {true object}.",
         lambda fact, around: _dont_think(fact.target_true),
     ),
-    Scheme(
+    Wording(
         "reverse-factual", "reverse", "neutral-various", "true sentences about other subjects with the true object",
         lambda fact, around: _true_sentences(fact, fact.target_true, around),
     ),
-    Scheme(
+    Wording(
         "unrelated", "control", "", "Do not think of {an object of another relation}.",
         lambda fact, around: _dont_think(_unrelated_object(fact, around)),
     ),
-    Scheme(
+    Wording(
         "neutral", "control", "", f"{NEUTRAL} (names no object)",
         lambda fact, around: repeat(Sentence(text=NEUTRAL)),
     ),
-    Scheme("neutral-various", "control", "", "plain sentences that name no object, no two alike", _various),
-    Scheme(
+    Wording("neutral-various", "control", "", "plain sentences that name no object, no two alike", _various),
+    Wording(
         "unrelated-word", "control", "", "related-word's sentence with another object's related word",
         _not_related("associate"),
     ),
-    Scheme(
+    Wording(
         "unrelated-form", "control", "", "related-form's sentence with another object's form", _not_related("form"),
     ),
 )  # fmt: skip
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _BUILT_IN}
+SCHEMES: dict[str, Wording] = {scheme.name: scheme for scheme in _BUILT_IN}
 
 
-def find_scheme(name: str) -> Scheme:
+def find_scheme(name: str) -> Wording:
     """A scheme by name, or a user's own template such as `"Forget about {target_false}."`.
 
     A template may hold `{target_false}`, `{target_true}`, `{subject}` and `{unrelated}` (a random object of another
@@ -272,5 +272,5 @@ def find_scheme(name: str) -> Scheme:
     matched = "target_false" in fields and "unrelated" not in fields
     control = name.replace("{target_false}", "{unrelated}") if matched else "neutral"
     if names_none:
-        return Scheme(name, "control", "", name, sentences)
-    return Scheme(name, "hijack", control, name, sentences)
+        return Wording(name, "control", "", name, sentences)
+    return Wording(name, "hijack", control, name, sentences)
