@@ -1,7 +1,8 @@
 """Run folders: every cell of a study is kept as it is finished, so that a second run does only what is missing.
 
 A cell is a key and the arrays that a pure function made for it; the key holds everything that they depend on. Cells are
-written whole or not at all, may be written by several processes at once, and a damaged one counts as missing.
+written whole or not at all, may be written by several processes at once, and one that is damaged, or another's that
+was put in its place, counts as missing.
 """
 
 import hashlib
@@ -41,8 +42,9 @@ def cell_key(code: Callable[..., Any] | type | Sequence[Callable[..., Any] | typ
     return content_key([lcalens.__version__, sources(*roots), content])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _checksum(key: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Of the key too: a cell under another's name is no cell."""
+    digest = hashlib.sha256(key.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
@@ -71,13 +73,13 @@ class CellStore:
                     f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}); "
                     "leave it out to keep nothing."
                 )
-            self._cells = Path(folder) / "cells"
             try:
+                self._cells = Path(folder).expanduser() / "cells"
                 self._cells.mkdir(parents=True, exist_ok=True)
                 for unfinished in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
                     if time.time() - unfinished.stat().st_mtime > _ABANDONED_SECONDS:
                         unfinished.unlink(missing_ok=True)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise LcalensError(
                     f"out: {str(folder)!r} cannot be written ({reason}); give another folder."
@@ -99,7 +101,7 @@ class CellStore:
                 kept = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError, ValueError):
             return None
-        if kept != _checksum(arrays):
+        if kept != _checksum(key, arrays):
             return None
         self.loaded += 1
         return arrays
@@ -125,7 +127,7 @@ class CellStore:
             with unfinished.open("wb") as file:
                 # safetensors writes an array's memory as it lies, a view of every second number included.
                 whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-                file.write(save(whole, metadata={"sha256": _checksum(whole)}))
+                file.write(save(whole, metadata={"sha256": _checksum(key, whole)}))
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(self._cells / f"{key}.safetensors")

@@ -6,11 +6,10 @@ without pickle: safetensors for the numbers, parquet for the tables, JSON for th
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pandas as pd
 
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
+from lcalens.core.sealed import folder_path, read_sealed, sealed_folder
 from lcalens.core.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interval
 from lcalens.core.tables import SCHEMA, lengthen, widen
 
@@ -173,24 +173,19 @@ class Result:
         return import_module(_DRAWING).plot(self, **options)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write it into a folder, whole or not at all; what was saved there before is replaced.
+        """Write it into a folder, whole or not at all, and sealed; what was saved there before is replaced.
 
         Args:
-            folder: Made where it is missing.
+            folder: Made where it is missing; `~` is the home folder.
 
         Raises:
-            LcalensError: The folder holds something else than a result, or something besides.
+            LcalensError: The folder holds something else than a result, or something besides, or cannot be written.
         """
         from safetensors.numpy import save_file
 
-        target = Path(folder)
-        if target.exists() and not _is_replaceable(target):
-            raise LcalensError(f"folder: {str(folder)!r} holds something else than a result; name a new folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            new = temporary / "new"
-            new.mkdir()
+        target = folder_path(folder)
+        files = {name: _table_file(name) for name in self.tables}
+        with sealed_folder(target, "a result") as new:
             head = {
                 "format": _FORMAT,
                 "kind": self.kind,
@@ -198,16 +193,14 @@ class Result:
                 "values": list(self.values),
                 "units": dict(self.units),
                 "tables": list(self.tables),
-                "provenance": dict(self.provenance),
+                # How much of it was found finished is of the run: a resumed one's files are the undisturbed one's.
+                "provenance": {name: value for name, value in self.provenance.items() if name != "cells"},
             }
             (new / _HEAD).write_text(json.dumps(head, indent=1, default=_plain), encoding="utf-8")
             save_file({name: np.ascontiguousarray(array) for name, array in self.values.items()}, new / _VALUES)
             self.examples.to_parquet(new / _EXAMPLES)
             for name, table in self.tables.items():
-                table.to_parquet(new / _table_file(name))
-            _swap(new, target, temporary / "old")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                table.to_parquet(new / files[name])
         return target
 
     @classmethod
@@ -215,32 +208,31 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            LcalensError: The folder holds no result, a damaged one, or one of lcalens 0.1 or of a later lcalens.
+            LcalensError: The folder holds no result, files that are not those that `save` wrote together, or a result
+                of lcalens 0.1 or of a later lcalens.
         """
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        place = Path(folder)
+        place = folder_path(folder)
         try:
-            head = json.loads((place / _HEAD).read_text(encoding="utf-8"))
-            if head["format"] > _FORMAT:
+            written = json.loads((place / _HEAD).read_text(encoding="utf-8"))["format"]
+            if written > _FORMAT:
                 raise LcalensError(f"folder: {str(folder)!r} was written by a later lcalens; upgrade to read it.")
-            if head["format"] < _FORMAT:
+            if written < _FORMAT:
                 raise LcalensError(
                     f"folder: {str(folder)!r} was written by lcalens 0.1, whose tables and metrics are others "
                     "(intervals in `low` and `high`, logit differences after a soft cap); measure again, or read it "
                     "with lcalens 0.1."
                 )
-            for file in (_VALUES, _EXAMPLES, *map(_table_file, head["tables"])):
-                if not (place / file).is_file():
-                    raise FileNotFoundError(2, "missing", str(place / file))
-            stored = load_file(place / _VALUES)  # sorted by name
-            tables = {name: pd.read_parquet(place / _table_file(name)) for name in head["tables"]}
+            files = read_sealed(place)
+            head = json.loads(files[_HEAD])
+            stored = load(files[_VALUES])  # sorted by name
             return cls(
                 kind=head["kind"],
                 axes={name: tuple(labels) for name, labels in head["axes"].items()},
                 values={name: stored[name] for name in head["values"]},
-                examples=pd.read_parquet(place / _EXAMPLES),
-                tables=tables,
+                examples=pd.read_parquet(BytesIO(files[_EXAMPLES])),
+                tables={name: pd.read_parquet(BytesIO(files[_table_file(name)])) for name in head["tables"]},
                 units=head["units"],
                 provenance=head["provenance"],
             )
@@ -278,32 +270,6 @@ def _table_file(name: str) -> str:
     if not name or Path(name).name != name or "\\" in name:
         raise LcalensError(f"tables: {name!r:.80} cannot be a file's name; use letters and underscores.")
     return f"{name}.parquet" if f"{name}.parquet" != _EXAMPLES else "examples-table.parquet"
-
-
-def _is_replaceable(folder: Path) -> bool:
-    """Whether there is nothing in the folder but a result that lcalens saved, or nothing at all."""
-    if not folder.is_dir():
-        return False
-    present = {item.name for item in folder.iterdir()}
-    try:
-        head = json.loads((folder / _HEAD).read_text(encoding="utf-8")) if present else {}
-        ours = {_HEAD, _VALUES, _EXAMPLES, *map(_table_file, head["tables"])} if present else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return present <= ours
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Put `new` in the place of `target`, which comes back if that fails."""
-    if not target.exists():
-        new.rename(target)
-        return
-    target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
 
 
 def _plain(value: Any) -> Any:

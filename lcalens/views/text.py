@@ -121,7 +121,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
         "",
         f"Made by {_code(command)}",
         f"({libraries}; facts {facts['digest']}, weights "
-        f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path']) or 'resumed'}).",
+        f"{result.provenance['model']['fingerprint']}, path {'/'.join(result.provenance['path'])}).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -325,6 +325,35 @@ def parquet(table):
     return sink.getvalue()
 
 
+def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path, monkeypatch):
+    """One long text, and one number, that some bytes repeat for every row."""
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 24)
+    monkeypatch.setattr(files, "MAX_RECORDS", 10_000)
+    same, text = pa.array([0] * 5_000, pa.int32()), pa.array(["x" * 100_000])
+    for column in (pa.array(["x" * 100_000] * 5_000), pa.array([1] * 3_000_000),
+                   pa.DictionaryArray.from_arrays(same, text)):  # fmt: skip
+        packed = parquet(pa.table({"prompt": column}))
+        del column
+        assert len(packed) < 1 << 19
+        tracemalloc.start()
+        assert "split it into smaller files" in refused(file(tmp_path, packed))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+        tracemalloc.stop()
+
+
+def test_a_small_gzip_file_does_not_fill_the_memory(tmp_path):
+    for name, text in (("facts.json", b"[" + b"{}," * 11_000_000), ("facts.jsonl", b"{}\n" * 20_000_001),
+                       ("facts.csv", b"a\n" * 20_000_001)):  # fmt: skip
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text, 1))
+        assert "holds more than 20,000,000 values" in refused(tmp_path / f"{name}.gz")
+
+
+def test_a_time_that_python_does_not_know_is_no_field_of_a_fact(tmp_path):
+    table = pa.Table.from_pylist([GOOD, nested(2)])
+    far = pa.array([2**62, 2**62], pa.timestamp("us"))
+    assert len(load_facts(file(tmp_path, parquet(table.append_column("seen", far))))) == 2
+
+
 def test_parquet_faults(tmp_path):
     whole = parquet(pa.Table.from_pylist([GOOD, nested(2)]))
     assert len(load_facts(file(tmp_path, whole))) == 2

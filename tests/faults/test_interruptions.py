@@ -143,7 +143,7 @@ def whole(server, tmp_path_factory):
     assert server(place / "out", save=place / "kept") == 0
     plain, kept = Result.load(place / "plain"), Result.load(place / "kept")
     assert same(plain, kept)
-    assert kept.provenance["cells"]["computed"] == 8
+    assert "cells" not in kept.provenance
     assert len(list((place / "out" / "cells").iterdir())) == 8
     return kept
 
@@ -155,7 +155,13 @@ def same(left, right):
     for name, table in left.tables.items():
         pd.testing.assert_frame_equal(table, right.tables[name], check_exact=True)
     pd.testing.assert_frame_equal(left.examples, right.examples)
+    assert told(left) == told(right)
     return True
+
+
+def told(result):
+    """Where a result comes from, as it is saved."""
+    return json.loads(json.dumps({name: value for name, value in result.provenance.items() if name != "cells"}))
 
 
 def finished(out):
@@ -168,7 +174,6 @@ def finish(server, whole, out, save):
     assert server(out, save=save) == 0
     again = Result.load(save)
     assert same(again, whole)
-    assert again.provenance["cells"] == {"loaded": len(before), "computed": 8 - len(before)}
     after = finished(out)
     assert len(after) == 8
     assert {name: after[name] for name in before} == before, "a finished part was written again"
@@ -231,7 +236,6 @@ def test_two_runs_at_once_in_one_folder(server, whole, tmp_path):
     for i in range(2):
         found = Result.load(tmp_path / f"result {i}")
         assert same(found, whole)
-        assert sum(found.provenance["cells"].values()) == 8
     assert list((tmp_path / "out" / "cells").glob("*.part")) == []
     assert len(finished(tmp_path / "out")) == 8
 
@@ -291,7 +295,7 @@ def test_a_disk_full_when_the_result_is_saved(study, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pd.DataFrame, "to_parquet", full)
-        with pytest.raises((OSError, LcalensError)):
+        with pytest.raises(LcalensError, match=r"^folder: .*No space left on device"):
             result.save(tmp_path / "result")
     assert same(Result.load(tmp_path / "result"), result)
     assert [item.name for item in tmp_path.iterdir()] == ["result"]

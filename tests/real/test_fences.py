@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import lcalens
+from lcalens.llm import defences
+from lcalens.llm.plain import plain_texts
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
@@ -45,7 +47,7 @@ def pages():
             for indent, block, printed in FENCE.findall(text)
         ]  # fmt: skip
         if blocks:
-            yield pytest.param(blocks, 6 if "howto" in page.parts else 14, id=str(page))
+            yield pytest.param(blocks, 6 if "howto" in page.parts else 9, id=str(page))
 
 
 @pytest.mark.parametrize(("blocks", "limit"), list(pages()))
@@ -57,6 +59,7 @@ def test_the_blocks_of_a_page_run_in_order(blocks, limit, real_model, tmp_path, 
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lcalens, "load_model", load, raising=False)
+    monkeypatch.setattr(defences, "plain_texts", lambda *parts, **options: plain_texts(*parts, **options)[:12])
     space = {"__name__": "a page"}
     for block, printed in blocks:
         if printed is None:

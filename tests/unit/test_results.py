@@ -458,7 +458,7 @@ def test_an_interrupted_first_save_leaves_nothing(tmp_path, monkeypatch):
 
 # --- what cannot be loaded ------------------------------------------------------------------------------------------
 
-FILES = ("result.json", "values.safetensors", "examples.parquet", "summary.parquet", "another.parquet")
+FILES = ("result.json", "values.safetensors", "examples.parquet", "summary.parquet", "another.parquet", "seal.json")
 
 
 @pytest.fixture
@@ -499,7 +499,7 @@ def test_garbage_is_damage(place, name):
         ({"format": 3}, "later lcalens; upgrade"),
         ({"format": 99}, "later lcalens; upgrade"),
         ({"values": ["logp", "gone"]}, "damaged"),
-        ({"axes": {"example": [0, 1, 2]}}, "shape"),
+        ({"axes": {"example": [0, 1, 2]}}, "damaged"),
         ({"axes": None}, "damaged"),
         ({"kind": ...}, "damaged"),
     ],

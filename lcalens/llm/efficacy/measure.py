@@ -30,6 +30,7 @@ from lcalens.llm.prompts.words import RelatedWords
 
 _CELL_FACTS = 64
 _QUANTITIES = ("logp_true", "logp_false", "greedy", "greedy_false")
+_PATH = "path"
 _MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
 
@@ -290,16 +291,18 @@ def _cell(
     """One part's arrays, for both scorings at once: a function of the model's state and the tokens alone."""
     tokens = [(item.ids, item.start, item.stop) for item in continuations]
     name = cell_key((_cell, score), [stamp(model), tokens, batch])
-    arrays = store.get(name)
-    if arrays is not None and all(len(arrays.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
-        return arrays
+    kept = store.get(name)
+    if kept is not None and all(len(kept.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
+        paths.add(kept[_PATH].tobytes().decode())
+        return kept
     scores = score(model, continuations, batch=batch)
     first = np.array([item.ids[item.start] for item in continuations])
     whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2], scores.greedy[1::2])
     opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2], scores.first_greedy[1::2])
     columns = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
-    arrays = dict(zip(_MEASURED, columns, strict=True))
+    arrays: dict[str, np.ndarray] = dict(zip(_MEASURED, columns, strict=True))
     paths.add(scores.path)
+    arrays[_PATH] = np.frombuffer(scores.path.encode(), dtype=np.uint8)  # a resumed study says how it was run
     store.put(name, arrays)
     return arrays
 

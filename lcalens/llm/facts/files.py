@@ -15,6 +15,9 @@ from lcalens.llm.facts.records import MAX_DIGITS, Records, Unreadable, shown
 USE_SAMPLE = "use 'sample' for the facts that come with lcalens"
 # Twenty times the whole of CounterFact: beyond it, a small gzip file that unpacks to fill the memory is likelier.
 MAX_BYTES = 1 << 30
+MAX_RECORDS = 2_000_000
+# A value of one character takes a hundred bytes of memory.
+_MAX_VALUES = 20_000_000
 
 _FORMATS = "a JSON list, JSON lines, parquet or CSV (.csv, .tsv), plain or gzip"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -62,7 +65,15 @@ def read_file(path: Path) -> Records:
 
 
 def _too_large(where: str) -> LcalensError:
-    return LcalensError(f"source: {where} holds more than {MAX_BYTES:,} bytes; split it into smaller files.")
+    return LcalensError(
+        f"source: {where} holds more than {MAX_BYTES:,} bytes or {MAX_RECORDS:,} records; split it into smaller files."
+    )
+
+
+def _check_values(where: str, data: bytes, marks: bytes) -> None:
+    """Refuse more values than memory holds: each takes far more there than the mark before it does in the file."""
+    if sum(data.count(mark) for mark in marks) > _MAX_VALUES:
+        raise LcalensError(f"source: {where} holds more than {_MAX_VALUES:,} values; split it into smaller files.")
 
 
 def _unzip(where: str, data: bytes) -> bytes:
@@ -80,11 +91,53 @@ def _parse_parquet(where: str, data: bytes) -> list[Any]:
     import pyarrow as pa
     import pyarrow.parquet
 
+    records: list[Any] = []
     try:
-        return pyarrow.parquet.read_table(pa.BufferReader(data)).to_pylist()
+        with pyarrow.parquet.ParquetFile(pa.BufferReader(data)) as file:
+            size = 0
+            # A few bytes can stand for a column of one long text: what is unpacked is measured, some rows at a time.
+            for batch in file.iter_batches(batch_size=_rows_at_a_time(file.metadata)):
+                parts = [_unpacked(column) for column in batch.columns]
+                size += sum(part.nbytes for part in parts)
+                if size > MAX_BYTES or len(records) + batch.num_rows > MAX_RECORDS:
+                    raise _too_large(where)
+                columns = {
+                    name: _values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                records += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, LcalensError):
+            raise
         reason = shown(str(error).split("\n")[0], 200)
         raise LcalensError(f"source: {where} is damaged parquet ({reason}); download or write it again.") from error
+    return records
+
+
+def _rows_at_a_time(metadata: Any) -> int:
+    """So many rows that, if each held the longest text that its column can hold, they would still fit."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    longest = max((group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)),
+                  default=1)  # fmt: skip
+    return max(1, min(1 << 16, MAX_BYTES // max(1, longest)))
+
+
+def _unpacked(column: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
+    if "dictionary<" in str(column.type):
+        raise ValueError("a dictionary within a column; write it with plain values")
+    return column
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (OverflowError, ValueError):  # a time beyond the year 9999, say; no field of a fact is one
+        return [None] * len(column)
 
 
 def _decode(where: str, data: bytes) -> str:
@@ -114,6 +167,7 @@ def parse_text(where: str, data: bytes) -> tuple[list[Any], list[int] | None]:
     Raises:
         LcalensError: Where the data is empty, not UTF-8, or not JSON.
     """
+    _check_values(where, data, b",[{")
     text = _decode(where, data)
     start = text.lstrip()[:1]
     if not start:
@@ -135,6 +189,7 @@ def parse_text(where: str, data: bytes) -> tuple[list[Any], list[int] | None]:
 
 def _parse_csv(where: str, data: bytes, separator: str) -> tuple[list[Any], list[int]]:
     """Records of a table with a line of names; a whole number in `case_id` is a number, as it is in JSON."""
+    _check_values(where, data, separator.encode() + b"\n")
     reader = csv.DictReader(io.StringIO(_decode(where, data), newline=""), delimiter=separator, strict=True)
     records, lines = [], []
     try:

@@ -11,6 +11,7 @@ import torch
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import fingerprint
+from lcalens.core.sealed import folder_path, read_sealed, sealed_folder
 from lcalens.mechanism.defence.cut import Cut
 from lcalens.mechanism.defence.plan import Detector, Plan
 
@@ -87,20 +88,17 @@ class Defence(Plan):
             )
 
     def save(self, folder: Any) -> Path:
-        """Write it into a folder: JSON and safetensors.
+        """Write it into a folder, whole or not at all, and sealed: JSON and safetensors.
 
         Args:
-            folder: Made where it is missing; a defence that is there is replaced.
+            folder: Made where it is missing; a defence that is there is replaced. `~` is the home folder.
 
         Raises:
-            LcalensError: The folder holds something else.
+            LcalensError: The folder holds something else, or cannot be written.
         """
         from safetensors.torch import save_file
 
-        target = Path(folder)
-        if target.exists() and any(path.name not in (_HEAD, _VALUES) for path in target.iterdir()):
-            raise LcalensError(f"folder: {str(folder)!r} holds something else than a defence; name a new folder.")
-        target.mkdir(parents=True, exist_ok=True)
+        target = folder_path(folder)
         tensors = {"ends": torch.tensor(self.ends, dtype=torch.int64)}
         tensors |= {f"values.{name}": value.detach().cpu().contiguous() for name, value in self.values.items()}
         head: dict[str, Any] = {
@@ -115,10 +113,9 @@ class Defence(Plan):
         if self.detector is not None:
             tensors["weights"] = self.detector.weights.contiguous()
             head["detector"] = {name: getattr(self.detector, name) for name in _DETECTOR}
-        save_file(tensors, target / f"{_VALUES}.part")
-        (target / f"{_HEAD}.part").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
-        for name in (_VALUES, _HEAD):
-            (target / f"{name}.part").replace(target / name)
+        with sealed_folder(target, "a defence") as new:
+            save_file(tensors, new / _VALUES)
+            (new / _HEAD).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         return target
 
     @classmethod
@@ -129,15 +126,15 @@ class Defence(Plan):
             folder: As given to `save`.
 
         Raises:
-            LcalensError: There is none, or it is damaged.
+            LcalensError: There is none, or its files are not those that `save` wrote together.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        source = Path(folder)
+        source = folder_path(folder)
         try:
-            head = json.loads((source / _HEAD).read_text(encoding="utf-8"))
-            tensors = load_file(source / _VALUES)
+            files = read_sealed(source)
+            head, tensors = json.loads(files[_HEAD]), load(files[_VALUES])
             detector = head["detector"] and Detector(weights=tensors["weights"], **head["detector"])
             if head["format"] != _FORMAT:
                 raise LcalensError(f"folder: a defence of format {head['format']}, this is {_FORMAT}; make it anew.")
