@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from lcalens.core.errors import LcalensError
 from lcalens.core.statistics import (
@@ -163,6 +162,8 @@ def matched(before: Numbers, after: Numbers) -> Estimate:
     gained, lost = (second > first).sum() + 0.5, (second < first).sum() + 0.5
     total = len(first) + 2
     middle = (gained - lost) / total
+    from scipy.stats import norm
+
     half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(((gained + lost) / total - middle**2) / total)
     return Estimate(float((second - first).mean()), float(max(middle - half, -1)), float(min(middle + half, 1)))
 

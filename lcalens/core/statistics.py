@@ -1,14 +1,13 @@
 """Intervals and tests: Wilson, Student, McNemar's exact test, Holm's correction, and the bootstrap of whole clusters.
 
-Every interval of the library and of the probes is made here; `estimates` gives them as numbers with their ends.
+Every interval of the library and of the probes is made here; `estimates` gives them as numbers with their ends. Each
+function loads scipy.stats itself, which takes a second.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -26,6 +25,8 @@ def wilson(successes: int, total: int, *, confidence: float = CONFIDENCE) -> tup
     """
     if total == 0:
         return float("nan"), float("nan")
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -39,6 +40,8 @@ def student_interval(values: Float[np.ndarray, " run"], *, confidence: float = C
     """
     if len(values) < 2:
         return float("nan"), float("nan")
+    from scipy.stats import t as student_t
+
     half = student_t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
@@ -50,6 +53,8 @@ def mcnemar(before: Bool[np.ndarray, " fact"], after: Bool[np.ndarray, " fact"])
         before: Whether each fact succeeds under the first condition.
         after: Whether it does under the second.
     """
+    from scipy.stats import binomtest
+
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
