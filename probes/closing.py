@@ -34,7 +34,7 @@ PREDICTIONS = (
     ("real.defence", 1, "And honest context stays, of kinds that it never saw."),
 )
 """The probe, which of its rules, and what the paper's picture of an associative memory says of it."""
-PAGES = ("closing", "recall", "defence", "frontier")
+PAGES = ("closing", "recall", "defence", "frontier", "attention_recall")
 """The pages that `make paper` does not write."""
 _TOY = "toy"
 
