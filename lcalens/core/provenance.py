@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcalens.core.checks import check_bridge
+from lcalens.core.known_faults import faults_of
 from lcalens.core.offload import check_in_memory
 from lcalens.core.stamp import PerState, every_module
 from lcalens.core.versions import versions
@@ -230,10 +231,13 @@ def provenance_of(model: Any, *, path: str | Sequence[str], settings: Mapping[st
 
     Returns:
         `model` (see `ModelInfo`, with the weights' `fingerprint` and the `hooks` that were attached), the settings,
-        `path` and `versions`.
+        `path` and `versions`; and `known_faults`, where a library is known to compute such a model wrongly.
     """
-    model_record = model_info(model).to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)}
-    return {"model": model_record, **settings, "path": path, "versions": versions()}
+    info = model_info(model)
+    record = info.to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)}
+    faults = faults_of(info.family)
+    warned = {"known_faults": faults} if faults else {}
+    return {"model": record, **settings, "path": path, "versions": versions(), **warned}
 
 
 def fingerprint(model: Any) -> str:

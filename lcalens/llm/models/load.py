@@ -10,6 +10,7 @@ import torch
 
 from lcalens.core.cache import cache_root
 from lcalens.core.errors import LcalensError
+from lcalens.core.known_faults import faults_of
 from lcalens.core.offload import check_in_memory, offload_problem, offloaded_modules
 from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
@@ -238,6 +239,8 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -
         if not offloaded:  # TransformerLens cannot run every offloaded model, and lcalens measures none
             check_bridge(info.source, bridge, trial)
     family = str(getattr(model.config, "model_type", type(model).__name__))
+    for fault in faults_of(family):
+        warnings.warn(f"load_model: {fault}", stacklevel=4)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     attach_info(bridge, ModelInfo(**(info.to_dict() | {"family": family, "dtype": dtype, "tokenizer": tokenizer})))
     return bridge
