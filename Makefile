@@ -10,7 +10,7 @@ TESTERS ?= 2
 # Testers side by side, a thread each; a file's tests stay with one of them, and share its models. Long files come first.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint matrix bench notebooks paper publish build docs linkcheck clean
+.PHONY: demo test test-all lint matrix fuzz bench notebooks paper publish build docs linkcheck clean
 .DELETE_ON_ERROR:
 
 # What a user needs: lcalens and the default model, whose own dependency (a chat tool) is left out.
@@ -67,6 +67,10 @@ matrix: .venv/ready-dev
 # The notebooks of examples/ from the scripts beside them, outputs and all; ONLY="1 4" for some.
 notebooks: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.house.notebooks $(ONLY)
+
+# Hostile files, records, templates, settings and saved folders; FUZZ is how many. `make test` tries 500.
+fuzz: .venv/ready-dev
+	LCALENS_UNCHECKED=1 FUZZ=$(or $(FUZZ),20000) $(BIN)/python -m pytest tests/faults/test_fuzz.py
 
 bench: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s

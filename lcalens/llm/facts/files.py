@@ -205,8 +205,9 @@ def _parse_csv(where: str, data: bytes, separator: str) -> tuple[list[Any], list
                 records.append(record)
             lines.append(reader.line_num)
     except csv.Error as error:
+        reason = str(error).replace("\t", "\\t")
         raise LcalensError(
-            f"source: {where} is not whole CSV: {error} at line {reader.line_num}; mend it there, or write it again."
+            f"source: {where} is not whole CSV: {reason} at line {reader.line_num}; mend it there, or write it again."
         ) from error
     return records, lines
 
