@@ -204,7 +204,7 @@ def scatter(
         for name, shape in zip(dict.fromkeys(own[series]), cycle("osD^v*PX"), strict=False):
             marks[name] = COLOURS[number % len(COLOURS)], shape
     parts = list(frame.groupby(panel, sort=False))
-    figure, axes = panels(len(parts), across=2, height=4.6, sharex=True, sharey=True)
+    figure, axes = _side_by_side(len(parts), 0.18 * -(-len(marks) // 3))
     for axis, (title, part) in zip(axes, parts, strict=True):
         for name, own in part.groupby(series, sort=False):
             colour, shape = marks[name]
@@ -214,8 +214,20 @@ def scatter(
         tidy(axis)
         axis.grid(lw=0.4, alpha=0.5)
     axes[0].set_ylabel(ylabel)
-    _below(figure, axes)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
+
+
+def _side_by_side(count: int, under: float) -> tuple["Figure", list[Any]]:
+    """Large panels that share their axes, with room for a legend under them."""
+    from matplotlib import pyplot
+
+    size = (max(3.2 * count, 5.2), 3.4 + under)
+    figure, grid = pyplot.subplots(
+        1, count, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    return figure, list(grid[0])
 
 
 def heat_maps(
