@@ -114,11 +114,10 @@ def _parse_parquet(where: str, data: bytes) -> list[Any]:
 
 
 def _rows_at_a_time(metadata: Any) -> int:
-    """So many rows that, if each held the longest text that its column can hold, they would still fit."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    longest = max((group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)),
-                  default=1)  # fmt: skip
-    return max(1, min(1 << 16, MAX_BYTES // max(1, longest)))
+    """So many rows that, if each held all that a group of rows holds when unpacked, they would still fit."""
+    # A column's own size is not asked for: in a damaged file pyarrow ends the process over it.
+    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+    return max(1, min(1 << 16, MAX_BYTES // max([1, *sizes])))
 
 
 def _unpacked(column: Any) -> Any:
