@@ -413,9 +413,9 @@ def test_missing_file_directory_pipe_and_size(tmp_path, monkeypatch):
     (tmp_path / "zipped").write_bytes(gzip.compress(b"[" + b" " * 10_000 + json.dumps(GOOD).encode() + b"]"))
     monkeypatch.setattr(files, "MAX_BYTES", path.stat().st_size)
     assert len(load_facts(path)) == 1
-    assert "bytes; split it into smaller files" in refused(tmp_path / "zipped")
+    assert "bytes or 2,000,000 records; split it into smaller files" in refused(tmp_path / "zipped")
     monkeypatch.setattr(files, "MAX_BYTES", path.stat().st_size - 1)
-    assert "bytes; split it into smaller files" in refused(path)
+    assert "bytes or 2,000,000 records; split it into smaller files" in refused(path)
 
 
 def test_gzip_that_unpacks_to_fill_the_memory(tmp_path, monkeypatch):
