@@ -69,7 +69,6 @@ BENEATH = {
     "claims/index": "/claims/*",
     "hijacking": "/measured/counterfact-*",
     "mechanism": "/measured/trace-*",
-    "toy": "/measured/toy-*",
     "tutorials/index": "notebooks/*",
     "howto/index": "*",
     "errors/index": "*",

@@ -47,7 +47,7 @@ def pages():
             for indent, block, printed in FENCE.findall(text)
         ]  # fmt: skip
         if blocks:
-            yield pytest.param(blocks, 6 if "howto" in page.parts else 9, id=str(page))
+            yield pytest.param(blocks, 6 if "howto" in page.parts else 12, id=str(page))
 
 
 @pytest.mark.parametrize(("blocks", "limit"), list(pages()))

@@ -59,7 +59,7 @@ def efficacy(
     Args:
         model: A TransformerBridge, from `load_model` or elsewhere.
         facts: The facts, from `load_facts` or a list of `Fact`.
-        schemes: See `EfficacyConfig`, as for the next five; or names of your own with sentences, or with `Scheme`s.
+        schemes: See `EfficacyConfig`, as for the next five; or your own names with sentences or `Scheme` objects.
         counts: Numbers of sentences.
         scoring: `"whole"` or `"first"`; `"first"` leaves out facts whose objects begin alike, and counts them.
         chat: Ask through the chat template.
