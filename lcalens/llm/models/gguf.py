@@ -29,7 +29,7 @@ from lcalens.llm.models.memory import check_memory
 
 # Raised whenever a file would now be read otherwise: folders of an older layout are made anew.
 _LAYOUT = "2"
-_MANIFEST = "lcalens.json"
+MANIFEST = "lcalens.json"
 _BLOCK = 1 << 20
 
 
@@ -162,7 +162,7 @@ def _write_folder(gguf: Callable[[Path], Path], digest: str, folder: Path) -> di
         notes = _save_converted(gguf, temporary / "model")
         files = {path.name: _sha256([path]) for path in sorted((temporary / "model").iterdir())}
         manifest = {"gguf_sha256": digest, **notes, "files": files}
-        (temporary / "model" / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (temporary / "model" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if folder.exists():  # damaged: out of the way first, for a rename does not replace a full folder
             folder.rename(temporary / "damaged")
         (temporary / "model").rename(folder)
@@ -217,7 +217,7 @@ def _file_type(opened: GGUF) -> str:
 def _checked_manifest(folder: Path) -> dict[str, str] | None:
     """The folder's manifest, or None where the folder is missing, unfinished or damaged."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         whole = all(_sha256([folder / name]) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

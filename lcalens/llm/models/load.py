@@ -22,6 +22,7 @@ from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, em
 from lcalens.llm.models.hub import reach_hub
 from lcalens.llm.models.kinds import check_kind
 from lcalens.llm.models.memory import check_memory, count_parameters
+from lcalens.llm.models.passed import UNTRIED, Passed, passed
 from lcalens.llm.models.second_attention import check_attentions
 from lcalens.llm.models.trial import check_bridge, check_causal, check_finite, check_weights, first_unfinite, run_trial
 
@@ -103,8 +104,10 @@ def load_model(
             raise
         except Exception as error:
             raise explain(name, error) from error
-    check_weights(name, loaded)
-    return _boot(loaded, tokenizer_used, info or _described(name, loaded))
+    trials = UNTRIED if info is None or device_map is not None else passed(cache_root(cache_dir), Path(place), loaded)
+    if not trials.before:
+        check_weights(name, loaded)
+    return _boot(loaded, tokenizer_used, info or _described(name, loaded), trials=trials)
 
 
 def _read(
@@ -218,8 +221,8 @@ def _bridge_loaded(model: Any, tokenizer: Any, *, device: Any, dtype: Any, devic
     return _boot(shared, tokenizer, _described(source, model), finite=unfinite is None)
 
 
-def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -> Any:
-    """The bridge of a model, which has said before what the bridge must say after."""
+def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True, trials: Passed = UNTRIED) -> Any:
+    """The bridge of a model, which has said before what the bridge must say after; on this machine or on this load."""
     model.eval()
     offloaded = offloaded_modules(model)
     if offloaded:
@@ -228,16 +231,19 @@ def _boot(model: Any, tokenizer: Any, info: ModelInfo, *, finite: bool = True) -
         try:
             if hasattr(model, "set_attn_implementation"):
                 model.set_attn_implementation("eager")
-            trial = run_trial(model)
+            trial = None if trials.before else run_trial(model)
         except Exception as error:
             raise explain_running(info.source, type(model).__name__, error) from error
-        if finite:
+        compared = False
+        if trial is not None and finite:
             check_finite(info.source, trial)
             check_causal(info.source, model, trial)
-            check_attentions(info.source, model, trial)
+            compared = check_attentions(info.source, model, trial)
         bridge = _bridged(model, tokenizer, info)
-        if not offloaded:  # TransformerLens cannot run every offloaded model, and lcalens measures none
+        if trial is not None and not offloaded:  # TransformerLens cannot run every offloaded model
             check_bridge(info.source, bridge, trial)
+            if compared:
+                trials.keep()
     family = str(getattr(model.config, "model_type", type(model).__name__))
     for fault in faults_of(family):
         warnings.warn(f"load_model: {fault}", stacklevel=4)

@@ -18,7 +18,7 @@ from lcalens.llm.models.trial import TOLERANCES, Trial
 
 
 @torch.no_grad()
-def check_attentions(source: str, model: Any, trial: Trial) -> None:
+def check_attentions(source: str, model: Any, trial: Trial) -> bool:
     """Refuse a model whose eager attention gives other logits than its sdpa attention.
 
     One more short forward, on the longest row of the trial; in bfloat16 and float16 another one, for what rounding
@@ -29,11 +29,14 @@ def check_attentions(source: str, model: Any, trial: Trial) -> None:
         model: The Hugging Face model that ran the trial, with eager attention, not yet bridged.
         trial: What it said.
 
+    Returns:
+        Whether there is nothing more to be said of them: false where sdpa attention failed, which is warned of.
+
     Raises:
         LcalensError: The two disagree; the message has the logit at which they are farthest apart, in both.
     """
     if not getattr(type(model), "_supports_sdpa", False):
-        return
+        return True
     row, eager = trial.rows[-1], trial.logits[-1]
     try:
         with _attention(model, "sdpa"):
@@ -44,14 +47,14 @@ def check_attentions(source: str, model: Any, trial: Trial) -> None:
             f"({type(error).__name__}: {error!s:.120}), so its eager attention was compared with no other.",
             stacklevel=5,
         )
-        return
+        return False
     if eager.dtype in (torch.bfloat16, torch.float16):
         differ = _typical_gap(sdpa, eager) > _typical_gap(_rounded_elsewhere(model, row), eager)
     else:
         spread = (eager - eager.mean(-1, keepdim=True)).abs().max()
         differ = bool((sdpa - eager).abs().max() > TOLERANCES.get(eager.dtype, TOLERANCES[torch.float32]) * spread)
     if not differ:
-        return
+        return True
     _, position, token = torch.unravel_index((sdpa - eager).abs().argmax(), eager.shape)
     one, other = (float(logits[0, position, token]) for logits in (eager, sdpa))
     raise LcalensError(
