@@ -15,6 +15,7 @@ from lcalens.commands.recall import Recall
 from lcalens.commands.report import Report
 from lcalens.commands.shared import first_line
 from lcalens.commands.trace import Trace
+from lcalens.core.command_line import running
 from lcalens.core.errors import LcalensError
 
 _COMMANDS: dict[str, Any] = {
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(["examples:", *(f"  {example}" for example in _COMMANDS[typed[0]].EXAMPLES)]))
         raise
     try:
-        command.run(typed)
+        with running(typed, command.out):
+            command.run(typed)
     except KeyboardInterrupt:
         print(f"\nlcalens: stopped; {_kept(command)}.", file=sys.stderr)
         return 130

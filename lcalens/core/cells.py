@@ -8,19 +8,17 @@ was put in its place, counts as missing.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 import lcalens
 from lcalens.core.errors import LcalensError
+from lcalens.core.files import abandoned, write_whole
 from lcalens.core.sources import sources
-
-_ABANDONED_SECONDS = 3600
+from lcalens.core.studies import CELLS, cell_file
 
 
 def content_key(content: Any) -> str:
@@ -57,6 +55,7 @@ class CellStore:
         folder: The run's folder, made where it is missing; None keeps nothing.
 
     Attributes:
+        folder: The run's folder; None where nothing is kept.
         loaded: How many cells were found finished.
         computed: How many were added.
 
@@ -66,7 +65,7 @@ class CellStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None):
         self.loaded, self.computed = 0, 0
-        self._cells = None
+        self.folder: Path | None = None
         if folder is not None:
             if not isinstance(folder, str | os.PathLike):
                 raise LcalensError(
@@ -74,11 +73,10 @@ class CellStore:
                     "leave it out to keep nothing."
                 )
             try:
-                self._cells = Path(folder).expanduser() / "cells"
-                self._cells.mkdir(parents=True, exist_ok=True)
-                for unfinished in self._cells.glob("*.part"):  # of a run that was killed; a living one's is young
-                    if time.time() - unfinished.stat().st_mtime > _ABANDONED_SECONDS:
-                        unfinished.unlink(missing_ok=True)
+                self.folder = Path(folder).expanduser()
+                (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+                for unfinished in abandoned(self.folder / CELLS):
+                    unfinished.unlink(missing_ok=True)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise LcalensError(
@@ -87,16 +85,16 @@ class CellStore:
 
     def __contains__(self, key: str) -> bool:
         """Whether the folder has such a cell, damaged or not."""
-        return self._cells is not None and (self._cells / f"{key}.safetensors").exists()
+        return self.folder is not None and cell_file(self.folder, key).exists()
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
-        if self._cells is None:
+        if self.folder is None:
             return None
         try:
-            with safe_open(self._cells / f"{key}.safetensors", "np") as file:
+            with safe_open(cell_file(self.folder, key), "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 kept = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError, ValueError):
@@ -108,8 +106,8 @@ class CellStore:
 
     def forget(self, key: str) -> None:
         """Remove a cell that nobody needs any more."""
-        if self._cells is not None:
-            (self._cells / f"{key}.safetensors").unlink(missing_ok=True)
+        if self.folder is not None:
+            cell_file(self.folder, key).unlink(missing_ok=True)
 
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished cell.
@@ -120,19 +118,13 @@ class CellStore:
         from safetensors.numpy import save
 
         self.computed += 1
-        if self._cells is None:
+        if self.folder is None:
             return
-        unfinished = self._cells / f"{key}.{uuid4().hex}.part"
+        # safetensors writes an array's memory as it lies, a view of every second number included.
+        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         try:
-            with unfinished.open("wb") as file:
-                # safetensors writes an array's memory as it lies, a view of every second number included.
-                whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-                file.write(save(whole, metadata={"sha256": _checksum(key, whole)}))
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._cells / f"{key}.safetensors")
+            write_whole(cell_file(self.folder, key), save(whole, metadata={"sha256": _checksum(key, whole)}))
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise LcalensError(
                 f"out: a finished part cannot be written ({error.strerror or error}); free some space, or give "
                 "another folder."

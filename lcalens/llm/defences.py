@@ -2,25 +2,27 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lcalens.core.cells import CellStore, cell_key
+from lcalens.core.cells import CellStore, cell_key, content_key
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, source_tokenizer
+from lcalens.core.work import Piece, finish
 from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.defence_summary import CLEAN, PLAIN, grouped, summary_of
-from lcalens.llm.facts.facts import Fact, Facts
+from lcalens.llm.facts.facts import Fact, Facts, facts_record
 from lcalens.llm.plain import HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.defence.defence import Defence
@@ -115,25 +117,32 @@ def evaluate_defence(
     answers = torch.tensor(examples[["true_token", "false_token"]].to_numpy())
     total = len(every) * sum(row is not None for some in [*rows.values(), read] for row in some)
     store = CellStore(None if active_hooks(model) else out)
+    tasks: list[_Task] = [_OfFacts(name, column, rows[name], begins.get(name)) for column, name in enumerate(rows)]
+    tasks += [_OfTexts(PLAIN, read)] if read else []
+    pieces = [Piece("" if out is None else _key_of(model, listed, task, answers), task) for task in tasks]
+    settings = {
+        "schemes": {name: list(one) for name, one in named.items()},
+        "honest": kinds,
+        "texts": len(read),
+        "seed": seed,
+        "defences": {name: {"method": one.method, "heads": [list(head) for head in one.heads],
+                            "where": one.where, **dict(one.record)} for name, (_, one) in listed.items()},
+    }  # fmt: skip
+    manifest = Manifest(
+        store, "evaluate_defence", code=_CODE, model=model, settings=settings,
+        data=lambda: {"facts": facts_record(facts), "prompts": content_key([rows, read, answers.tolist()])},
+    )  # fmt: skip
+    manifest.expect([piece.key for piece in pieces])
+    done = 0
     with progress_callback(progress, unit="prompts") as report:
-        done = 0
-        for column, (name, condition) in enumerate(rows.items()):
-            key = "" if out is None else _key_of(model, listed, condition, answers.tolist(), begins.get(name))
-            cell = None if out is None else store.get(key)
-            if cell is None:
-                cell = _of_facts(model, every, condition, way, answers, begins.get(name))
-                store.put(key, cell)
-            difference[:, :, column], top[:, :, column] = cell["difference"], cell["top"]
-            done += len(every) * sum(row is not None for row in condition)
-            report(done, total, name)
-        if read:
-            key = "" if out is None else _key_of(model, listed, [row for row, _ in read], [last for _, last in read])
-            cell = None if out is None else store.get(key)
-            if cell is None:
-                cell = _of_texts(model, every, read, way)
-                store.put(key, cell)
-            kl, surprise = cell["kl"], cell["surprise"]
-            report(total, total, PLAIN)
+        for task, cell, _ in finish(store, pieces, _Plan(every, way, answers).measure, model):
+            if isinstance(task, _OfFacts):
+                difference[:, :, task.column], top[:, :, task.column] = cell["difference"], cell["top"]
+            else:
+                kl, surprise = cell["kl"], cell["surprise"]
+            done += len(every) * sum(row is not None for row in task.rows)
+            report(done, total, task.name)
+    manifest.end()
     axes = {EXAMPLE: tuple(range(len(examples))), "defence": tuple(every), "condition": tuple(rows)}
     group = {name: label for name, (label, _) in listed.items()}
     summary = summary_of(difference, top, kl, surprise, axes["defence"], axes["condition"], kinds, examples)
@@ -147,30 +156,88 @@ def evaluate_defence(
         provenance=provenance_of(
             model,
             path="hooks",
-            settings={
-                "schemes": {name: list(one) for name, one in named.items()},
-                "honest": kinds,
-                "texts": len(read),
+            settings=settings
+            | {
                 "padded": way.padded,
                 "cached": way.cached,
-                "seed": seed,
                 "cells": {"loaded": store.loaded, "computed": store.computed},
                 "facts": len(examples),
-                "defences": {name: {"method": one.method, "heads": [list(head) for head in one.heads],
-                                    "where": one.where, **dict(one.record)} for name, (_, one) in listed.items()},
             },
         ),
-    )  # fmt: skip
+    )
 
 
-def _key_of(model: Any, listed: Mapping[str, Any], rows: Any, answers: Any, begins: Any = None) -> str:
+class _OfFacts(NamedTuple):
+    """One condition's prompts.
+
+    Attributes:
+        name: The condition.
+        column: Its place on the axis.
+        rows: Each fact's tokens; None where it has none.
+        begins: Where each fact's own prompt begins; None where that is the beginning.
+    """
+
+    name: str
+    column: int
+    rows: Sequence[tuple[int, ...] | None]
+    begins: Sequence[int | None] | None
+
+
+class _OfTexts(NamedTuple):
+    """Plain texts.
+
+    Attributes:
+        name: What they are called in progress.
+        rows: Each text's tokens but the last, and the last.
+    """
+
+    name: str
+    rows: Sequence[tuple[tuple[int, ...], int]]
+
+
+_Task = _OfFacts | _OfTexts
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is measured of every condition.
+
+    Attributes:
+        every: Names with defences; None for the undefended model.
+        way: How prompts can be run.
+        answers: Each fact's true and false token.
+    """
+
+    every: Mapping[str, Defence | None]
+    way: Way
+    answers: torch.Tensor
+
+    @torch.no_grad()
+    def measure(self, model: Any, task: _Task) -> tuple[dict[str, np.ndarray], int]:
+        """A condition's arrays; no batch of it is ever halved.
+
+        Args:
+            model: A TransformerBridge.
+            task: The condition.
+        """
+        if isinstance(task, _OfTexts):
+            return _of_texts(model, self.every, task.rows, self.way), 0
+        return _of_facts(model, self.every, task.rows, self.way, self.answers, task.begins), 0
+
+
+def _key_of(model: Any, listed: Mapping[str, Any], task: _Task, answers: torch.Tensor) -> str:
     """A finished condition's key: the model, what defends it, the prompts and what is asked of them."""
-    what: list[Any] = [stamp(model), rows, answers, begins]
+    asked = (
+        [[row for row, _ in task.rows], [last for _, last in task.rows], None]
+        if isinstance(task, _OfTexts)
+        else [task.rows, answers.tolist(), task.begins]
+    )
+    what: list[Any] = [stamp(model), *asked]
     for _, one in listed.values():
         detector = one.detector and asdict(one.detector) | {"weights": one.detector.weights.tolist()}
         values = {name: value.tolist() for name, value in one.values.items()}
         what.append([one.method, one.heads, one.where, one.ends, detector, values])
-    return cell_key([_of_facts, _of_texts], what)
+    return cell_key(_CODE, what)
 
 
 def _of_facts(
@@ -201,6 +268,9 @@ def _of_texts(
             found["kl"][some.indices, at] = (before.exp() * (before - logs)).sum(-1).clamp(min=0).cpu().numpy()
             found["surprise"][some.indices, at] = -logs.gather(1, follows)[:, 0].cpu().numpy()
     return found
+
+
+_CODE = (_of_facts, _of_texts)
 
 
 def _listed(defences: Any) -> dict[str, tuple[str, Defence]]:

@@ -17,7 +17,8 @@ from lcalens.mechanism.arguments import check_contrast, read_positions, read_sit
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import batches, exchange
-from lcalens.mechanism.patch import jobs, patch
+from lcalens.mechanism.patch import patch
+from lcalens.mechanism.patch_cells import jobs
 
 _VERBS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"patch": patch, "attribute": attribute, "exchange": exchange}

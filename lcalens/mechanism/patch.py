@@ -6,64 +6,43 @@ hooks (`hooked`). Both are exact; the result's provenance says which ran.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from lcalens.core.cells import CellStore, cell_key
+from lcalens.core.cells import CellStore, cell_key, content_key
 from lcalens.core.checks import check_real
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.engine.activations import made_source, of_trace
-from lcalens.engine.by_hooks import patch_hooked
+from lcalens.core.work import Piece, finish
 from lcalens.engine.decoder import Decoder
-from lcalens.engine.forward import Trace, trace_both
-from lcalens.engine.metrics import Asked, Metric, ends_of, of_variants
+from lcalens.engine.metrics import Metric
 from lcalens.engine.reading import read_decoder
-from lcalens.engine.sites import HEADS, SHARED, head_labels, roles
-from lcalens.engine.variants import kept_for, row_bytes, variants_of
+from lcalens.engine.sites import roles
 from lcalens.mechanism.arguments import (
     Direction,
     Positions,
     check_aligned,
     check_contrast,
-    check_layer,
     check_metric,
     read_direction,
     read_positions,
     read_site,
     read_source,
 )
-from lcalens.mechanism.contrast.contrast import Bucket, Contrast
+from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.contrast.inputs import Group
 from lcalens.mechanism.hook_names import Place
 from lcalens.mechanism.labels import label_record
-from lcalens.mechanism.memory import halving
+from lcalens.mechanism.patch_cells import CODE, Job, Plan, jobs, site_labels
 from lcalens.mechanism.sources import Source, SourceName, check_same_as_hooks, check_zero, given_source, mean_source
 from lcalens.mechanism.summary import contrast_record, metric_name, patching_result, plain_positions
-from lcalens.mechanism.whole import whole_answers
-
-_ROWS = 4096  # of the residual stream in the growing batch: more than this runs no faster
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Some examples of one bucket whose patched positions are the same.
-
-    Attributes:
-        bucket: The examples.
-        groups: Groups of positions, counted from the end; each is patched by itself.
-    """
-
-    bucket: Bucket
-    groups: tuple[tuple[int, ...], ...]
 
 
 @holds_steady
@@ -136,34 +115,35 @@ def patch(
     decoder = read_decoder(model, contrast.longest)
     if isinstance(decoder, str) and metric == "whole-answer":
         raise LcalensError(f"metric: whole-answer needs a model that lcalens can read layer by layer; {decoder}.")
-    labels = _labels(model, decoder, asked)
+    labels = site_labels(model, decoder, asked)
     put_in = _source(model, decoder, contrast, asked.site, labels["layer"], source, places, direction)
     groups = max(len(row) for row in places)
+    plan = Plan(contrast, asked, direction, metric, budget, put_in)
     # A hook changes what is computed, and no key can tell how.
     store = CellStore(None if active_hooks(model) else out)
     whose = [] if out is None else [stamp(model), *asked, direction, _named(metric, out), put_in.kind, put_in.content]
+    pieces = [
+        Piece("" if out is None else _key(whose, contrast, job), job)
+        for job in jobs(contrast, places, decoder, asked, budget)
+    ]
+    settings = _settings(asked, positions, direction, put_in, metric)
+    manifest = Manifest(
+        store, "patch", code=CODE, model=model, settings=settings | {"layer": asked.layer, "gib": budget / 2**30},
+        data=lambda: contrast_record(contrast, metric) | {"put_in": content_key(put_in.content)},
+    )  # fmt: skip
+    manifest.expect([piece.key for piece in pieces])
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
     with progress_callback(progress, unit="examples") as report:
-        for job in jobs(contrast, places, decoder, asked, budget):
+        for job, cell, times in finish(store, pieces, plan.measure, model):
             rows = job.bucket.indices.numpy()
-            what = [*whose, contrast[rows.tolist()].content(), [list(group) for group in job.groups]]
-            key = "" if out is None else cell_key((_measure, read_decoder), what)
-            cell = store.get(key)
-            if cell is None:
-
-                def measure(bucket: Bucket, limit: float, groups: Any = job.groups) -> dict[str, np.ndarray]:
-                    smaller = Job(bucket, groups)
-                    return _measure(model, decoder, contrast, smaller, asked, direction, metric, limit, put_in)
-
-                cell, times = halving(measure, job.bucket, budget)
-                halved = max(halved, times)
-                store.put(key, cell)
+            halved = max(halved, times)
             values[rows, ..., groups - len(job.groups) :] = cell["value"]
             ends[rows] = cell["ends"]
             done += len(rows)
             report(done, len(contrast), f"{asked.site} at {positions if isinstance(positions, str) else 'positions'}")
+    manifest.end()
     each = isinstance(positions, str) and positions == "each"
     if each:
         labels["position"] = tuple(range(-groups, 0))
@@ -176,124 +156,36 @@ def patch(
         provenance=provenance_of(
             model,
             path="hooks: " + decoder if isinstance(decoder, str) else "growing batch",
-            settings={
-                "site": asked.site,
-                "positions": plain_positions(positions),
-                "direction": direction,
-                "source": put_in.kind,
-                **({} if put_in.kind == "other" else {"ablated": roles(direction)[0], "put_in": put_in.says}),
-                "metric": metric_name(metric),
-                "memory": {"gib": budget / 2**30, "halved": halved},
-            }
+            settings=settings
+            | {"memory": {"gib": budget / 2**30, "halved": halved}}
             | contrast_record(contrast, metric)
             | (label_record(model, contrast, direction) if each else {}),
         ),
     )
 
 
+def _key(whose: list[Any], contrast: Contrast, job: Job) -> str:
+    what = [*whose, contrast[job.bucket.indices.tolist()].content(), [list(group) for group in job.groups]]
+    return cell_key(CODE, what)
+
+
+def _settings(asked: Place, positions: Any, direction: str, put_in: Source, metric: Metric) -> dict[str, Any]:
+    """What was asked for, as provenance and manifests say it."""
+    ablated = {} if put_in.kind == "other" else {"ablated": roles(direction)[0], "put_in": put_in.says}
+    return {
+        "site": asked.site,
+        "positions": plain_positions(positions),
+        "direction": direction,
+        "source": put_in.kind,
+        **ablated,
+        "metric": metric_name(metric),
+    }
+
+
 def _named(metric: Metric, out: Any) -> str:
     if not isinstance(metric, str):
         raise LcalensError(f"out: parts of a metric of your own cannot be told apart; leave out={str(out)!r:.60} away.")
     return metric
-
-
-def _labels(model: Any, decoder: Decoder | str, asked: Place) -> dict[str, tuple[Any, ...]]:
-    if isinstance(decoder, str):
-        heads, layers = int(model.cfg.n_heads), int(model.cfg.n_layers)
-        kv_heads = int(getattr(model.cfg, "n_key_value_heads", None) or heads)
-    else:
-        heads, kv_heads, layers = decoder.layers[0].heads, decoder.layers[0].kv_heads, len(decoder.layers)
-    check_layer(asked, layers)
-    labels: dict[str, tuple[Any, ...]] = {"layer": tuple(range(layers)) if asked.layer is None else (asked.layer,)}
-    if asked.site in HEADS | SHARED:
-        labels["head"] = head_labels(heads, kv_heads, asked.site)
-    return labels
-
-
-def _patched_layers(asked: Place) -> range | None:
-    """The one layer that is patched; None for every one."""
-    return None if asked.layer is None else range(asked.layer, asked.layer + 1)
-
-
-def jobs(contrast: Contrast, places: Any, decoder: Decoder | str, asked: Place, budget: float) -> Iterator[Job]:
-    """Examples of the same lengths and positions, as many together as still run faster.
-
-    Args:
-        contrast: The examples.
-        places: Each one's groups of positions.
-        decoder: The model read layer by layer, or why it cannot be.
-        asked: The site, and the layer asked for.
-        budget: Bytes that the growing batch may take.
-    """
-    per_example, bound = 1, _ROWS
-    if isinstance(decoder, Decoder):
-        layer = decoder.layers[0]
-        layers = len(decoder.layers) if asked.layer is None else 1
-        per_example = layers * (layer.heads if asked.site in HEADS | SHARED else 1)
-        bound = min(bound, int(budget // row_bytes(decoder)))
-    for bucket in contrast.buckets():
-        alike: dict[Any, list[int]] = {}
-        for row, index in enumerate(bucket.indices.tolist()):
-            alike.setdefault(places[index], []).append(row)
-        for groups, rows in alike.items():
-            longest = max(len(groups[0]), -min(min(group) for group in groups)) if groups else 1
-            size = max(1, bound // (per_example * longest))
-            for first in range(0, len(rows), size):
-                some = rows[first : first + size]
-                yield Job(Bucket(*(tensor[some] for tensor in bucket)), groups)
-
-
-@torch.no_grad()
-def _measure(
-    model: Any,
-    decoder: Decoder | str,
-    contrast: Contrast,
-    job: Job,
-    asked: Place,
-    direction: str,
-    metric: Metric,
-    budget: float,
-    put_in: Source,
-) -> dict[str, np.ndarray]:
-    bucket, site, layers = job.bucket, asked.site, _patched_layers(asked)
-    examples, made = bucket.indices.tolist(), put_in.kind != "other"
-    if isinstance(decoder, str):
-        device = next(model.original_model.parameters()).device
-        question = Asked(*(tensor.to(device) for tensor in (bucket.true, bucket.false, bucket.indices)))
-        runs = bucket.clean, bucket.hijacked
-        context = getattr(bucket, roles(direction)[0]).shape[1]
-        fit = partial(put_in.fitted, site, examples=examples, context=context) if made else None
-        value, ends = patch_hooked(model, runs, question, job.groups, site, direction, metric, layers, fit)
-    else:
-
-        def fitted(base: Trace, rows: list[int], context: int) -> Trace:
-            bases = {layer: of_trace(base, site, layer) for layer in layers or range(len(decoder.layers))}
-            return made_source(decoder, site, put_in.fitted(site, bases, [examples[row] for row in rows], context))
-
-        if metric == "whole-answer":
-            value, ends = whole_answers(
-                decoder, contrast, bucket, job.groups, site, direction, budget, layers, fitted if made else None
-            )
-        else:
-            device = decoder.layers[0].device
-            both = trace_both(decoder, bucket.clean.to(device), bucket.hijacked.to(device), keep=kept_for(site))
-            runs = {"clean": both[0], "hijacked": both[1]}
-            base, source = (runs[name] for name in roles(direction))
-            if made:
-                source = fitted(base, list(range(len(examples))), base.tokens.shape[1])
-            asking = (bucket.true, bucket.false, bucket.indices)
-            question = Asked(*(tensor.to(decoder.unembed.device) for tensor in asking))
-            ends, question = ends_of(metric, decoder, [run.final[:, -1] for run in both], question)
-            value = torch.stack(
-                [
-                    of_variants(metric, decoder, variants[:, :, -1], question)
-                    for variants in variants_of(decoder, base, source, site, job.groups, budget, layers=layers)
-                ],
-                -1,
-            )
-    if site in HEADS | SHARED:
-        value = value.unflatten(1, (len(_labels(model, decoder, asked)["layer"]), -1))
-    return {"value": value.double().cpu().numpy(), "ends": ends.double().cpu().numpy()}
 
 
 def _source(

@@ -1,6 +1,7 @@
 """`path`: what one part of a model does through what another part reads of it, and through nothing else."""
 
 import os
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -10,12 +11,14 @@ from jaxtyping import Float
 from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
+from lcalens.core.work import Piece, finish
 from lcalens.engine.gradients import frozen
 from lcalens.engine.metrics import Metric
 from lcalens.engine.paths import At
@@ -36,6 +39,8 @@ from lcalens.mechanism.memory import halving
 from lcalens.mechanism.parts import Parts, read_receivers, read_senders, receiver_name, sender_name
 from lcalens.mechanism.summary import contrast_record, interval, metric_name, plain_positions, unit_of
 from lcalens.mechanism.ways import Method, Sought, jobs_of_paths, measure_paths
+
+_CODE = (measure_paths, read_decoder)
 
 
 @holds_steady
@@ -115,27 +120,36 @@ def path(
         raise LcalensError("out: parts of a metric of your own cannot be told apart; leave out=... away.")
     whose = [stamp(model), begins, ends_at, at, method, steps, metric_name(metric)] if out is not None else []
     store = CellStore(None if active_hooks(model) else out)
+    pieces = [
+        Piece("" if out is None else _key(whose, contrast, job), job)
+        for job in jobs_of_paths(contrast, places, decoder, len(begins) * len(ends_at))
+    ]
+    settings = {
+        "at": at,
+        "positions": plain_positions(where),
+        "method": method,
+        **({"steps": steps} if method == "integrated" else {}),
+        "metric": metric_name(metric),
+    }
+    names = {"senders": [sender_name(one) for one in begins], "receivers": [list(one) for one in ends_at]}
+    manifest = Manifest(
+        store, "path", code=_CODE, model=model, settings=settings | names | {"gib": budget / 2**30},
+        data=lambda: contrast_record(contrast, metric),
+    )  # fmt: skip
+    manifest.expect([piece.key for piece in pieces])
+    measure = partial(_measured, contrast=contrast, sought=sought, metric=asked, budget=budget)
     effect = np.full((len(contrast), len(begins), len(ends_at)), np.nan)
     together = np.full((len(contrast), len(ends_at)), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
-    with frozen(model), progress_callback(progress, unit="examples") as report:
-        for bucket, group in jobs_of_paths(contrast, places, decoder, len(begins) * len(ends_at)):
+    with progress_callback(progress, unit="examples") as report:
+        for (bucket, _), cell, times in finish(store, pieces, measure, model):
             rows = bucket.indices.cpu().numpy()
-            what = [*whose, contrast[rows.tolist()].content(), list(group)]
-            key = "" if out is None else cell_key((measure_paths, read_decoder), what)
-            cell = store.get(key)
-            if cell is None:
-
-                def measure(part: Bucket, limit: float, group: Group = group) -> dict[str, np.ndarray]:
-                    return measure_paths(decoder, part, group, sought, asked, limit)
-
-                cell, times = halving(measure, bucket, budget)
-                halved = max(halved, times)
-                store.put(key, cell)
+            halved = max(halved, times)
             effect[rows], together[rows], ends[rows] = cell["effect"], cell["together"], cell["ends"]
             done += len(rows)
             report(done, len(contrast), f"paths to {at}")
+    manifest.end()
     count = len(decoder.layers)
     labels = {
         "sender": tuple(sender_name(sender) for sender in begins),
@@ -147,14 +161,6 @@ def path(
     capped, record, grid = of_the_logits(model, contrast, metric, largest)
     if grid is not None:
         tables["summary"] = tables["summary"].assign(resolution=grid)
-    settings = {
-        "at": at,
-        "positions": plain_positions(where),
-        "method": method,
-        **({"steps": steps} if method == "integrated" else {}),
-        "metric": metric_name(metric),
-        "memory": {"gib": budget / 2**30, "halved": halved},
-    }
     return Result(
         kind="path",
         axes={EXAMPLE: tuple(range(len(contrast))), **labels},
@@ -163,9 +169,29 @@ def path(
         tables=tables,
         units={"effect": unit},
         provenance=provenance_of(
-            model, path="growing batch", settings=settings | record | contrast_record(contrast, metric)
+            model,
+            path="growing batch",
+            settings=settings
+            | {"memory": {"gib": budget / 2**30, "halved": halved}}
+            | record
+            | contrast_record(contrast, metric),
         ),
     )
+
+
+def _measured(
+    model: Any, job: tuple[Bucket, Group], *, contrast: Contrast, sought: Sought, metric: Metric, budget: float
+) -> tuple[dict[str, np.ndarray], int]:
+    """A job's arrays, and how often its batch was halved."""
+    bucket, group = job
+    decoder = read_layers(model, "path", contrast)
+    with frozen(model):
+        return halving(lambda some, limit: measure_paths(decoder, some, group, sought, metric, limit), bucket, budget)
+
+
+def _key(whose: list[Any], contrast: Contrast, job: tuple[Bucket, Group]) -> str:
+    bucket, group = job
+    return cell_key(_CODE, [*whose, contrast[bucket.indices.tolist()].content(), list(group)])
 
 
 def _positions(positions: Any, at: At) -> str | int | tuple[int, ...]:

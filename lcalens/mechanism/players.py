@@ -2,23 +2,21 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.checks import check_choice, check_int, check_real
-from lcalens.core.coalitions import added_by_order, joined, sampled_orders, shapley_values
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
+from lcalens.core.work import Piece, finish
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import Metric
-from lcalens.engine.reading import read_decoder
-from lcalens.engine.variants import row_bytes
 from lcalens.mechanism.arguments import (
     Head,
     Heads,
@@ -30,13 +28,12 @@ from lcalens.mechanism.arguments import (
 )
 from lcalens.mechanism.contrast.contrast import Bucket, Contrast
 from lcalens.mechanism.ends import of_the_logits
-from lcalens.mechanism.game import Exchange, Game, Sources
+from lcalens.mechanism.game import Exchange
 from lcalens.mechanism.measured import clusters_of
-from lcalens.mechanism.memory import halving
+from lcalens.mechanism.players_cells import CODE, Plan, Players, tokens_present
 from lcalens.mechanism.players_tables import QUANTITIES, tables_of
 from lcalens.mechanism.summary import contrast_record, metric_name, unit_of
 
-Players = Literal["heads", "positions", "tokens"]
 MOST = 12
 """Players whose every coalition is run; of more, orders are sampled."""
 _SAMPLES = 200
@@ -117,25 +114,32 @@ def shapley(
     if out is not None and not isinstance(metric, str):
         raise LcalensError("out: parts of a metric of your own cannot be told apart; leave out=... away.")
     store = CellStore(None if active_hooks(model) else out)
+    exact = _exact(contrast, players, labels)
+    pieces = [
+        Piece("" if out is None else _key(whose, contrast, bucket), bucket)
+        for bucket in _batches(contrast, decoder, players)
+    ]
+    sampled = {"method": "sampled orders", "samples": samples, "seed": seed}
+    settings = {
+        "heads": [list(head) for head in chosen],
+        "heads_rule": getattr(heads, "rule", "all" if heads is None else "as given"),
+        "exchange": exchange,
+        "players": players,
+        "metric": metric_name(metric),
+    } | ({"method": "every set"} if exact else sampled)
+    manifest = Manifest(
+        store, "shapley", code=CODE, model=model, settings=settings | {"gib": budget / 2**30},
+        data=lambda: contrast_record(contrast, metric),
+    )  # fmt: skip
+    manifest.expect([piece.key for piece in pieces])
+    plan = Plan(contrast, chosen, exchange, players, asked, budget, exact, samples, seed)
     values = {name: np.full((len(contrast), len(labels)), np.nan) for name in (*QUANTITIES, "error")}
     ends, everyone = np.full((len(contrast), 2), np.nan), np.full(len(contrast), np.nan)
-    worths = np.full((len(contrast), 1 << len(labels)), np.nan) if _exact(contrast, players, labels) else None
+    worths = np.full((len(contrast), 1 << len(labels)), np.nan) if exact else None
     done = 0
     with progress_callback(progress, unit="examples") as report:
-        for bucket in _batches(contrast, decoder, players):
+        for bucket, cell, _ in finish(store, pieces, plan.measure, model):
             rows = bucket.indices.cpu().numpy()
-            key = "" if out is None else cell_key(
-                (_measure, _game, Game, read_decoder), [*whose, rows.tolist(), contrast[rows.tolist()].content()]
-            )  # fmt: skip
-            cell = store.get(key)
-            if cell is None:
-
-                def measure(part: Bucket, limit: float) -> dict[str, np.ndarray]:
-                    game = _game(decoder, part, chosen, exchange, players, asked, limit, contrast)
-                    return _measure(game, exact=worths is not None, samples=samples, seed=seed)
-
-                cell, _ = halving(measure, bucket, budget)
-                store.put(key, cell)
             at = _places(contrast, rows, labels, players)
             ends[rows], everyone[rows] = cell["ends"], cell["everyone"]
             for name in (*QUANTITIES, "error"):
@@ -144,6 +148,7 @@ def shapley(
                 worths[rows] = cell["worths"]
             done += len(rows)
             report(done, len(contrast), f"shapley of {len(labels)} {players}")
+    manifest.end()
     whole, clusters = ends[:, 1] - ends[:, 0], clusters_of(contrast.examples)
     if worths is not None:
         del values["error"]
@@ -153,15 +158,6 @@ def shapley(
     capped, record, grid = of_the_logits(model, contrast, metric, float(np.abs(np.nanmean(values["shapley"], 0)).max()))
     if grid is not None:
         tables["summary"] = tables["summary"].assign(resolution=grid)
-    sampled = {"method": "sampled orders", "samples": samples, "seed": seed}
-    how = {"method": "every set"} if worths is not None else sampled
-    settings = {
-        "heads": [list(head) for head in chosen],
-        "heads_rule": getattr(heads, "rule", "all" if heads is None else "as given"),
-        "exchange": exchange,
-        "players": players,
-        "metric": metric_name(metric),
-    }
     return Result(
         kind="shapley",
         axes={EXAMPLE: tuple(range(len(contrast))), axis: labels},
@@ -170,9 +166,14 @@ def shapley(
         tables=tables,
         units=dict.fromkeys(values, unit),
         provenance=provenance_of(
-            model, path="growing batch", settings=settings | how | record | contrast_record(contrast, metric)
+            model, path="growing batch", settings=settings | record | contrast_record(contrast, metric)
         ),
     )
+
+
+def _key(whose: list[Any], contrast: Contrast, bucket: Bucket) -> str:
+    rows = bucket.indices.tolist()
+    return cell_key(CODE, [*whose, rows, contrast[rows].content()])
 
 
 def _check_game(contrast: Contrast, players: Any, exchange: Any) -> None:
@@ -206,17 +207,12 @@ def _exact(contrast: Contrast, players: str, labels: Sequence[Any]) -> bool:
     return len(labels) <= MOST and (players == "heads" or (players == "positions" and alike))
 
 
-def _present(contrast: Contrast, example: int) -> list[int]:
-    """The tokens of an example's two runs."""
-    return sorted({*contrast.clean[example], *contrast.hijacked[example]})
-
-
 def _labels(contrast: Contrast, heads: Sequence[Head], players: str) -> tuple[Any, ...]:
     if players == "heads":
         return tuple(f"L{layer}H{head}" for layer, head in heads)
     if players == "positions":
         return tuple(range(-max(map(len, contrast.hijacked)), 0))
-    return tuple(sorted({token for example in range(len(contrast)) for token in _present(contrast, example)}))
+    return tuple(sorted({token for example in range(len(contrast)) for token in tokens_present(contrast, example)}))
 
 
 def _places(contrast: Contrast, rows: np.ndarray, labels: Sequence[Any], players: str) -> np.ndarray:
@@ -227,7 +223,7 @@ def _places(contrast: Contrast, rows: np.ndarray, labels: Sequence[Any], players
         length = len(contrast.hijacked[rows[0]])
         return np.tile(np.arange(len(labels) - length, len(labels)), (len(rows), 1))
     at = {token: place for place, token in enumerate(labels)}
-    return np.array([[at[token] for token in _present(contrast, row)] for row in rows.tolist()])
+    return np.array([[at[token] for token in tokens_present(contrast, row)] for row in rows.tolist()])
 
 
 def _batches(contrast: Contrast, decoder: Decoder, players: str) -> Iterator[Bucket]:
@@ -238,69 +234,3 @@ def _batches(contrast: Contrast, decoder: Decoder, players: str) -> Iterator[Buc
         size = 1 if players == "tokens" else max(1, min(_TOKENS // tokens, 16))
         for first in range(0, len(bucket.indices), size):
             yield Bucket(*(tensor[first : first + size].to(device) for tensor in bucket))
-
-
-def _game(
-    decoder: Decoder,
-    bucket: Bucket,
-    heads: tuple[Head, ...],
-    exchange: Exchange,
-    players: str,
-    metric: Metric,
-    budget: float,
-    contrast: Contrast,
-) -> Game:
-    sources = None
-    if players == "positions":
-        own = torch.eye(bucket.hijacked.shape[1], dtype=torch.bool, device=bucket.hijacked.device)
-        sources = Sources(*[own.expand(len(bucket.indices), -1, -1)] * 2)
-    elif players == "tokens":
-        present = torch.tensor(
-            [_present(contrast, row) for row in bucket.indices.tolist()], device=bucket.hijacked.device
-        )
-        sources = Sources(*(present[:, :, None] == tokens[:, None] for tokens in (bucket.clean, bucket.hijacked)))
-    return Game(decoder, bucket, heads, exchange, sources, metric, budget, row_bytes(decoder))
-
-
-@torch.no_grad()
-def _measure(game: Game, *, exact: bool, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """Of some examples: both runs' metric, everybody's worth, and each player's quantities; all worths where exact."""
-    ends = _numbers(game.ends)
-    if exact:
-        worths = ends[:, 1:] - _numbers(game.every())
-        everybody = worths.shape[1] - 1
-        singles = 1 << np.arange(game.players)
-        found = {
-            "shapley": shapley_values(worths),
-            "alone": worths[:, singles],
-            "last": worths[:, -1:] - worths[:, everybody - singles],
-        }
-        return found | {
-            "ends": ends,
-            "everyone": worths[:, -1],
-            "error": np.zeros_like(found["alone"]),
-            "worths": worths,
-        }
-    orders = np.stack([sampled_orders(game.players, samples, [seed, row]) for row in game.bucket.indices.tolist()])
-    own = np.eye(game.players, dtype=bool)
-    masks = [np.ones((1, game.players), dtype=bool), own, ~own]
-    together = np.stack([np.concatenate([*masks, joined(some)]) for some in orders])
-    metrics = _numbers(game.some(torch.from_numpy(together).to(game.bucket.hijacked.device)))
-    worths = ends[:, 1:] - metrics
-    everyone, alone, without = np.split(worths[:, : 1 + 2 * game.players], [1, 1 + game.players], axis=1)
-    added = np.stack(
-        [added_by_order(*one) for one in zip(orders, worths[:, 1 + 2 * game.players :], everyone[:, 0], strict=True)]
-    )
-    pairs = (added[:, 0::2] + added[:, 1::2]) / 2
-    return {
-        "ends": ends,
-        "everyone": everyone[:, 0],
-        "shapley": added.mean(1),
-        "alone": alone,
-        "last": everyone - without,
-        "error": pairs.std(1, ddof=1) / np.sqrt(pairs.shape[1]),
-    }
-
-
-def _numbers(metrics: torch.Tensor) -> np.ndarray:
-    return metrics.double().cpu().numpy()

@@ -19,6 +19,7 @@ import tyro
 
 from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.versions import versions
 from probes.harness.naive import runs_of, seconds_a_step
 from probes.harness.order import figure_page
@@ -242,14 +243,18 @@ def _naive(outcomes: Sequence[Outcome]) -> float:
     """Seconds of the plain script for all that was trained; a shape's time is measured once and kept."""
     steps = runs_of(cell for outcome in outcomes for cell in outcome.trained)
     store = CellStore(outcomes[0].settings.out)
+    keys = {shape: cell_key(seconds_a_step, ["naive step", *shape, versions()]) for shape in steps}
+    manifest = Manifest(store, "probes.naive", code=[seconds_a_step], settings={"shapes": [list(one) for one in steps]})
+    manifest.expect(list(keys.values()))
     total = 0.0
     for shape, count in steps.items():
-        key = cell_key(seconds_a_step, ["naive step", *shape, versions()])
+        key = keys[shape]
         found = store.get(key)
         if found is None:
             found = {"seconds": np.array(seconds_a_step(shape))}
             store.put(key, found)
         total += float(found["seconds"]) * count
+    manifest.end()
     return total
 
 

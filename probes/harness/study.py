@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ import tyro
 
 from lcalens.core.cells import CellStore, cell_key
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import progress_callback
 from lcalens.core.versions import versions
 from probes.harness.rules import Evidence, Rule, Verdict
@@ -162,10 +163,15 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
     trained: list[list[dict[str, Any]]] = []
     seconds = 0.0
     cells = [_plain(cell) for cell in probe.grid(settings)]
+    keys = [_key(probe, settings, cell) for cell in cells]
+    manifest = Manifest(
+        store, module_of(probe), code=[probe.measure],
+        settings={name: value for name, value in asdict(settings).items() if name != "out"},
+    )  # fmt: skip
+    manifest.expect(keys)
     with progress_callback(progress, unit="cells") as told:
-        for done, cell in enumerate(cells):
+        for done, (cell, key) in enumerate(zip(cells, keys, strict=True)):
             told(done, len(cells), name)
-            key = _key(probe, settings, cell)
             found = _read(store.get(key))
             if found is None:
                 with _timed() as took:
@@ -177,6 +183,7 @@ def run_probe(probe: ModuleType, settings: Settings, *, progress: bool = True) -
             seconds += found["seconds"]
             trained.append(found["trained"])
         told(len(cells), len(cells), name)
+    manifest.end()
     report = probe.report(settings, pd.DataFrame(rows))
     if [rule for rule, _ in report.evidence] != list(probe.RULES):
         raise LcalensError(f"{name}: its report has evidence of other rules than RULES, which were said beforehand.")

@@ -92,7 +92,7 @@ def test_facts_per_second(benchmark, bridge, plain, monkeypatch, capsys):
     counted = []
     original = scoring.score
     monkeypatch.setattr(
-        "lcalens.llm.efficacy.measure.score", lambda *a, **k: counted.append(original(*a, **k)) or counted[-1]
+        "lcalens.llm.efficacy.parts.score", lambda *a, **k: counted.append(original(*a, **k)) or counted[-1]
     )
 
     def ours():

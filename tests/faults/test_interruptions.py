@@ -19,6 +19,7 @@ import pytest
 from helpers import standins
 
 from lcalens import Fact, LcalensError, Result, efficacy, load_model
+from lcalens.core.studies import find_studies
 
 CITIES = list(standins.CAPITALS.values())
 OPTIONS = {"schemes": ("dont-think", "neutral", "unrelated"), "counts": (0, 1, 2)}
@@ -40,8 +41,12 @@ def die():
 def child(job):
     how, at = job["how"], job["at"]
     count = [0]
+    def meant(*arguments):  # files of the cells, or of the manifests
+        return not arguments or f"/{{job['of']}}/" in str(arguments[0])
     def when(real, after=False):
         def wrapped(*arguments, **options):
+            if how != "progress" and not meant(*arguments):
+                return real(*arguments, **options)
             count[0] += 1
             if count[0] == at and not after:
                 die()
@@ -60,6 +65,8 @@ def child(job):
     elif how == "in the middle of writing":
         def half(real):
             def fsync(number):
+                if not meant(os.readlink(f"/proc/self/fd/{{number}}")):
+                    return real(number)
                 count[0] += 1
                 if count[0] == at:
                     os.ftruncate(number, os.fstat(number).st_size // 2)
@@ -123,9 +130,9 @@ def server(tmp_path_factory):
     )
     assert process.stdout.readline() == "ready\n", process.communicate()[1][-2000:]
 
-    def run(out, *, how="", at=0, save=None, twins=1):
+    def run(out, *, how="", at=0, of="cells", save=None, twins=1):
         places = {name: str(place) if place else None for name, place in (("out", out), ("save", save))}
-        process.stdin.write(json.dumps({**places, "how": how, "at": at, "twins": twins}) + "\n")
+        process.stdin.write(json.dumps({**places, "how": how, "at": at, "of": of, "twins": twins}) + "\n")
         process.stdin.flush()
         statuses = [int(status) for status in process.stdout.readline().split()]
         return statuses if twins > 1 else statuses[0]
@@ -168,6 +175,13 @@ def finished(out):
     return {file.name: file.stat().st_mtime_ns for file in (out / "cells").glob("*.safetensors")}
 
 
+def told_of(out):
+    """The one study that the folder tells of, whole and readable."""
+    (kept,), problems = find_studies(out)
+    assert problems == []
+    return kept
+
+
 def finish(server, whole, out, save):
     """The run after the death: it takes what is finished, computes the rest, and gives the whole result."""
     before = finished(out)
@@ -177,6 +191,9 @@ def finish(server, whole, out, save):
     after = finished(out)
     assert len(after) == 8
     assert {name: after[name] for name in before} == before, "a finished part was written again"
+    kept = told_of(out)
+    assert (kept.state, kept.study.total) == ("finished", 8)
+    assert {f"{key}.safetensors" for key in kept.study.cells} == set(after)
     return len(before)
 
 
@@ -207,6 +224,21 @@ def test_a_killed_run_is_finished_by_the_next(server, whole, tmp_path, how, at):
         assert (len(parts), kept) == (1, at - 1)
     elif how == "after the rename":
         assert (len(parts), kept) == (0, at)
+
+
+@pytest.mark.parametrize("how", ["in the middle of writing", "before the rename", "after the rename"])
+@pytest.mark.parametrize("at", [1, 3, 5])  # a write for the clean prompts, one for every scheme, and one at the end
+def test_a_run_killed_while_it_says_what_it_is_loses_nothing(server, whole, tmp_path, how, at):
+    out = tmp_path / "out"
+    assert server(out, how=how, at=at, of="studies", save=tmp_path / "never") == -signal.SIGKILL
+    if (at, how) != (1, "after the rename") and at == 1:
+        assert find_studies(out) == ([], [])
+    else:
+        kept = told_of(out)
+        assert kept.state == ("finished" if (at, how) == (5, "after the rename") else "unfinished")
+        assert {f"{key}.safetensors" for key in kept.present} == set(finished(out)), "a cell that no manifest lists"
+        assert kept.study.total == 8
+    finish(server, whole, out, tmp_path / "again")
 
 
 def test_a_run_killed_again_and_again_gets_there(server, whole, tmp_path):
@@ -269,11 +301,13 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, at):
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_a_full_disk_is_told_and_the_next_run_goes_on(study, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("of", "fails"), [("cells", 3), ("studies", 1), ("studies", 2)])
+def test_a_full_disk_is_told_and_the_next_run_goes_on(study, tmp_path, monkeypatch, name, of, fails):
     calls, real = itertools.count(1), getattr(os, name)
 
     def full(*arguments, **options):
-        if next(calls) >= 3:
+        place = arguments[0] if name == "replace" else os.readlink(f"/proc/self/fd/{arguments[0]}")
+        if f"/{of}/" in str(place) and next(calls) >= fails:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments, **options)
 
@@ -281,9 +315,11 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(study, tmp_path, monkeypat
         patch.setattr(os, name, full)
         with pytest.raises(LcalensError, match=r"^out: .*No space left on device"):
             study(out=tmp_path)
-    assert sorted(file.suffix for file in (tmp_path / "cells").iterdir()) == [".safetensors"] * 2
+    there = 2 if of == "cells" else 2 * (fails - 1)  # two parts of clean prompts, and then of every scheme
+    assert sorted(file.suffix for file in (tmp_path / "cells").iterdir()) == [".safetensors"] * there
+    assert all(file.suffix == ".json" for file in (tmp_path / "studies").iterdir())
     again = study(out=tmp_path)
-    assert again.provenance["cells"] == {"loaded": 2, "computed": 6}
+    assert again.provenance["cells"] == {"loaded": there, "computed": 8 - there}
 
 
 def test_a_disk_full_when_the_result_is_saved(study, tmp_path, monkeypatch):

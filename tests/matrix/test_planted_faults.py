@@ -140,14 +140,14 @@ def test_every_verb_has_a_fault():
 @pytest.mark.parametrize("verb", ["efficacy", "ask"])
 def test_a_token_dropped_from_a_text_is_wrong(verb, monkeypatch, afresh):
     import lcalens.llm.ask
-    import lcalens.llm.efficacy.measure
+    import lcalens.llm.efficacy.parts
     from lcalens.llm.efficacy.scoring import Continuation, score
 
     def short(model, continuations, **options):
         cut = [Continuation(item.ids[1:], item.start - 1, item.stop - 1) for item in continuations]
         return score(model, cut, **options)
 
-    for module in (lcalens.llm.ask, lcalens.llm.efficacy.measure):
+    for module in (lcalens.llm.ask, lcalens.llm.efficacy.parts):
         monkeypatch.setattr(module, "score", short)
     assert matrix.judge(Cell("gpt2", verb, "", "aligned", "float32", "batch")).word == "wrong"
 

@@ -16,6 +16,7 @@ from lcalens.lca.model.bridge import lca_bridge
 from lcalens.lca.model.model import LCAConfig, LCAForCausalLM
 from lcalens.llm.models.load import load_model
 from lcalens.mechanism import patch as patching
+from lcalens.mechanism import patch_cells
 from lcalens.mechanism.attribute import attribute
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.exchange import exchange
@@ -46,14 +47,14 @@ def contrast_of(model, lengths=(8,), batch=2, seed=0):
 
 def computed(monkeypatch):
     """Which examples are really measured."""
-    seen, measure = [], patching._measure
+    seen, measure = [], patch_cells.measure
 
     @functools.wraps(measure)  # a cell's key holds the code that computes it
     def watched(model, decoder, contrast, job, *rest):
         seen.append(job.bucket.indices.tolist())
         return measure(model, decoder, contrast, job, *rest)
 
-    monkeypatch.setattr(patching, "_measure", watched)
+    monkeypatch.setattr(patch_cells, "measure", watched)
     return seen
 
 
@@ -187,7 +188,7 @@ def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
     contrast = contrast_of(model, lengths=(6, 8, 10))
     whole = patch(model, contrast, progress=False)
     seen = computed(monkeypatch)
-    real = patching._measure
+    real = patch_cells.measure
 
     @functools.wraps(real)
     def interrupted(*arguments):
@@ -195,11 +196,11 @@ def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(patching, "_measure", interrupted)
+    monkeypatch.setattr(patch_cells, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         patch(model, contrast, out=tmp_path, progress=False)
     assert len(seen) == 2
-    monkeypatch.setattr(patching, "_measure", real)
+    monkeypatch.setattr(patch_cells, "measure", real)
     found = patch(model, contrast, out=tmp_path, progress=False)
     assert seen[2:] == [[4, 5]]  # the third part alone
     np.testing.assert_array_equal(found.values["value"], whole.values["value"])
@@ -307,21 +308,21 @@ def test_a_batch_halves_itself_when_memory_runs_out(standin, monkeypatch, error)
     contrast = contrast_of(model, batch=5)
     expected = patch(model, contrast, progress=False)
     assert expected.provenance["memory"] == {"gib": 2.0, "halved": 0}
-    measure = patching._measure
+    measure = patch_cells.measure
 
     def scarce(model, decoder, contrast, job, *rest):
         if len(job.bucket.indices) > 1:
             raise error or RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory")
         return measure(model, decoder, contrast, job, *rest)
 
-    monkeypatch.setattr(patching, "_measure", scarce)
+    monkeypatch.setattr(patch_cells, "measure", scarce)
     found = patch(model, contrast, progress=False)
     assert found.provenance["memory"]["halved"] == 3  # 5, 3, 2, 1
     np.testing.assert_allclose(found.values["value"], expected.values["value"], rtol=0, atol=1e-4)
-    monkeypatch.setattr(patching, "_measure", lambda *rest: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(patch_cells, "measure", lambda *rest: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(LcalensError, match=r"^memory: "):
         patch(model, contrast, progress=False)
-    monkeypatch.setattr(patching, "_measure", lambda *rest: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(patch_cells, "measure", lambda *rest: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         patch(model, contrast, progress=False)
 

@@ -11,7 +11,7 @@ from lcalens.core.cells import cell_key, content_key
 from lcalens.core.sources import Place, Tree, sources
 
 ROOT = Path(lcalens.__file__).parent.parent
-PATCH = (Place("lcalens.mechanism.patch", "_measure"), Place("lcalens.engine.reading", "read_decoder"))
+PATCH = (Place("lcalens.mechanism.patch_cells", "measure"), Place("lcalens.engine.reading", "read_decoder"))
 TRAIN = (Place("lcalens.lca.training.trainer", "Trainer"),)
 SCORE = (Place("lcalens.llm.efficacy.scoring", "score"),)
 PROBE = (Place("probes.toy.value_role", "measure"),)
@@ -87,7 +87,7 @@ HITS = [
     (PATCH, "lcalens/views/effects.py", "import", "import sys\nimport"),
     (PATCH, "lcalens/lca/training/trainer.py", "DIVERGED = ", "DIVERGED = 2 * "),
     (PATCH, "lcalens/mechanism/split.py", "def split(", "def split(x, "),
-    (TRAIN, "lcalens/mechanism/patch.py", "def _measure(", "def _measure(x, "),
+    (TRAIN, "lcalens/mechanism/patch_cells.py", "def measure(", "def measure(x, "),
     (TRAIN, "lcalens/commands/trace.py", "import", "import sys\nimport"),
 ]
 

@@ -16,6 +16,7 @@ import torch
 from lcalens.core.cells import CellStore, cell_key, content_key
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.errors import LcalensError
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.tensors import check_device
 from lcalens.core.versions import versions
@@ -63,16 +64,16 @@ def train(
     check_real("checkpoint_seconds", checkpoint_seconds, low=0)
     device = check_device(device)
     store = CellStore(out)
-    keys = [
-        cell_key((Trainer, _stacks), [asdict(concepts), asdict(recipe), seed, str(device), versions()])
-        for recipe, seed in plan
-    ]
+    keys = [cell_key(_CODE, [asdict(concepts), asdict(recipe), seed, str(device), versions()]) for recipe, seed in plan]
+    plan_of = dict(zip(keys, plan, strict=True))
+    settings = {"device": str(device), "runs": [[asdict(recipe), seed] for recipe, seed in plan]}
+    manifest = Manifest(store, "train", code=_CODE, settings=settings, data=lambda: {"concepts": asdict(concepts)})
+    manifest.expect(keys, states=[content_key(stack) for stack in _stacks(concepts, plan_of)])
     runs: dict[str, Run] = {}
     for (recipe, seed), key in zip(plan, keys, strict=True):
         cell = store.get(key)
         if cell is not None:
             runs[key] = _run(cell, concepts, recipe, seed)
-    plan_of = dict(zip(keys, plan, strict=True))
     # A stack that was begun is ended as it was; of any other, only the runs that are missing are trained.
     stacks = [
         stack if content_key(stack) in store else [key for key in stack if key not in runs]
@@ -89,6 +90,7 @@ def train(
                 runs[key] = _run(cell, concepts, *plan_of[key])
             store.forget(content_key(stack))
             done += len(stack) * plan_of[stack[0]][0].steps
+    manifest.end()
     return Runs(runs[key] for key in keys)
 
 
@@ -119,6 +121,9 @@ def _stacks(concepts: LatentConcepts, plan_of: dict[str, tuple[TrainConfig, int]
         size = max(1, _STACKED // (plan_of[group[0]][0].batch_size * concepts.vocab_size))
         for first in range(0, len(group), size):
             yield group[first : first + size]
+
+
+_CODE = (Trainer, _stacks)
 
 
 def _run(cell: Mapping[str, np.ndarray], concepts: LatentConcepts, config: TrainConfig, seed: int) -> Run:

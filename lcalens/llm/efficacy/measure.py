@@ -4,34 +4,34 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from lcalens.core.cells import CellStore, cell_key
+from lcalens.core.cells import CellStore
 from lcalens.core.chat import chat_prompt
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import check_length, context_limit
+from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.tokens import encode, follow, source_tokenizer, spell
+from lcalens.core.tokens import encode, source_tokenizer, spell
+from lcalens.core.work import Piece, finish
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
-from lcalens.llm.efficacy.scoring import Continuation, score
+from lcalens.llm.efficacy.parts import CELL_FACTS, CODE, PATH, QUANTITIES, Part, chunks, key_of, scorable, score_part
+from lcalens.llm.efficacy.scoring import Continuation
 from lcalens.llm.efficacy.tables import summarise, unmeasured
-from lcalens.llm.facts.facts import Fact, Facts, objects_by_relation
+from lcalens.llm.facts.facts import Fact, Facts, facts_record, objects_by_relation
 from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts, worded_prompts
 from lcalens.llm.prompts.named import Scheme
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 from lcalens.llm.prompts.schemes import Wording
 from lcalens.llm.prompts.words import RelatedWords
 
-_CELL_FACTS = 64
-_QUANTITIES = ("logp_true", "logp_false", "greedy", "greedy_false")
-_PATH = "path"
-_MEASURED = (*_QUANTITIES, *(f"first_{name}" for name in _QUANTITIES), "alike")
 SAME_FIRST_TOKEN = "the objects begin with the same token"
 
 
@@ -99,18 +99,24 @@ def efficacy(
     )
     store = CellStore(None if active_hooks(model) else out)
     _check_lengths(model, facts, config, wordings, words)
-    measured = _measure(model, facts, config, wordings, words, store, progress)
+    settings = {
+        "config": asdict(config),
+        "schemes": {
+            name: {"role": one.role, "control": one.control, "sentence": one.summary} for name, one in wordings.items()
+        },
+    }
+    manifest = Manifest(
+        store, "efficacy", code=CODE, model=model, settings=settings, data=lambda: {"facts": facts_record(facts)}
+    )
+    study = _Study(model, facts, config, wordings, words)
+    measured = _measure(study, store, manifest, progress)
     if not any(true for true, _ in measured.spelled):
         raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
     examples = _examples(facts, known=measured.values["greedy"][:, 0, 0] == 1)
     examples[["true_tokens", "false_tokens"]] = measured.spelled
     axes = {"example": tuple(range(len(facts))), "scheme": config.schemes, "n": config.counts}
-    settings = {
-        "facts": {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)},
-        "config": asdict(config),
-        "schemes": {
-            name: {"role": one.role, "control": one.control, "sentence": one.summary} for name, one in wordings.items()
-        },
+    settings |= {
+        "facts": facts_record(facts),
         "cells": {"loaded": store.loaded, "computed": store.computed},
         "logits": "after any soft cap",
     }
@@ -141,7 +147,7 @@ class _Measured:
         self._config = config
         self._rows = {fact.case_id: row for row, fact in enumerate(facts)}
         shape = (len(facts), len(config.schemes), len(config.counts))
-        self.values = {name: np.full(shape, np.nan) for name in _QUANTITIES}
+        self.values = {name: np.full(shape, np.nan) for name in QUANTITIES}
         self.spelled = [("", "")] * len(facts)
         self.impossible: Counter[tuple[str, int, str]] = Counter()
         self.paths: set[str] = set()
@@ -162,7 +168,7 @@ class _Measured:
                 continue
             scheme = slice(None) if index < 0 else index
             at = self._rows[prompt.fact.case_id], scheme, self._config.counts.index(prompt.n)
-            for name in _QUANTITIES:
+            for name in QUANTITIES:
                 self.values[name][at] = cell[name if whole else f"first_{name}"][i]
 
     def spell(self, tokenizer: Any, prompts: Sequence[HijackedPrompt], continuations: Sequence[Continuation]) -> None:
@@ -183,36 +189,96 @@ class _Measured:
         return "; ".join(dict.fromkeys(reason for _, _, reason in self.impossible))
 
 
-def _measure(
-    model: Any,
-    facts: Facts,
-    config: EfficacyConfig,
-    wordings: Mapping[str, Wording],
-    words: RelatedWords,
-    store: CellStore,
-    progress: bool | ProgressCallback,
-) -> _Measured:
-    tokenizer, measured = source_tokenizer(model), _Measured(facts, config)
-    done, total = 0, len(facts) * (1 + len(config.schemes) * len(config.counts[1:]))
+class _Study(NamedTuple):
+    """What is measured of what.
+
+    Attributes:
+        model: A TransformerBridge.
+        facts: The facts.
+        config: The settings.
+        wordings: Each scheme's sentences.
+        words: Words that schemes draw.
+    """
+
+    model: Any
+    facts: Facts
+    config: EfficacyConfig
+    wordings: Mapping[str, Wording]
+    words: RelatedWords
+
+    def prompts(self, index: int) -> Hijacks:
+        """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
+        return _prompts(self.facts, self.config, self.wordings, self.words, index)
+
+    @property
+    def count(self) -> int:
+        """How many prompts there are, those that cannot be made among them."""
+        return len(self.facts) * (1 + len(self.config.schemes) * len(self.config.counts[1:]))
+
+
+def _measure(study: _Study, store: CellStore, manifest: Manifest, progress: bool | ProgressCallback) -> _Measured:
+    measured = _Measured(study.facts, study.config)
     with progress_callback(progress, unit="prompts") as report:
-        # One scheme's prompts at a time: memory does not grow with the number of schemes.
-        for index in range(-1, len(config.schemes)):
-            scheme = "clean" if index < 0 else config.schemes[index]
-            hijacks = _prompts(facts, config, wordings, words, index)
-            measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)
-            total -= len(hijacks.impossible)
-            report(done, total, scheme)
-            for chunk in _chunks(hijacks.prompts):
-                done += len(chunk)
-                prompts, continuations, problems = _scorable(tokenizer, chunk, config)
-                measured.leave_out(index, problems)
-                if prompts:
-                    measured.add(index, prompts, _cell(store, continuations, model, measured.paths, config.batch))
-                if index < 0:
-                    measured.spell(tokenizer, prompts, continuations)
-                report(done, total, scheme)
+        told = _Told(report, study.count)
+        pieces = _pieces(study, store, manifest, measured, told)
+        for part, cell, _ in finish(store, pieces, partial(score_part, batch=study.config.batch), study.model):
+            measured.paths.add(cell[PATH].tobytes().decode())
+            measured.add(part.index, part.prompts, cell)
+            told.add(part.size)
     measured.leave_out_alike()
+    manifest.end()
     return measured
+
+
+class _Told:
+    """What progress is told.
+
+    Args:
+        report: Whom it is told.
+        total: How many prompts there are.
+    """
+
+    def __init__(self, report: ProgressCallback, total: int):
+        self._report, self._done, self._total, self._what = report, 0, total, ""
+
+    def begin(self, scheme: str, impossible: int) -> None:
+        """A scheme is begun."""
+        self._what, self._total = scheme, self._total - impossible
+        self.add(0)
+
+    def add(self, prompts: int) -> None:
+        """Prompts are done."""
+        self._done += prompts
+        self._report(self._done, self._total, self._what)
+
+
+def _pieces(study: _Study, store: CellStore, manifest: Manifest, measured: _Measured, told: _Told) -> Iterator[Piece]:
+    """Every part with its key; what cannot be scored is counted on the way.
+
+    One scheme's prompts at a time: memory does not grow with the number of schemes.
+    """
+    tokenizer = source_tokenizer(study.model)
+    schemes = range(-1, len(study.config.schemes))
+    total = sum(len(chunks(study.prompts(index).prompts)) for index in schemes) if store.folder else None
+    whose = stamp(study.model)
+    for index in schemes:
+        scheme = "clean" if index < 0 else study.config.schemes[index]
+        hijacks = study.prompts(index)
+        measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)
+        told.begin(scheme, len(hijacks.impossible))
+        parts: list[Part] = []
+        for chunk in chunks(hijacks.prompts):
+            prompts, continuations, problems = scorable(tokenizer, chunk, study.config)
+            measured.leave_out(index, problems)
+            if index < 0:
+                measured.spell(tokenizer, prompts, continuations)
+            if prompts:
+                parts.append(Part(index, prompts, len(chunk), continuations))
+            else:
+                told.add(len(chunk))
+        keys = [key_of(whose, part, study.config.batch) if store.folder else "" for part in parts]
+        manifest.expect(keys, total=total)
+        yield from map(Piece, keys, parts)
 
 
 def _prompts(
@@ -225,16 +291,6 @@ def _prompts(
         return Hijacks((), ())
     wording = wordings[config.schemes[index]]
     return worded_prompts(facts, wording, counts=config.counts[1:], seed=config.seed, words=words)
-
-
-def _chunks(prompts: Sequence[HijackedPrompt]) -> Iterator[Sequence[HijackedPrompt]]:
-    """Prompts in parts of some 64 facts; facts with the same sentences together, so that they share them."""
-    by_fact: dict[Any, list[HijackedPrompt]] = {}
-    for prompt in prompts:
-        by_fact.setdefault(prompt.fact.case_id, []).append(prompt)
-    groups = sorted(by_fact.values(), key=lambda group: group[-1].text)
-    for first in range(0, len(groups), _CELL_FACTS):
-        yield [prompt for group in groups[first : first + _CELL_FACTS] for prompt in group]
 
 
 def _check_lengths(
@@ -252,59 +308,10 @@ def _check_lengths(
         # A token is a byte at the least, so that few texts need to be read for this.
         sizes = [len(f"{p.text} {name}".encode()) + frame for p, name in zip(prompts, objects, strict=True)]
         long = [i for i, size in enumerate(sizes) if size + 8 > limit]
-        for first in range(0, len(long), _CELL_FACTS):
-            chunk = long[first : first + _CELL_FACTS]
+        for first in range(0, len(long), CELL_FACTS):
+            chunk = long[first : first + CELL_FACTS]
             texts = [prompts[i].text if config.chat else f"{prompts[i].text} {objects[i]}" for i in chunk]
             check_length(model, max(len(item.ids) for item in encode(tokenizer, texts, chat=config.chat)))
-
-
-def _continuations(
-    tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool, join: str | None = None
-) -> tuple[list[Continuation], dict[int, str]]:
-    """For each prompt the true object's tokens and the false one's behind it; and which prompts are not exact, why."""
-    answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
-    twice = [prompt for prompt in prompts for _ in range(2)]
-    texts, before = [prompt.text for prompt in twice], [prompt.fact.text for prompt in twice]
-    followed = follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
-    problems: dict[int, str] = {}
-    for i, item in enumerate(followed):
-        if item.problem:
-            problems.setdefault(i // 2, item.problem)
-    exact = [
-        Continuation(item.ids, item.start, len(item.ids)) for i, item in enumerate(followed) if i // 2 not in problems
-    ]
-    return exact, problems
-
-
-def _scorable(
-    tokenizer: Any, chunk: Sequence[HijackedPrompt], config: EfficacyConfig
-) -> tuple[list[HijackedPrompt], list[Continuation], list[tuple[int, str]]]:
-    """The prompts behind which both objects can be scored exactly, with their tokens; n and reason of the others."""
-    continuations, problems = _continuations(tokenizer, chunk, config.chat, config.join)
-    kept = [prompt for i, prompt in enumerate(chunk) if i not in problems]
-    return kept, continuations, [(chunk[i].n, problem) for i, problem in problems.items()]
-
-
-def _cell(
-    store: CellStore, continuations: Sequence[Continuation], model: Any, paths: set[str], batch: int | None
-) -> dict[str, np.ndarray]:
-    """One part's arrays, for both scorings at once: a function of the model's state and the tokens alone."""
-    tokens = [(item.ids, item.start, item.stop) for item in continuations]
-    name = cell_key((_cell, score), [stamp(model), tokens, batch])
-    kept = store.get(name)
-    if kept is not None and all(len(kept.get(kind, ())) == len(continuations) // 2 for kind in _MEASURED):
-        paths.add(kept[_PATH].tobytes().decode())
-        return kept
-    scores = score(model, continuations, batch=batch)
-    first = np.array([item.ids[item.start] for item in continuations])
-    whole = (scores.logp[::2], scores.logp[1::2], scores.greedy[::2], scores.greedy[1::2])
-    opening = (scores.first_logp[::2], scores.first_logp[1::2], scores.first_greedy[::2], scores.first_greedy[1::2])
-    columns = (np.array(values, dtype=np.float64) for values in (*whole, *opening, first[::2] == first[1::2]))
-    arrays: dict[str, np.ndarray] = dict(zip(_MEASURED, columns, strict=True))
-    paths.add(scores.path)
-    arrays[_PATH] = np.frombuffer(scores.path.encode(), dtype=np.uint8)  # a resumed study says how it was run
-    store.put(name, arrays)
-    return arrays
 
 
 def _as_facts(facts: Any) -> Facts:

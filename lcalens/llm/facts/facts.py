@@ -219,6 +219,15 @@ class Facts(Sequence[Fact]):
         return f"<p>{html.escape(repr(self))}</p>{table}{more}{left_out if skipped else ''}"
 
 
+def facts_record(facts: Facts) -> dict[str, Any]:
+    """What results and manifests say of facts.
+
+    Args:
+        facts: The facts.
+    """
+    return {"source": facts.source, "digest": facts.digest, "count": len(facts), "skipped": len(facts.skipped)}
+
+
 def load_facts(
     source: str | os.PathLike[str] | Iterable[Any] = "sample",
     *,
