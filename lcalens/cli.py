@@ -13,13 +13,14 @@ from lcalens.commands.hijack import Hijack
 from lcalens.commands.listed import Models, Schemes
 from lcalens.commands.recall import Recall
 from lcalens.commands.report import Report
+from lcalens.commands.runs import Runs
 from lcalens.commands.shared import first_line
 from lcalens.commands.trace import Trace
 from lcalens.core.command_line import running
 from lcalens.core.errors import LcalensError
 
 _COMMANDS: dict[str, Any] = {
-    "ask": Ask, "hijack": Hijack, "trace": Trace, "recall": Recall, "defend": Defend, "report": Report,
+    "ask": Ask, "hijack": Hijack, "trace": Trace, "recall": Recall, "defend": Defend, "report": Report, "runs": Runs,
     "models": Models, "schemes": Schemes,
 }  # fmt: skip
 _WIDTH = 110

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,16 +221,52 @@ def find_studies(folder: Path) -> tuple[list[Kept], list[LcalensError]]:
     Raises:
         LcalensError: There is no such folder.
     """
+    kept, problems = [], []
+    for place in find_folders(folder):
+        found, wrong = studies_in(place)
+        kept += found
+        problems += wrong
+    return sorted(kept, key=lambda one: (one.study.begun, str(one.file))), problems
+
+
+def find_folders(folder: Path) -> Iterator[Path]:
+    """Every run folder in a folder, itself and below; links are not followed.
+
+    Args:
+        folder: Where to look.
+
+    Raises:
+        LcalensError: There is no such folder.
+    """
     if not folder.is_dir():
         raise LcalensError(f"folder: there is no folder {str(folder)!r:.200}; give one that `out` or --out named.")
-    kept, problems = [], []
     for place, below, _ in os.walk(folder):
         if STUDIES in below and not (Path(place) / STUDIES).is_symlink():
-            found, wrong = studies_in(Path(place))
-            kept += found
-            problems += wrong
+            yield Path(place)
         below[:] = sorted(name for name in below if name not in (STUDIES, CELLS))
-    return sorted(kept, key=lambda one: (one.study.begun, str(one.file))), problems
+
+
+def one_study(place: Path) -> Kept:
+    """The study that a path means.
+
+    Args:
+        place: Its manifest, or a folder in which there is no other.
+
+    Raises:
+        LcalensError: There is none, or several, or its manifest cannot be read.
+    """
+    if place.is_file():
+        study, folder = read_study(place), place.parent.parent
+        return Kept(study, folder, present_cells(folder).intersection(study.cells))
+    kept, problems = find_studies(place)
+    if len(kept) == 1 and not problems:
+        return kept[0]
+    if problems and not kept:
+        raise problems[0]
+    if not kept:
+        raise LcalensError(f"folder: {str(place)!r:.200} holds no study; give one that `out` or --out named.")
+    named = ", ".join(f"{str(one.file)!r:.200}" for one in kept[:4]) + (", ..." if len(kept) > 4 else "")
+    raise LcalensError(f"folder: {str(place)!r:.200} holds {len(kept)} studies; name one by its manifest: {named}.")
 
 
 def studies_in(folder: Path) -> tuple[list[Kept], list[LcalensError]]:

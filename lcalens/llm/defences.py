@@ -130,7 +130,8 @@ def evaluate_defence(
     }  # fmt: skip
     manifest = Manifest(
         store, "evaluate_defence", code=_CODE, model=model, settings=settings,
-        data=lambda: {"facts": facts_record(facts), "prompts": content_key([rows, read, answers.tolist()])},
+        data=lambda: {"facts": len(examples), "chosen": facts_record(facts),
+                      "prompts": content_key([rows, read, answers.tolist()])},
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
     done = 0

@@ -128,7 +128,7 @@ def patch(
     ]
     settings = _settings(asked, positions, direction, put_in, metric)
     manifest = Manifest(
-        store, "patch", code=CODE, model=model, settings=settings | {"layer": asked.layer, "gib": budget / 2**30},
+        store, "patch", code=CODE, model=model, settings=settings | {"layer": labels["layer"], "gib": budget / 2**30},
         data=lambda: contrast_record(contrast, metric) | {"put_in": content_key(put_in.content)},
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])

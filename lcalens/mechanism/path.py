@@ -131,9 +131,12 @@ def path(
         **({"steps": steps} if method == "integrated" else {}),
         "metric": metric_name(metric),
     }
-    names = {"senders": [sender_name(one) for one in begins], "receivers": [list(one) for one in ends_at]}
+    labels = {
+        "sender": tuple(sender_name(sender) for sender in begins),
+        "receiver": tuple(receiver_name(receiver, len(decoder.layers)) for receiver in ends_at),
+    }
     manifest = Manifest(
-        store, "path", code=_CODE, model=model, settings=settings | names | {"gib": budget / 2**30},
+        store, "path", code=_CODE, model=model, settings=settings | labels | {"gib": budget / 2**30},
         data=lambda: contrast_record(contrast, metric),
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
@@ -150,11 +153,6 @@ def path(
             done += len(rows)
             report(done, len(contrast), f"paths to {at}")
     manifest.end()
-    count = len(decoder.layers)
-    labels = {
-        "sender": tuple(sender_name(sender) for sender in begins),
-        "receiver": tuple(receiver_name(receiver, count) for receiver in ends_at),
-    }
     unit, clusters = unit_of(metric_name(metric)), clusters_of(contrast.examples)
     tables = _tables(labels, effect, together, ends[:, 1] - ends[:, 0], clusters, unit)
     largest = float(np.nanmax(np.abs(effect.mean(0)), initial=0.0))

@@ -383,7 +383,9 @@ LIKE_HERE = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("hijack",), ("trace",), ("ask",), ("recall",), ("defend",), ("defend", "fit")], ids=str
+    "command",
+    [(), ("hijack",), ("trace",), ("ask",), ("recall",), ("defend",), ("defend", "fit"), ("runs", "list")],
+    ids=str,
 )
 def test_help_loads_no_heavy_library(command):
     status, said, errors, loaded = in_a_process(*command, "--help")

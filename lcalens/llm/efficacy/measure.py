@@ -159,7 +159,7 @@ class _Measured:
         for n, reason in problems:
             self.impossible.update((scheme, n, reason) for scheme in schemes)
 
-    def add(self, index: int, prompts: Sequence[HijackedPrompt], cell: dict[str, np.ndarray]) -> None:
+    def add(self, index: int, prompts: Sequence[HijackedPrompt], cell: Mapping[str, np.ndarray]) -> None:
         """Put a cell's numbers in their places; a clean prompt's are those of every scheme at n = 0."""
         whole = self._config.scoring == "whole"
         for i, prompt in enumerate(prompts):
