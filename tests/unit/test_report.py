@@ -13,8 +13,9 @@ from lcalens import LcalensError, Result, cli, report
 from lcalens.commands.report import saved_results
 from lcalens.core.tables import lengthen
 from lcalens.views.report import published
+from lcalens.views.report.numbers import estimate
 from lcalens.views.report.sections import _STORY
-from lcalens.views.report.words import estimate, sentences
+from lcalens.views.report.words import sentences
 
 MODEL = {"source": "a model", "dtype": "float32", "quantisation": "none", "fingerprint": "abc"}
 HOSTILE = "<script>alert(1)</script>"

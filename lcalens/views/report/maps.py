@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcalens.views.report.words import estimate
+from lcalens.views.report.numbers import estimate
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result

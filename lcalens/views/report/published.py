@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from lcalens.views.report.words import estimate
+from lcalens.views.report.numbers import estimate
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result

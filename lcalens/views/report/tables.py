@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.core.tables import SCHEMA
-from lcalens.views.report.words import estimate
+from lcalens.views.report.numbers import estimate
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
