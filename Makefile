@@ -43,8 +43,8 @@ demo: .venv/ready
 	@echo; echo "4. The heads that carry it, ranked on half of 24 facts and reported on the other."
 	$(BIN)/lcalens trace --model smollm2 --facts sample --scheme dont-think --limit 24 --out $(OUT)/demo/trace
 	@echo; echo "5. All of it, heads together and what they recall, in one page."
-	$(BIN)/lcalens report --model smollm2 --facts sample --limit 24 --results $(OUT)/demo/hijack \
-		--out $(OUT)/demo/report.html
+	$(BIN)/lcalens report --model smollm2 --facts sample --limit 24 \
+		--results $(OUT)/demo/hijack $(OUT)/demo/trace --out $(OUT)/demo/report.html
 
 test: .venv/ready-dev
 	LCALENS_UNCHECKED=1 $(TEST) -m "not slow" tests/faults
@@ -72,8 +72,11 @@ notebooks: .venv/ready-dev
 fuzz: .venv/ready-dev
 	LCALENS_UNCHECKED=1 FUZZ=$(or $(FUZZ),20000) $(BIN)/python -m pytest tests/faults/test_fuzz.py
 
+# Speed, as ratios over peers; ONLY="patching" for some. The numbers are added to the dated records, and their page is drawn.
 bench: .venv/ready-dev
-	LCALENS_UNCHECKED=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
+	LCALENS_UNCHECKED=1 LCALENS_RECORDS=docs/measured/speed.csv \
+		$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s $(if $(ONLY),-k "$(ONLY)")
+	$(BIN)/python -m tests.house.speed
 
 # Every claim of the paper, with a verdict: 40 minutes at the standard preset; PRESET=quick shows that it works.
 paper: .venv/ready-dev

@@ -125,9 +125,11 @@ class Report(Source):
             found.append(efficacy(model, facts, **config, out=kept / "curve", progress=bar))
         steps: dict[str, Callable[[], Any]] = {"split": lambda: split(model, contrast, progress=bar)}
         if {"heads", "together", "recall", "attention"} & set(parts):
-            before, after = (patch(model, half, out=kept / "patching", progress=bar) for half in (first, second))
+            before = patch(model, first, out=kept / "patching", progress=bar)
             heads = leading(before, self.heads, by="carrying")
-            found += [after, ranking(before, held_out=after)] if "heads" in parts else []
+            if "heads" in parts:
+                after = patch(model, second, out=kept / "patching", progress=bar)
+                found += [after, ranking(before, held_out=after)]
             steps["together"] = lambda: shapley(model, second[:_PAIRS], heads, progress=bar)
             ranked = set(first.examples["case_id"])
             others = [fact for fact in facts if fact.case_id not in ranked]

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from lcalens.mechanism.arguments import Head
     from lcalens.mechanism.contrast.contrast import Contrast
 
+# Stands where the chart will be: a notebook that was not run on this machine shows no script's work until it is trusted.
+_UNTIL_DRAWN = (
+    "<em>A script draws this. In a notebook that was not run here, trust the notebook (in JupyterLab the command "
+    "<q>Trust Notebook</q>), or run the cell again.</em>"
+)
 _RUNS = ("clean", "hijacked")
 _DIGITS = 4
 _RENDER = "CircuitsVis.render("
@@ -295,7 +300,7 @@ def attention_charts(views: Sequence[AttentionView]) -> Charts:
 
 
 def _chart(name: str) -> str:
-    return f'<div class="chart"><div id="{name}"></div></div>'
+    return f'<div class="chart"><div id="{name}">{_UNTIL_DRAWN}</div></div>'
 
 
 def _rendered(side: Side, head: int, most: float, causal: bool) -> tuple[str, str, str]:

@@ -44,6 +44,7 @@ def test_a_toy_view_shows_bits(toy, tmp_path):
     assert min(seen["charts"]) > 100**2
     assert {"101 (0)", "001 (1)", "000 (1)", "110 (2)", "111 (3)"} <= set(seen["texts"])
     assert "101 001 010 111" in dom
+    assert "Trust Notebook" not in dom  # the charts stand where it stood
     assert "101 000 110 111" in dom
 
 
