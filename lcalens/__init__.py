@@ -28,9 +28,11 @@ _HOMES = {
     "contrast_concepts": "lcalens.lca.contrasts",
     "contrast_facts": "lcalens.llm.contrasts",
     "defend": "lcalens.mechanism.defence.defend",
+    "doctor": "lcalens.selfcheck.doctor",
     "efficacy": "lcalens.llm.efficacy.measure",
     "evaluate_defence": "lcalens.llm.defences",
     "exchange": "lcalens.mechanism.exchange",
+    "forced": "lcalens.core.verdicts",
     "head_kinds": "lcalens.mechanism.kinds",
     "held_out": "lcalens.llm.facts.halves",
     "hook_name": "lcalens.mechanism.hook_names",
@@ -59,6 +61,7 @@ __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from lcalens.core.errors import LcalensError as LcalensError
     from lcalens.core.results import Result as Result
+    from lcalens.core.verdicts import forced as forced
     from lcalens.lca.contrasts import contrast_concepts as contrast_concepts
     from lcalens.lca.model.bridge import lca_bridge as lca_bridge
     from lcalens.lca.model.model import LCAConfig as LCAConfig
@@ -97,6 +100,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.recall import recall as recall
     from lcalens.mechanism.scores import score_parts as score_parts
     from lcalens.mechanism.split import split as split
+    from lcalens.selfcheck.doctor import doctor as doctor
     from lcalens.views import attention_view as attention_view
     from lcalens.views.report.document import report as report
 

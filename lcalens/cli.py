@@ -9,6 +9,7 @@ import tyro
 import lcalens
 from lcalens.commands.ask import Ask
 from lcalens.commands.defend import Defend
+from lcalens.commands.doctor import Doctor
 from lcalens.commands.hijack import Hijack
 from lcalens.commands.listed import Models, Schemes
 from lcalens.commands.recall import Recall
@@ -18,10 +19,11 @@ from lcalens.commands.shared import first_line
 from lcalens.commands.trace import Trace
 from lcalens.core.command_line import running
 from lcalens.core.errors import LcalensError
+from lcalens.core.verdicts import forced
 
 _COMMANDS: dict[str, Any] = {
     "ask": Ask, "hijack": Hijack, "trace": Trace, "recall": Recall, "defend": Defend, "report": Report, "runs": Runs,
-    "models": Models, "schemes": Schemes,
+    "doctor": Doctor, "models": Models, "schemes": Schemes,
 }  # fmt: skip
 _WIDTH = 110
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -58,8 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(["examples:", *(f"  {example}" for example in _COMMANDS[typed[0]].EXAMPLES)]))
         raise
     try:
-        with running(typed, command.out):
-            command.run(typed)
+        force = getattr(getattr(command, "action", command), "force", False)
+        with running(typed, command.out), forced(force):
+            return command.run(typed) or 0
     except KeyboardInterrupt:
         print(f"\nlcalens: stopped; {_kept(command)}.", file=sys.stderr)
         return 130

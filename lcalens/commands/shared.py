@@ -23,12 +23,14 @@ class Source:
         device: Where it runs: `cpu`, `cuda`, `mps`.
         dtype: The type of its parameters.
         json: Print the tables and where they come from as JSON, for scripts, in place of a screen.
+        force: Measure also where `lcalens doctor` found that numbers are wrong on this model.
     """
 
     model: str = "smollm2"
     device: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     json: bool = False
+    force: bool = False
 
     def show(self, screen: str, **results: "Result") -> None:
         """Print the screen, or with `--json` the results.

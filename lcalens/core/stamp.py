@@ -24,6 +24,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.offload import check_in_memory
 from lcalens.core.rotary import recall_nothing, settle
 from lcalens.core.state import AUTOCAST, State, read_state
+from lcalens.core.verdicts import check_verdicts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,7 +114,7 @@ def steady(model: Any) -> Iterator[str]:
 
 
 def holds_steady(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """A public function of (model, ...) that runs inside `steady`.
+    """A public function of (model, ...) that runs inside `steady`, and not on a model that `doctor` found it wrong on.
 
     Args:
         function: Its first argument is the model.
@@ -121,7 +122,8 @@ def holds_steady(function: Callable[Concatenate[Any, P], R]) -> Callable[Concate
 
     @functools.wraps(function)
     def held(model: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        with steady(model):
+        with steady(model) as digest:
+            check_verdicts(digest, getattr(function, "__name__", ""))
             return function(model, *args, **kwargs)
 
     return held

@@ -152,7 +152,7 @@ def in_chunks(weights: np.ndarray, sites: int) -> Iterator[np.ndarray]:
         weights: Of every resample.
         sites: How many numbers each gives.
     """
-    size = max(1, _NUMBERS // sites)
+    size = max(1, _NUMBERS // max(1, sites))
     return (weights[first : first + size] for first in range(0, len(weights), size))
 
 

@@ -109,7 +109,7 @@ def try_site(model: Any, site: str) -> None:
     activations = [_activations(model, tokens) for tokens in (clean_tokens, other_tokens)]
     absent = next((layer for layer in layers if hook_name(site, layer) not in activations[0]), None)
     reason = f"layer {absent} shows none" if absent is not None else ""
-    reason = reason or next(filter(None, (_misfit(activations[0], site, layer, model) for layer in layers)), "")
+    reason = reason or next(filter(None, (misfit(activations[0], site, layer, model) for layer in layers)), "")
     plain = _last(model, clean_tokens, [], site, "kl")
     closeness = _SAME.get(plain.dtype, 1e-4) * float(plain.abs().max())
     if not reason:
@@ -161,8 +161,15 @@ def _has_hook(model: Any, name: str) -> bool:
     return hasattr(owner, "fwd_hooks")
 
 
-def _misfit(activations: dict[str, Tensor], site: str, layer: int, model: Any) -> str:
-    """What is wrong with a site in a layer, by the identities of a block; nothing where they hold or say nothing."""
+def misfit(activations: Mapping[str, Tensor], site: str, layer: int, model: Any) -> str:
+    """What is wrong with a site in a layer, by the identities of a block; nothing where they hold or say nothing.
+
+    Args:
+        activations: What hooks of a run show, by their names; those of the site in this layer are among them.
+        site: One of `SITES`.
+        layer: Which.
+        model: The TransformerBridge.
+    """
 
     def at(name: str, index: int = layer) -> Tensor | None:
         shown = activations.get(hook_name(name, index))

@@ -171,6 +171,15 @@ def printable(text: str) -> str:
     return repr(text)
 
 
+def plain_line(text: str) -> str:
+    """A sentence for a terminal in one line: what cannot be printed is written out.
+
+    Args:
+        text: Of anybody's.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _significant(p: object) -> bool:
     return isinstance(p, float) and p < _ALPHA  # NaN, where nothing was tested, is not
 

@@ -22,8 +22,9 @@ ALLOWED = {
     "mechanism": {"engine", "core"},
     "lca": {"mechanism", "engine", "core"},
     "llm": {"mechanism", "engine", "core"},
+    "selfcheck": {"lca", "llm", "mechanism", "engine", "core"},
     "views": {"lca", "llm", "mechanism", "engine", "core"},
-    "commands": {"views", "lca", "llm", "mechanism", "engine", "core"},
+    "commands": {"views", "selfcheck", "lca", "llm", "mechanism", "engine", "core"},
 }
 """For each room, the rooms it may import."""
 

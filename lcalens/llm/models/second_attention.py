@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from lcalens.core.errors import LcalensError
+from lcalens.engine.rounding import rounded_elsewhere
 from lcalens.llm.models.trial import TOLERANCES, Trial
 
 
@@ -49,7 +50,9 @@ def check_attentions(source: str, model: Any, trial: Trial) -> bool:
         )
         return False
     if eager.dtype in (torch.bfloat16, torch.float16):
-        differ = _typical_gap(sdpa, eager) > _typical_gap(_rounded_elsewhere(model, row), eager)
+        with rounded_elsewhere(model):
+            rounded = model(input_ids=row, use_cache=False).logits.detach()
+        differ = _typical_gap(sdpa, eager) > _typical_gap(rounded, eager)
     else:
         spread = (eager - eager.mean(-1, keepdim=True)).abs().max()
         differ = bool((sdpa - eager).abs().max() > TOLERANCES.get(eager.dtype, TOLERANCES[torch.float32]) * spread)
@@ -82,29 +85,6 @@ def _attention(model: Any, name: str) -> Iterator[None]:
     finally:
         for config, before in zip(found, kept, strict=True):
             config._attn_implementation = before
-
-
-def _rounded_elsewhere(model: Any, row: torch.Tensor) -> Float[torch.Tensor, "1 position vocab"]:
-    """The logits where each module's output is moved by one rounding step, up or down at random.
-
-    Two programs for one function differ by less: by .2 to .5 of it on the families of tests/matrix, with 3 layers and
-    with 24. How far a model carries rounding depends on its depth and its weights, so no fixed bound would do.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(module: Any, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return output
-        sign = torch.randint(2, output.shape, generator=generator).to(output.device) * 2 - 1
-        return (output.float() * (1 + torch.finfo(output.dtype).eps * sign)).to(output.dtype)
-
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    hooks = [module.register_forward_hook(moved) for module in leaves]
-    try:
-        return model(input_ids=row, use_cache=False).logits.detach()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _typical_gap(
