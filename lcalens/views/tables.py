@@ -20,7 +20,8 @@ def html_of(result: "Result") -> str:
     """A result's tables as HTML; all text is escaped.
 
     Args:
-        result: Any. Of `efficacy` and `ask` what they are asked for is shown, of all others the most important table.
+        result: Any. Of `efficacy`, `ask` and `doctor` what they are asked for is shown, of all others the most
+            important table.
     """
     model = result.provenance.get("model", {})
     described = ", ".join(str(model[key]) for key in ("source", "dtype", "quantisation") if model.get(key))
@@ -29,6 +30,8 @@ def html_of(result: "Result") -> str:
         drawn = _efficacy
     elif result.kind == "answers" and "answers" in result.tables:
         drawn = _answers
+    elif result.kind == "doctor":
+        drawn = _verdicts
     return f"<p><b>{html.escape(repr(result))}</b><br>{html.escape(described)}</p>{drawn(result)}"
 
 
@@ -85,6 +88,14 @@ def _efficacy(result: "Result") -> str:
     others = [str(name) for name in dict.fromkeys(result.wide()["subset"]) if name != "all"]
     more = f" <code>wide()</code> has the facts {html.escape(' and '.join(others))} besides." if others else ""
     return f"<p>{told}{more}</p>{_html(pd.DataFrame(rows), most=60)}"
+
+
+def _verdicts(result: "Result") -> str:
+    """How many identities hold, and every one of them: none is cut, for the one that fails may be the last."""
+    counts = ", ".join(f"{count} {word}" for word, count in result.provenance["counts"].items())
+    table = result.wide().drop(columns=["says", "verbs"])
+    numbers = {name: [_number(value) for value in table[name]] for name in ("error", "tolerance", "effect", "seconds")}
+    return f"<p>{html.escape(counts)}</p>{_html(table.assign(**numbers), most=len(table))}"
 
 
 def _answers(result: "Result") -> str:

@@ -1,6 +1,6 @@
 """`doctor` on every stand-in, as the table of docs/doctor.md.
 
-    python -m tests.matrix.doctors
+python -m tests.matrix.doctors
 """
 
 import os

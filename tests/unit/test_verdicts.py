@@ -119,6 +119,15 @@ def test_doctor_keeps_what_is_wrong_and_lets_go_of_it(model, contrast, monkeypat
     assert wrong_on(stamp(model)) == {}
 
 
+def test_a_notebook_shows_every_verdict_escaped(model, monkeypatch):
+    found = lcalens.doctor(model, only=["batch and single", "stream sums"], progress=False)
+    found.tables["verdicts"].loc[0, "reason"] = "<script>alert(1)</script>"
+    shown = found._repr_html_()
+    assert "2 exact, 0 refused, 0 wrong" in shown
+    assert "stream sums" in shown
+    assert "<script>" not in shown
+
+
 def test_nothing_is_kept_of_a_few_identities(model, cache):
     lcalens.doctor(model, only=["batch and single"], progress=False)
     assert not (cache / "doctor").exists()
