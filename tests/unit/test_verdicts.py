@@ -37,7 +37,7 @@ def contrast():
 
 def test_a_verb_that_was_found_wrong_is_refused_and_others_are_not(model, contrast):
     keep_verdicts(stamp(model), KNOCKOUT)
-    with pytest.raises(LcalensError, match="model: doctor found that knockout gives wrong numbers.*forced"):
+    with pytest.raises(LcalensError, match=r"model: doctor found that knockout gives wrong numbers.*forced"):
         lcalens.knockout(model, contrast, progress=False)
     assert lcalens.patch(model, contrast, progress=False).provenance["doctor"]["wrong"] == {
         "knockout": "they differ by 1"
