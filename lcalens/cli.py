@@ -89,6 +89,7 @@ def _flagged(message: str, command: Any) -> str:
     name, colon, rest = message.partition(":")
     name = "facts" if name == "source" else name  # load_facts and load_model call theirs so; `load` says model
     name = "scheme" if name == "schemes" and not hasattr(action, "schemes") else name
+    name = "jobs" if name == "n_jobs" else name
     positional = ("prompt", "prompts", "folder", "folders")
     if not colon or name in positional or name not in getattr(type(action), "__dataclass_fields__", {}):
         return message

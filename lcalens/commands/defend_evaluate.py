@@ -9,7 +9,7 @@ import tyro
 
 from lcalens.commands.defend_fit import HONEST_HELP
 from lcalens.commands.saved_defences import find_defences, load_defences, unseen
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
+from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import load_facts
@@ -32,6 +32,7 @@ class Evaluate(Source):
         n: How many sentences.
         honest: Kinds of honest context that should be followed.
         seed: Of all that is drawn.
+        jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
         out: A folder for tables, figure and finished parts.
     """
 
@@ -49,6 +50,7 @@ class Evaluate(Source):
     n: int = 1
     honest: Annotated[tuple[str, ...], tyro.conf.arg(help=HONEST_HELP)] = HONEST
     seed: int = 0
+    jobs: int = 1
     out: Path | None = None
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -75,6 +77,7 @@ class Evaluate(Source):
         for name in ("schemes", "honest"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise LcalensError(f"{name}: one is given twice; give each once.")
+        check_processes(self.jobs)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None)
 
@@ -85,7 +88,7 @@ class Evaluate(Source):
         defences = load_defences(model, folders)
         judged = unseen(facts, defences, new_relations=self.new_relations).sample(self.limit, self.seed)
         options = {name: getattr(self, name) for name in ("schemes", "n", "honest", "seed", "out")}
-        result = evaluate_defence(model, defences, judged, **options, progress=on_a_terminal())
+        result = evaluate_defence(model, defences, judged, **options, n_jobs=self.jobs, progress=on_a_terminal())
         self.show(defence_screen(result), defence=result)
         if self.out is not None:
             self.write(result, self.out, defence_markdown(result, typed(arguments)))

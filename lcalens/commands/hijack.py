@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
+from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.named import with_names
@@ -30,6 +30,7 @@ class Hijack(EfficacyConfig, Source):
         limit: At most so many facts, drawn at random.
         seed: Of all that is drawn: the facts that --limit keeps, sentences, the bootstrap.
         strict: Stop at the first malformed record.
+        jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
         out: A folder for tables, figure and finished parts; the same command again computes only what is missing.
         measure: What the figure shows: `es`, or `retention` (1 - ES, which falls).
     """
@@ -46,6 +47,7 @@ class Hijack(EfficacyConfig, Source):
     limit: int | None = None
     seed: int = 0
     strict: bool = False
+    jobs: int = 1
     out: Path | None = None
     measure: Literal["es", "retention"] = "es"
 
@@ -59,6 +61,7 @@ class Hijack(EfficacyConfig, Source):
         config = {field.name: getattr(self, field.name) for field in fields(EfficacyConfig)}
         config["schemes"] = with_names(self.schemes)
         check_config(**config)
+        check_processes(self.jobs)
         check_folder(self.out)
         facts = load_facts(
             self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed, strict=self.strict
@@ -67,7 +70,7 @@ class Hijack(EfficacyConfig, Source):
         from lcalens import efficacy
         from lcalens.views.text import efficacy_markdown, efficacy_screen
 
-        result = efficacy(self.load(), facts, **config, out=self.out, progress=on_a_terminal())
+        result = efficacy(self.load(), facts, **config, out=self.out, n_jobs=self.jobs, progress=on_a_terminal())
         self.show(efficacy_screen(result), efficacy=result)
         if self.out is not None:
             page = efficacy_markdown(result, typed(arguments))

@@ -263,9 +263,7 @@ def _again(kept: Kept) -> tuple[list[str], Path]:
     assert command is not None
     words, directory = list(command.words), Path(command.directory)
     if not words or words[0] not in _KEEPING:
-        raise LcalensError(
-            f"folder: the command of {str(kept.file)!r:.200} is none that keeps parts; type it again."
-        )
+        raise LcalensError(f"folder: the command of {str(kept.file)!r:.200} is none that keeps parts; type it again.")
     words = _with_out(words, directory, (kept.folder.absolute() / command.out).resolve())
     if not directory.is_dir():
         raise LcalensError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 
 if TYPE_CHECKING:
@@ -137,6 +138,19 @@ def _quoted(argument: str) -> str:
     if "\n" not in argument:
         return shlex.quote(argument)
     return "$'" + argument.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+def check_processes(jobs: int) -> None:
+    """See before anything is loaded that a number of processes is one.
+
+    Args:
+        jobs: 1 or more, or -1.
+
+    Raises:
+        LcalensError: It is none.
+    """
+    if jobs != -1:
+        check_int("jobs", jobs, low=1, why="it is a number of processes, or -1 for one per core")
 
 
 def check_folder(out: Path | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lcalens.commands.shared import Source, cannot_be_written, check_folder, on_a_terminal, typed
+from lcalens.commands.shared import Source, cannot_be_written, check_folder, check_processes, on_a_terminal, typed
 from lcalens.core.checks import check_int
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.counts import MOST
@@ -25,6 +25,7 @@ class Trace(Source):
         control: The clean run: a `neutral` sentence of as many tokens, or one that names an `other-object`.
         seed: Of all that is drawn: the facts that --limit keeps, sentences.
         views: For how many facts the leading heads' attention is written as a page.
+        jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
         out: A folder for tables, figures, attention views and finished parts.
     """
 
@@ -42,6 +43,7 @@ class Trace(Source):
     control: Literal["neutral", "other-object"] = "neutral"
     seed: int = 0
     views: int = 2
+    jobs: int = 1
     out: Path | None = None
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -57,6 +59,7 @@ class Trace(Source):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
         check_int("n", self.n, low=1, high=MOST)
         find_scheme(self.scheme)
+        check_processes(self.jobs)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
 
@@ -66,7 +69,7 @@ class Trace(Source):
 
         model = self.load()
         options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
-        traced = trace_facts(model, facts, **options, progress=on_a_terminal())
+        traced = trace_facts(model, facts, **options, n_jobs=self.jobs, progress=on_a_terminal())
         results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
         self.show(trace_screen(traced), **results, twin=traced.twin)
         if self.out is None:

@@ -48,6 +48,15 @@ def _checksum(key: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run folder has been begun here.
+
+    Args:
+        folder: Its path.
+    """
+    return (folder / CELLS).is_dir()
+
+
 class CellStore:
     """Finished cells in a folder; with no folder, nothing is kept.
 

@@ -28,7 +28,7 @@ AUTOCAST = ("cpu", "cuda")
 _TORCH = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 _ELSEWHERE = frozenset(
     "_name_or_path name_or_path _commit_hash transformers_version model_name tokenizer_name original_architecture "  # noqa: SIM905
-    "architectures id2label label2id generation_config loss_type all_tied_weights_keys lcalens_info "
+    "architectures id2label label2id generation_config loss_type all_tied_weights_keys lcalens_info lcalens_loading "
     "persistent _is_buffer _is_hf_initialized _output_capturing_hooks_installed _original_object_hash _post_init_done "
     "_tp_plan _ep_plan _pp_plan _fsdp_plan _weight_conversions _no_split_modules _skip_keys_device_placement "
     "_keep_in_fp32_modules _keep_in_fp32_modules_strict "

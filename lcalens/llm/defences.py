@@ -20,6 +20,7 @@ from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.core.work import Piece, finish
+from lcalens.core.workers import check_jobs
 from lcalens.llm.contrasts import contrast_facts
 from lcalens.llm.defence_summary import CLEAN, PLAIN, grouped, summary_of
 from lcalens.llm.facts.facts import Fact, Facts, facts_record
@@ -45,6 +46,7 @@ def evaluate_defence(
     limit: int | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Measure defences on facts, schemes and texts that none of them was made of.
@@ -66,6 +68,8 @@ def evaluate_defence(
         limit: The most facts, chosen at random.
         seed: Of everything drawn.
         out: A folder in which every finished condition is kept; nothing is where hooks are attached.
+        n_jobs: How many processes compute, each with the model and one thread; 1 is this one with its own threads, and
+            -1 one per core. They are joblib's, or those that your `joblib.parallel_config` names.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -93,6 +97,7 @@ def evaluate_defence(
     listed = _listed(defences)
     check_int("n", n, low=1)
     check_int("seed", seed, low=0)
+    n_jobs = check_jobs(n_jobs, model)
     kinds = [check_choice("honest", kind, HONEST) for kind in _several("honest", honest)]
     facts = facts if isinstance(facts, Facts) else Facts(facts)
     facts = facts if limit is None else facts.sample(check_int("limit", limit, low=1), seed)
@@ -134,9 +139,12 @@ def evaluate_defence(
                       "prompts": content_key([rows, read, answers.tolist()])},
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
-    done = 0
-    with progress_callback(progress, unit="prompts") as report:
-        for task, cell, _ in finish(store, pieces, _Plan(every, way, answers).measure, model):
+    plan, done = _Plan(every, way, answers), 0
+    with (
+        progress_callback(progress, unit="prompts") as report,
+        finish(store, pieces, plan.measure, model, code=_CODE, n_jobs=n_jobs) as cells,
+    ):
+        for task, cell, _ in cells:
             if isinstance(task, _OfFacts):
                 difference[:, :, task.column], top[:, :, task.column] = cell["difference"], cell["top"]
             else:

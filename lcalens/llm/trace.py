@@ -53,6 +53,7 @@ def trace_facts(
     control: Any,
     seed: int,
     out: Path | None,
+    n_jobs: int,
     progress: bool | ProgressCallback,
 ) -> Trace:
     """Rank heads on every second fact, and measure on the others.
@@ -65,6 +66,7 @@ def trace_facts(
         control: The clean run's sentence.
         seed: Of what is drawn.
         out: Where finished parts are kept.
+        n_jobs: As for `patch`.
         progress: As for `patch`.
 
     Raises:
@@ -78,7 +80,7 @@ def trace_facts(
         )
     first, second = contrast[::2], contrast[1::2]
     folder = None if out is None else out / "patching"
-    before, after = (patch(model, half, out=folder, progress=progress) for half in (first, second))
+    before, after = (patch(model, half, out=folder, n_jobs=n_jobs, progress=progress) for half in (first, second))
     estimates = {name: attribute(model, first, method=name, progress=progress) for name in ("patching", "direct")}
     rows = [
         agreement(before, estimate, k=min(_LEADING, before.values["value"][0].size)).wide().assign(of=name)

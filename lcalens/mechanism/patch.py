@@ -21,6 +21,7 @@ from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.work import Piece, finish
+from lcalens.core.workers import check_jobs
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import Metric
 from lcalens.engine.reading import read_decoder
@@ -57,6 +58,7 @@ def patch(
     metric: Metric = "logit-difference",
     memory: float | int = 2.0,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Patch every layer (and head) of a site, one at a time, and measure the metric.
@@ -85,6 +87,8 @@ def patch(
             `provenance["memory"]` says how often.
         out: A folder for finished parts: the same call again computes only what is missing. With hooks attached to the
             model, nothing is kept.
+        n_jobs: How many processes compute, each with the model and one thread; 1 is this one with its own threads, and
+            -1 one per core. They are joblib's, or those that your `joblib.parallel_config` names.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -106,7 +110,7 @@ def patch(
     """
     check_contrast(model, contrast, answers=isinstance(metric, str) and metric == "whole-answer")
     asked, direction, metric = read_site(site), read_direction(direction), check_metric(metric, "patch")
-    source = read_source(source)
+    source, n_jobs = read_source(source), check_jobs(n_jobs, model)
     if isinstance(source, str) and source != "zero":  # zeros are the same everywhere; what is given has its own check
         check_aligned(asked.site, contrast)
     budget = check_real("memory", memory, low=1e-3) * 2**30
@@ -135,8 +139,11 @@ def patch(
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
-    with progress_callback(progress, unit="examples") as report:
-        for job, cell, times in finish(store, pieces, plan.measure, model):
+    with (
+        progress_callback(progress, unit="examples") as report,
+        finish(store, pieces, plan.measure, model, code=CODE, n_jobs=n_jobs) as cells,
+    ):
+        for job, cell, times in cells:
             rows = job.bucket.indices.numpy()
             halved = max(halved, times)
             values[rows, ..., groups - len(job.groups) :] = cell["value"]

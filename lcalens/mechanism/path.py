@@ -19,6 +19,7 @@ from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.core.work import Piece, finish
+from lcalens.core.workers import check_jobs
 from lcalens.engine.gradients import frozen
 from lcalens.engine.metrics import Metric
 from lcalens.engine.paths import At
@@ -57,6 +58,7 @@ def path(
     steps: int = 16,
     memory: float | int = 2.0,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Patch direct paths: a sender's output is the clean run's for one receiver alone, in the hijacked run.
@@ -83,6 +85,8 @@ def path(
         steps: Points of `integrated` (Gauss-Legendre).
         memory: GiB that the growing batch may take; where memory runs out all the same, it halves itself.
         out: A folder for finished examples: the same call again computes only what is missing.
+        n_jobs: How many processes compute, each with the model and one thread; 1 is this one with its own threads, and
+            -1 one per core. They are joblib's, or those that your `joblib.parallel_config` names.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -106,6 +110,7 @@ def path(
     check_choice("at", at, get_args(At))
     check_choice("method", method, get_args(Method))
     check_int("steps", steps, low=1, high=4096)
+    n_jobs = check_jobs(n_jobs, model)
     asked: Metric = check_metric(metric, "path", but=("whole-answer",))
     if at in ("k", "v"):
         check_equal_lengths(f"path at {at!r}", contrast)
@@ -145,8 +150,11 @@ def path(
     together = np.full((len(contrast), len(ends_at)), np.nan)
     ends = np.full((len(contrast), 2), np.nan)
     done = halved = 0
-    with progress_callback(progress, unit="examples") as report:
-        for (bucket, _), cell, times in finish(store, pieces, measure, model):
+    with (
+        progress_callback(progress, unit="examples") as report,
+        finish(store, pieces, measure, model, code=_CODE, n_jobs=n_jobs) as cells,
+    ):
+        for (bucket, _), cell, times in cells:
             rows = bucket.indices.cpu().numpy()
             halved = max(halved, times)
             effect[rows], together[rows], ends[rows] = cell["effect"], cell["together"], cell["ends"]

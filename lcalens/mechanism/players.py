@@ -15,6 +15,7 @@ from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.work import Piece, finish
+from lcalens.core.workers import check_jobs
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import Metric
 from lcalens.mechanism.arguments import (
@@ -53,6 +54,7 @@ def shapley(
     seed: int = 0,
     memory: float | int = 2.0,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Divide a hijack among players whose effects overlap: Shapley values, exactly up to twelve players.
@@ -77,6 +79,8 @@ def shapley(
         seed: Of the orders.
         memory: GiB that a batch may take; where memory runs out all the same, it halves itself.
         out: A folder for finished examples: the same call again computes only what is missing.
+        n_jobs: How many processes compute, each with the model and one thread; 1 is this one with its own threads, and
+            -1 one per core. They are joblib's, or those that your `joblib.parallel_config` names.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -103,6 +107,7 @@ def shapley(
     asked: Metric = check_metric(metric, "shapley", but=("whole-answer",))
     _check_game(contrast, players, exchange)
     check_int("seed", seed, low=0)
+    n_jobs = check_jobs(n_jobs, model)
     if check_int("samples", samples, low=4, why="it is a number of orders, half of them reversed") % 2:
         raise LcalensError(f"samples: expected an even number of orders, half of them reversed, got {samples}.")
     budget = check_real("memory", memory, low=1e-3) * 2**30
@@ -137,8 +142,11 @@ def shapley(
     ends, everyone = np.full((len(contrast), 2), np.nan), np.full(len(contrast), np.nan)
     worths = np.full((len(contrast), 1 << len(labels)), np.nan) if exact else None
     done = 0
-    with progress_callback(progress, unit="examples") as report:
-        for bucket, cell, _ in finish(store, pieces, plan.measure, model):
+    with (
+        progress_callback(progress, unit="examples") as report,
+        finish(store, pieces, plan.measure, model, code=CODE, n_jobs=n_jobs) as cells,
+    ):
+        for bucket, cell, _ in cells:
             rows = bucket.indices.cpu().numpy()
             at = _places(contrast, rows, labels, players)
             ends[rows], everyone[rows] = cell["ends"], cell["everyone"]

@@ -124,6 +124,7 @@ WRONG = {
     "scoring": [None, 5, [], ["whole"], Anything()],
     "related": [None, 5, [], ["table"], Anything()],
     "seed": [None, "0", [0], Anything()],
+    "n_jobs": [None, "2", [2], 1.5, True, 0, -2, Anything()],
     "chat": [None, 0, [], Anything()],
     "out": [5, 1.5, [], Anything(), "a\0b"],
     "progress": [5, "bar", [], Anything],

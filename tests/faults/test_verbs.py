@@ -129,6 +129,7 @@ FAULTS = {
     "layer": [*NOT_A_NUMBER, -1, LAYERS, 0.5],
     "example": [*NOT_A_NUMBER, 4, -5, 0.5],
     "result": ["x", None, 3, object(), {"values": 1}, Result],
+    "n_jobs": [*NOT_A_NUMBER, 0, -2, 1.5],
     "held_out": ["x", 3, object(), Result],
     "a": ["x", None, 3, Result],
     "b": ["x", None, 3, Result],

@@ -21,6 +21,7 @@ from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
 from lcalens.core.tokens import encode, source_tokenizer, spell
 from lcalens.core.work import Piece, finish
+from lcalens.core.workers import check_jobs
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.efficacy.parts import CELL_FACTS, CODE, PATH, QUANTITIES, Part, chunks, key_of, scorable, score_part
 from lcalens.llm.efficacy.scoring import Continuation
@@ -49,6 +50,7 @@ def efficacy(
     join: str | None = EfficacyConfig.join,
     batch: int | None = EfficacyConfig.batch,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """How often a model prefers the false object, before and behind the sentences of each scheme.
@@ -69,6 +71,8 @@ def efficacy(
         batch: The most tokens that run at once, padding included: more suits an accelerator, fewer a small memory. One
             prompt is never cut. Numbers of two sizes differ by rounding.
         out: A folder where finished parts are kept: a second run computes only what is missing.
+        n_jobs: How many processes compute, each with the model and one thread; 1 is this one with its own threads, and
+            -1 one per core. They are joblib's, or those that your `joblib.parallel_config` names.
         progress: True for a bar, False for silence, or a function of (done, total, what).
 
     Returns:
@@ -89,6 +93,7 @@ def efficacy(
         >>> result.plot()
     """
     config, wordings = check_config(schemes, counts, scoring, chat, related, seed, join, batch)
+    n_jobs = check_jobs(n_jobs, model)
     facts = _as_facts(facts)
     if not len(facts):
         raise LcalensError("facts: there are none; load some with load_facts().")
@@ -109,7 +114,7 @@ def efficacy(
         store, "efficacy", code=CODE, model=model, settings=settings, data=lambda: {"facts": facts_record(facts)}
     )
     study = _Study(model, facts, config, wordings, words)
-    measured = _measure(study, store, manifest, progress)
+    measured = _measure(study, store, manifest, n_jobs, progress)
     if not any(true for true, _ in measured.spelled):
         raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
     examples = _examples(facts, known=measured.values["greedy"][:, 0, 0] == 1)
@@ -216,15 +221,19 @@ class _Study(NamedTuple):
         return len(self.facts) * (1 + len(self.config.schemes) * len(self.config.counts[1:]))
 
 
-def _measure(study: _Study, store: CellStore, manifest: Manifest, progress: bool | ProgressCallback) -> _Measured:
-    measured = _Measured(study.facts, study.config)
+def _measure(
+    study: _Study, store: CellStore, manifest: Manifest, n_jobs: int, progress: bool | ProgressCallback
+) -> _Measured:
+    measured, config = _Measured(study.facts, study.config), study.config
     with progress_callback(progress, unit="prompts") as report:
         told = _Told(report, study.count)
         pieces = _pieces(study, store, manifest, measured, told)
-        for part, cell, _ in finish(store, pieces, partial(score_part, batch=study.config.batch), study.model):
-            measured.paths.add(cell[PATH].tobytes().decode())
-            measured.add(part.index, part.prompts, cell)
-            told.add(part.size)
+        work = partial(score_part, batch=config.batch)
+        with finish(store, pieces, work, study.model, code=CODE, n_jobs=n_jobs) as cells:
+            for part, cell, _ in cells:
+                measured.paths.add(cell[PATH].tobytes().decode())
+                measured.add(part.index, part.prompts, cell)
+                told.add(part.size, "clean" if part.index < 0 else config.schemes[part.index])
     measured.leave_out_alike()
     manifest.end()
     return measured
@@ -239,17 +248,17 @@ class _Told:
     """
 
     def __init__(self, report: ProgressCallback, total: int):
-        self._report, self._done, self._total, self._what = report, 0, total, ""
+        self._report, self._done, self._total = report, 0, total
 
     def begin(self, scheme: str, impossible: int) -> None:
         """A scheme is begun."""
-        self._what, self._total = scheme, self._total - impossible
-        self.add(0)
+        self._total -= impossible
+        self.add(0, scheme)
 
-    def add(self, prompts: int) -> None:
-        """Prompts are done."""
+    def add(self, prompts: int, scheme: str) -> None:
+        """Prompts of a scheme are done."""
         self._done += prompts
-        self._report(self._done, self._total, self._what)
+        self._report(self._done, self._total, scheme)
 
 
 def _pieces(study: _Study, store: CellStore, manifest: Manifest, measured: _Measured, told: _Told) -> Iterator[Piece]:
@@ -275,7 +284,7 @@ def _pieces(study: _Study, store: CellStore, manifest: Manifest, measured: _Meas
             if prompts:
                 parts.append(Part(index, prompts, len(chunk), continuations))
             else:
-                told.add(len(chunk))
+                told.add(len(chunk), scheme)
         keys = [key_of(whose, part, study.config.batch) if store.folder else "" for part in parts]
         manifest.expect(keys, total=total)
         yield from map(Piece, keys, parts)

@@ -11,6 +11,7 @@ import torch
 from lcalens.core.cache import cache_root
 from lcalens.core.errors import LcalensError
 from lcalens.core.known_faults import faults_of
+from lcalens.core.loading import Loading, attach_loading
 from lcalens.core.offload import check_in_memory, offload_problem, offloaded_modules
 from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
@@ -107,7 +108,12 @@ def load_model(
     trials = UNTRIED if info is None or device_map is not None else passed(cache_root(cache_dir), Path(place), loaded)
     if not trials.before:
         check_weights(name, loaded)
-    return _boot(loaded, tokenizer_used, info or _described(name, loaded), trials=trials)
+    bridge = _boot(loaded, tokenizer_used, info or _described(name, loaded), trials=trials)
+    options = {"tokenizer": tokenizer, "device": device, "dtype": dtype, "cache_dir": cache_dir, "revision": revision,
+               "token": token, "device_map": device_map, "progress": False}  # fmt: skip
+    local = Path(name).expanduser()
+    attach_loading(bridge, Loading(load_model, str(local.absolute()) if local.exists() else name, options))
+    return bridge
 
 
 def _read(
