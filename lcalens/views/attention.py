@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lcalens.mechanism.arguments import Head
     from lcalens.mechanism.contrast.contrast import Contrast
 
-# Stands where the chart will be: a notebook that was not run on this machine shows no script's work until it is trusted.
+# Stands where the chart will be: a notebook from another machine shows no script's work until it is trusted.
 _UNTIL_DRAWN = (
     "<em>A script draws this. In a notebook that was not run here, trust the notebook (in JupyterLab the command "
     "<q>Trust Notebook</q>), or run the cell again.</em>"
