@@ -74,7 +74,8 @@ def complete(subject: Subject) -> Measured:
     slope, uncertain = _slope(subject, found)
     rule = torch.from_numpy(weights / 2).to(slope)[:, None]
     expected, tolerance = (rule * slope).sum(0), float((rule * uncertain).sum(0).max())
-    told = result.wide("completeness").set_index("layer").loc[layer]
+    table = result.wide("completeness")
+    told = table[table["layer"] == layer].to_dict("records")[0]
     exact = (patched(subject, [(layer, None)], "z", [-1])[0, :1] - subject.ends[:1, 1]).cpu()
     error = max(_apart(summed[:, layer], expected), abs(float(told["exact"]) - float(exact.mean())))
     gap = float(told["gap"]) / max(float(exact.abs().mean()), 1e-30)
@@ -97,8 +98,8 @@ def divided(subject: Subject) -> Measured:
     result = split(subject.model, subject.contrast, twin=0, progress=False)
     parts = {name: torch.from_numpy(result.values[name]) for name in ("attention", "recall", "scale", "total")}
     inside = _apart(parts["attention"] + parts["recall"] + parts["scale"], parts["total"])
-    table = result.wide("balance").set_index("part")["change"]
-    others = float(table[["mlps", "embedding", "biases"]].sum())
+    table = result.wide("balance")
+    others = float(table[table["part"].isin(["mlps", "embedding", "biases"])]["change"].to_numpy(float).sum())
     change = float((subject.ends[:, 1] - subject.ends[:, 0]).mean())
     whole = abs(float(parts["total"].sum((1, 2, 3)).mean()) + others - change)
     tolerance = subject.grain + subject.rounding(parts["total"].abs().sum((1, 2, 3)))

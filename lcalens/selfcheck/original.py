@@ -74,11 +74,11 @@ def _empty_parameters() -> Iterator[None]:
     """Within it, modules are made without memory for their parameters; their buffers are computed."""
     register = nn.Module.register_parameter
 
-    def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None:
-            made: Any = type(parameter)(parameter.to("meta"), requires_grad=False)
-            module._parameters[name] = made
+    def empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param)
+        if param is not None:
+            made: Any = type(param)(param.to("meta"), requires_grad=False)
+            self._parameters[name] = made
 
     nn.Module.register_parameter = empty
     try:

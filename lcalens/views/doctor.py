@@ -32,12 +32,11 @@ def doctor_screen(result: "Result") -> str:
         "",
         f"{'identity':26}{'verdict':9}{'error':>10}{'tolerance':>11}{'effect':>10}{'s':>7}",
     ]
-    for row in result.tables["verdicts"].itertuples(index=False):
-        numbers = "".join(f"{_number(value):>{width}}"
-                          for value, width in ((row.error, 10), (row.tolerance, 11), (row.effect, 10)))  # fmt: skip
-        lines.append(f"{row.identity:26}{row.verdict:9}{numbers}{row.seconds:7.2f}")
-        if row.reason:
-            lines += _wrapped([plain_line(str(row.reason))])
+    for row in result.tables["verdicts"].to_dict("records"):
+        numbers = f"{_number(row['error']):>10}{_number(row['tolerance']):>11}{_number(row['effect']):>10}"
+        lines.append(f"{row['identity']:26}{row['verdict']:9}{numbers}{row['seconds']:7.2f}")
+        if row["reason"]:
+            lines += _wrapped([plain_line(str(row["reason"]))])
     counts = result.provenance["counts"]
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     lines += ["", f"{said} in {result.values['seconds'].sum():.0f} s; {result.provenance['kept'] or 'nothing is kept'}"]

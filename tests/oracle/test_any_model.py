@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import lcalens
 from lcalens.core.verdicts import wrong_on
-from tests.matrix.families import tokenizer_of
+from tests.matrix.families import FAMILIES, tokenizer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 VOCABULARY = 259  # of the tokenizer of bytes
 FEW = settings(
-    max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
 FIRST = ("batch and single", "layer by layer", "head outputs", "averaged values", "patch z", "patch v", "exchange",
          "Shapley sum", "paths to the logits", "direct effects", "split", "clean into clean", "patch together",
@@ -73,7 +73,7 @@ def built(shape, dtype=torch.float32):
         if not shape["tied"]:
             model.get_output_embeddings().weight.mul_(10)
     model = model.to(dtype).eval()
-    return lcalens.load_model(model, tokenizer=tokenizer_of(type("Any", (), {"kind": "llama"}))), model
+    return lcalens.load_model(model, tokenizer=tokenizer_of(FAMILIES["llama"])), model
 
 
 def words(result):

@@ -1,6 +1,7 @@
 """`doctor` holds on models that are right, and a fault that is planted is wrong by the identity that should see it."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def twice_the_scale(model):
 
 def another_epsilon(model):
     for component in model.modules():
-        config = getattr(component, "config", None)
+        config: Any = getattr(component, "config", None)
         if hasattr(config, "eps"):
             config.eps = 0.1
 
@@ -162,7 +163,7 @@ def scaled(function, by=1.02):
     """A function whose numbers are all a little too large."""
 
     def larger(*given, **named):
-        found = function(*given, **named)
+        found: Any = function(*given, **named)
         if isinstance(found, tuple):
             return (found[0], found[1] * by)
         if isinstance(found, torch.Tensor):

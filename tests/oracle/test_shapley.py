@@ -326,3 +326,14 @@ def test_all_heads_of_a_large_model_are_not_taken_unasked(standin):
         pytest.skip("the stand-in has few heads")
     with pytest.raises(LcalensError, match="heads: the model has"):
         shapley(model, runs_of(model, [(9, 9)]), progress=False)
+
+
+def test_one_player_alone_has_the_whole_effect(standin):
+    model = standin("gpt2").model
+    contrast = runs_of(model, [(9, 9)])
+    found = shapley(model, contrast, [(0, 1)], progress=False)
+    patched = patch(model, contrast, site="z", progress=False).values["value"][:, 0, 1]
+    worth = found.examples["hijacked"].to_numpy() - patched
+    assert np.abs(worth).max() > 0
+    np.testing.assert_allclose(found.values["shapley"][:, 0], worth, rtol=1e-4, atol=1e-6)
+    assert not len(found.tables["pairs"])
