@@ -19,7 +19,7 @@ from lcalens.core.checks import check_bridge
 from lcalens.core.known_faults import faults_of
 from lcalens.core.offload import check_in_memory
 from lcalens.core.stamp import PerState, every_module, stamp
-from lcalens.core.verdicts import forced_record
+from lcalens.core.verdicts import verdicts_record
 from lcalens.core.versions import versions
 
 __all__ = [
@@ -233,13 +233,20 @@ def provenance_of(model: Any, *, path: str | Sequence[str], settings: Mapping[st
     Returns:
         `model` (see `ModelInfo`, with the weights' `fingerprint` and the `hooks` that were attached), the settings,
         `path` and `versions`; `known_faults`, where a library is known to compute such a model wrongly; and `doctor`,
-        what is wrong on a model that was measured all the same.
+        where it found something wrong on this model: what, and whether the verb was forced.
     """
     info = model_info(model)
     record = info.to_dict() | {"fingerprint": fingerprint(model), "hooks": active_hooks(model)}
     faults = faults_of(info.family)
     warned = {"known_faults": faults} if faults else {}
-    return {"model": record, **settings, "path": path, "versions": versions(), **warned, **forced_record(stamp(model))}
+    return {
+        "model": record,
+        **settings,
+        "path": path,
+        "versions": versions(),
+        **warned,
+        **verdicts_record(stamp(model)),
+    }
 
 
 def fingerprint(model: Any) -> str:

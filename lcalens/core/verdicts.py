@@ -71,9 +71,12 @@ def wrong_on(stamp: str, verb: str | None = None) -> dict[str, str]:
         stamp: Of the model.
         verb: Those that make this verb's numbers wrong; None for all.
     """
-    folder = _folder(stamp)
-    if not folder.is_dir():
-        return {}
+    try:
+        folder = _folder(stamp)
+        if not folder.is_dir():
+            return {}
+    except (OSError, RuntimeError, ValueError):
+        return {}  # a cache folder that cannot even be looked into holds nothing of ours
     try:
         content = json.loads(read_sealed(folder)[_FILE])
         if content["stamp"] != stamp:
@@ -113,14 +116,14 @@ def check_verdicts(stamp: str, verb: str) -> None:
         )
 
 
-def forced_record(stamp: str) -> dict[str, Any]:
-    """What a result says of verdicts that it was forced against; nothing where there are none.
+def verdicts_record(stamp: str) -> dict[str, Any]:
+    """What a result says of what is wrong on its model, and whether it was forced; nothing where nothing is.
 
     Args:
         stamp: Of the model.
     """
     wrong = wrong_on(stamp)
-    return {"doctor": {"wrong": wrong, "forced": True}} if wrong else {}
+    return {"doctor": {"wrong": wrong, "forced": _forced.get()}} if wrong else {}
 
 
 def _folder(stamp: str) -> Path:

@@ -106,7 +106,7 @@ def _keep(model: Any, verdicts: Sequence[Verdict]) -> str:
     }
     try:
         keep_verdicts(stamp(model), wrong)
-    except LcalensError as error:
+    except (LcalensError, OSError, RuntimeError, ValueError) as error:  # no home folder, a cache that is a file, ...
         return f"not kept: {error}"
     return "verbs refuse this model where they were found wrong" if wrong else "nothing is wrong"
 

@@ -179,10 +179,10 @@ def scaled(function, by=1.02):
 
 # A verb's own arithmetic, two parts in a hundred too large: where it is, and which identity says so.
 MISTAKES = {
-    "lcalens.mechanism.patch.of_variants": "patch z",
+    "lcalens.mechanism.patch_cells.of_variants": "patch z",
     "lcalens.mechanism.knockout.without": "knockout",
     "lcalens.mechanism.exchange.exchange_bucket": "exchange",
-    "lcalens.mechanism.players._measure": "Shapley sum",
+    "lcalens.mechanism.players_cells._measure": "Shapley sum",
     "lcalens.mechanism.path.measure_paths": "paths to the logits",
     "lcalens.mechanism.split.divide": "split",
 }

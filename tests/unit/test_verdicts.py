@@ -39,9 +39,8 @@ def test_a_verb_that_was_found_wrong_is_refused_and_others_are_not(model, contra
     keep_verdicts(stamp(model), KNOCKOUT)
     with pytest.raises(LcalensError, match=r"model: doctor found that knockout gives wrong numbers.*forced"):
         lcalens.knockout(model, contrast, progress=False)
-    assert lcalens.patch(model, contrast, progress=False).provenance["doctor"]["wrong"] == {
-        "knockout": "they differ by 1"
-    }
+    told = lcalens.patch(model, contrast, progress=False).provenance["doctor"]
+    assert told == {"wrong": {"knockout": "they differ by 1"}, "forced": False}
 
 
 def test_forced_it_runs_and_says_so(model, contrast):
@@ -126,6 +125,16 @@ def test_a_notebook_shows_every_verdict_escaped(model, monkeypatch):
     assert "2 exact, 0 refused, 0 wrong" in shown
     assert "stream sums" in shown
     assert "<script>" not in shown
+
+
+def test_a_cache_folder_that_cannot_be_is_no_hindrance(model, contrast, monkeypatch):
+    import lcalens.selfcheck.doctor as held
+
+    monkeypatch.setattr(held, "IDENTITIES", tuple(one for one in held.IDENTITIES if one.name == "batch and single"))
+    monkeypatch.setenv("LCALENS_CACHE", "~nobody-of-this-name/cache")
+    lcalens.knockout(model, contrast, progress=False)
+    monkeypatch.setattr(held, "keep_verdicts", lambda stamp, wrong: keep_verdicts(stamp, KNOCKOUT))
+    assert lcalens.doctor(model, progress=False).provenance["kept"].startswith("not kept: ")
 
 
 def test_nothing_is_kept_of_a_few_identities(model, cache):
