@@ -30,6 +30,7 @@ _HOMES = {
     "defend": "lcalens.mechanism.defence.defend",
     "doctor": "lcalens.selfcheck.doctor",
     "efficacy": "lcalens.llm.efficacy.measure",
+    "efficacy_cost": "lcalens.llm.efficacy.cost",
     "evaluate_defence": "lcalens.llm.defences",
     "exchange": "lcalens.mechanism.exchange",
     "forced": "lcalens.core.verdicts",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from lcalens.llm.ask import ask as ask
     from lcalens.llm.contrasts import contrast_facts as contrast_facts
     from lcalens.llm.defences import evaluate_defence as evaluate_defence
+    from lcalens.llm.efficacy.cost import efficacy_cost as efficacy_cost
     from lcalens.llm.efficacy.measure import efficacy as efficacy
     from lcalens.llm.facts.facts import Fact as Fact
     from lcalens.llm.facts.facts import load_facts as load_facts
