@@ -170,7 +170,7 @@ def scaled(function, by=1.02):
             return found * by
         if isinstance(found, np.ndarray):
             return found * by
-        if dataclasses.is_dataclass(found):
+        if hasattr(found, "effect"):
             return dataclasses.replace(found, effect=found.effect * by)
         return {name: value * by for name, value in found.items()}
 

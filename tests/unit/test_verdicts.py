@@ -127,6 +127,18 @@ def test_a_notebook_shows_every_verdict_escaped(model, monkeypatch):
     assert "<script>" not in shown
 
 
+def test_a_worker_of_a_verb_that_was_forced_is_not_refused(standin, monkeypatch):
+    model = standin("llama").model
+    facts = lcalens.load_facts("sample", limit=70)
+    keep_verdicts(stamp(model), {"batch and single": {"verbs": ["*"], "reason": "they differ"}})
+    hijack = {"schemes": ("dont-think",), "counts": (0, 1), "progress": False}
+    with pytest.raises(LcalensError, match="batch and single"):
+        lcalens.efficacy(model, facts, n_jobs=2, **hijack)
+    with lcalens.forced():
+        result = lcalens.efficacy(model, facts, n_jobs=2, **hijack)
+    assert result.provenance["doctor"]["forced"]
+
+
 def test_a_cache_folder_that_cannot_be_is_no_hindrance(model, contrast, monkeypatch):
     import lcalens.selfcheck.doctor as held
 
