@@ -178,8 +178,8 @@ def _begun(task: Task, pieces: Sequence[tuple[str, Any]], n_jobs: int) -> Any:
     backend, _ = get_active_backend()
     as_they_come = getattr(backend, "supports_return_generator", False)
     order = "generator_unordered" if as_they_come else "list"
-    parallel: Any = Parallel(n_jobs=n_jobs, batch_size=1, max_nbytes=None, return_as=order)
-    return parallel(delayed(task.compute)(number, key, job) for number, (key, job) in enumerate(pieces))
+    options: Any = {"n_jobs": n_jobs, "batch_size": 1, "max_nbytes": None, "return_as": order}
+    return Parallel(**options)(delayed(task.compute)(number, key, job) for number, (key, job) in enumerate(pieces))
 
 
 def _model(loading: Loading, wanted: str) -> Any:

@@ -131,6 +131,20 @@ def test_the_users_own_backend_is_taken(model, facts):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Dask's own
+def test_dasks_workers_are_the_same_to_the_bit(model, facts, tmp_path):
+    dask = pytest.importorskip("dask.distributed", reason="Dask is not installed: pip install 'lcalens[dask]'")
+    with (
+        dask.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        dask.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        found = efficacy(model, facts, **HIJACK, n_jobs=2, out=tmp_path)
+    assert same(found, efficacy(model, facts, **HIJACK))
+    assert one_study(tmp_path).state == "finished"
+
+
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
