@@ -42,9 +42,9 @@ def original_logits(subject: Subject) -> Measured:
 def original_patterns(subject: Subject) -> Measured:
     """Where each head looks, by lcalens and by Hugging Face's own model."""
     tokens = subject.bucket.hijacked
-    given = getattr(subject.original(input_ids=tokens, output_attentions=True), "attentions", None)
+    given = getattr(subject.original(input_ids=tokens, output_attentions=True), "attentions", None) or ()
     patterns = [subject.hook("hijacked", "pattern", layer) for layer in range(int(subject.model.cfg.n_layers))]
-    shapes = [None if one is None else tuple(one.shape) for one in given or ()]
+    shapes = [None if one is None else tuple(one.shape) for one in given]
     if shapes != [tuple(one.shape) for one in patterns]:
         raise Unjudged("Hugging Face's model does not show where its heads look")
     found = _traced(subject).kept["pattern"]
