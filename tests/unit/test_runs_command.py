@@ -30,13 +30,13 @@ def measured():
     """What these cells are of."""
 
 
-def study(folder, *keys, put=True, end=True, words=None, out=None, **settings):
+def study(folder, *keys, put: int | None = None, end=True, words=None, out=None, **settings):
     """A study of these cells, some of them there."""
     with running(words or [], out):
         store = CellStore(folder)
         manifest = Manifest(store, "count", code=[measured], settings=settings, data=lambda: {"contrast": "c"})
         manifest.expect(keys)
-        for one in keys if put is True else keys[:put]:
+        for one in keys[:put]:
             store.put(one, ARRAYS)
         if end:
             manifest.end()
@@ -198,7 +198,9 @@ def test_resume_runs_the_command_again_and_writes_what_an_undisturbed_run_writes
     assert "Written to" in told.out
     assert files(folder) == before
     assert one_study(folder).state == "finished"
-    assert one_study(folder).study.command.words == (*commands["b"],)
+    command = one_study(folder).study.command
+    assert command is not None
+    assert command.words == (*commands["b"],)
     assert cli.main(["runs", "resume", str(folder)]) == 2
     assert "has come to its end" in " ".join(capfd.readouterr().err.split())
 
@@ -283,7 +285,7 @@ def full(tmp_path):
     old, young = folder / "cells" / "x.1.part", folder / "cells" / "x.2.part"
     for file in (old, young, folder / "cells" / "notes.txt", folder / "cells" / "mine.safetensors", tmp_path / "mine"):
         file.write_text("x")
-    os.utime(old, (time.time() - 7200,) * 2)
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
     (folder / "result").mkdir()
     (folder / "result" / "values.safetensors").write_text("x")
     outside = tmp_path / "elsewhere"

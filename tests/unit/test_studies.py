@@ -67,7 +67,7 @@ def test_the_same_study_goes_on_in_its_own_manifest_and_another_has_its_own(tmp_
 
 def test_with_no_folder_nothing_is_written_and_nothing_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    manifest = Manifest(CellStore(None), "count", code=[measured], settings={}, data=lambda: 1 / 0)
+    manifest = Manifest(CellStore(None), "count", code=[measured], settings={}, data=lambda: {"never": 1 / 0})
     manifest.expect(KEYS)
     manifest.end()
     assert list(tmp_path.iterdir()) == []
@@ -231,8 +231,9 @@ def test_a_command_says_how_it_was_typed(lc_hijack, tmp_path, monkeypatch):
     words = [*lc_hijack, "--out", "out/study"]
     assert cli.main(words) == 0
     (kept,) = listed(tmp_path)
-    assert kept.study.command.words == (*words,)
-    assert (kept.study.command.directory, kept.study.command.out) == (str(tmp_path), ".")
+    command = kept.study.command
+    assert command is not None
+    assert (command.words, command.directory, command.out) == ((*words,), str(tmp_path), ".")
 
 
 @pytest.fixture
