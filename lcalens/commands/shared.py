@@ -70,7 +70,8 @@ class Source:
                 (out / "table.md").write_text(table, encoding="utf-8")
         except OSError as error:
             raise cannot_be_written(out, error) from error
-        self.note(f"Written to {out}: figure.png, tables, values.parquet, result/ (read it with lcalens.Result.load)")
+        files = "figure.png, table.md, values.parquet" if table else "figure.png, values.parquet"
+        self.note(f"Written to {out}: {files}, result/ (its tables too; read it with lcalens.Result.load)")
 
     def load(self) -> Any:
         """The model, loaded.

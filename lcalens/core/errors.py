@@ -12,7 +12,7 @@ _PAGES = {
     "metric": (),
     "model": (),
     "positions": ("span", "spans"),
-    "schemes": (),
+    "schemes": ("scheme", "control"),
     "site": (),
     "source": (),
 }

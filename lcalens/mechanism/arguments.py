@@ -131,7 +131,7 @@ def read_heads(name: str, heads: Any, layers: int, count: int, *, as_given: bool
         if len(pair) != 2 or not all(map(is_index, pair)) or not (0 <= pair[0] < layers and 0 <= pair[1] < count):
             raise LcalensError(
                 f"{name}: {given!r:.60} is no (layer, head) of a model of {layers} layers of {count} heads; both are "
-                "counted from 0."
+                "counted from 0, in a list of pairs: [(23, 4)] is layer 23's head 4."
             )
         pairs[int(pair[0]), int(pair[1])] = None
     return tuple(pairs if as_given else sorted(pairs))

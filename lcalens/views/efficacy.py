@@ -54,10 +54,15 @@ def plot_efficacy(
         styles = ((color, "-", "o"), (GREY, "--", "s"), (GREY, ":", "^"))
         for (name, rows), (shade, dashes, marker) in zip(table.groupby("scheme", sort=False), styles, strict=False):
             _curve(panel, rows, measure, counts, color=shade, ls=dashes, marker=marker, label=legend(str(name)))
+        unmeasured = result.provenance.get("unmeasured", {})
+        for name in controls:
+            if name not in set(table["scheme"]):  # a legend without it would look as if nobody had asked
+                why = "not measured" if name in unmeasured else "on none of these facts"
+                panel.plot([], [], color=GREY, ls="none", marker="x", ms=3.5, label=f"{legend(name)}: {why}")
         panel.set_title(plain(short(scheme, 20)), fontsize=8)
         panel.set_title(f"{table['facts'].max()} facts", fontsize=SMALL, color=GREY, loc="right")
         panel.legend(fontsize=SMALL, frameon=False, loc="best", handlelength=2.2)
-        why = result.provenance.get("unmeasured", {}).get(scheme)
+        why = unmeasured.get(scheme)
         if why:
             note = "nothing was measured:\n" + "\n".join(textwrap.wrap(str(why), 34))
             panel.text(0.5, 0.5, plain(note), fontsize=SMALL, ha="center", va="center", transform=panel.transAxes)

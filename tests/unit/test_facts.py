@@ -692,7 +692,7 @@ def test_facts_are_put_together_each_once():
     assert both.source == "sample + records"
     assert len(both.pool) == len(sample.pool) + 1
     other = load_facts([replace(own[0], case_id=sample[0].case_id)])
-    with pytest.raises(LcalensError, match=r"case_id .* occurs twice"):
+    with pytest.raises(LcalensError, match=r"case_id .* another fact's"):
         sample + other
     with pytest.raises(TypeError):
         operator.add(sample, [1])
@@ -707,3 +707,22 @@ def test_a_fact_by_hand_has_an_identifier_of_its_content():
     assert fact.relation_id == "unknown"
     assert copy.deepcopy(fact) == fact
     assert Fact(**parts, case_id="a digest of the other fields").case_id == "a digest of the other fields"
+
+
+def test_two_sources_without_identifiers_are_not_put_together_in_silence():
+    record = {"prompt": "{} is in", "subject": "Rome", "target_true": "Italy", "target_false": "Spain"}
+    one, other = load_facts([record]), load_facts([record | {"subject": "Pisa"}])
+    with pytest.raises(LcalensError, match=r"^facts: case_id 0 is another fact's in the other source.*column case_id"):
+        one + other
+    assert len(one + load_facts([record])) == 1
+    assert len(one + load_facts([record | {"subject": "Pisa", "case_id": 7}])) == 2
+
+
+def test_an_empty_cell_is_called_empty(tmp_path):
+    file = tmp_path / "facts.csv"
+    file.write_text("prompt,subject,target_true,target_false\n{} is in,Rome,Italy,Spain\n{} is in,Pisa,Italy,\n")
+    found = load_facts(file)
+    assert len(found) == 1
+    reason = found.skipped[0].reason
+    assert "'target_false' is there and empty, give its text" in reason
+    assert "target_false" not in reason.partition("the keys found are")[2]

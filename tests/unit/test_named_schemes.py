@@ -100,3 +100,15 @@ def test_fewer_tokens_at_once_give_the_same_numbers(model, facts, tmp_path):
     assert few.provenance["cells"]["loaded"] == 0
     odds = [one.values["logp_false"] - one.values["logp_true"] for one in (whole, few)]
     np.testing.assert_allclose(odds[1], odds[0], atol=1e-5 * np.abs(odds[0]).max())
+
+
+def test_a_sentence_that_names_no_object_may_be_a_control(standin):
+    facts = load_facts("sample", limit=6)
+    scheme = Scheme("Forget about {target_false}.", control="Kindly forget the weather of {subject} today.")
+    found = efficacy(standin("llama").model, facts, schemes={"forget": scheme}, counts=(0, 1), progress=False)
+    assert found.axes["scheme"] == ("forget", "forget (control)")
+    assert found.provenance["schemes"]["forget (control)"]["role"] == "control"
+    assert set(found.tables["controls"]["control"]) == {"forget (control)"}
+    for bad in ("Forget about {target_true}.", "dont-think"):
+        with pytest.raises(LcalensError, match=r"^control: .* hijacks itself"):
+            Scheme("Forget about {target_false}.", control=bad)

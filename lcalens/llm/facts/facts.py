@@ -185,6 +185,13 @@ class Facts(Sequence[Fact]):
         if not isinstance(other, Facts):
             return NotImplemented
         source = self._source if self._source == other._source else f"{self._source} + {other._source}"
+        clash = {fact.case_id for fact in set(self._facts) ^ set(other._facts)}
+        clash &= {fact.case_id for fact in self._facts} & {fact.case_id for fact in other._facts}
+        if clash:
+            raise LcalensError(
+                f"facts: case_id {shown(min(clash, key=str))} is another fact's in the other source; sources without "
+                "identifiers both count from 0: give their records a key or column case_id."
+            )
         facts = dict.fromkeys((*self._facts, *other._facts))
         pool = dict.fromkeys((*self._pool, *other._pool))
         skipped = dict.fromkeys((*self._skipped, *other._skipped))

@@ -289,8 +289,10 @@ def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[
         if not _missing(record.get(key)):
             return within + key, record[key]
     names = " or ".join(repr(within + key) for key in keys)
-    present = ", ".join(shown(key, 30) for key in list(record)[:8]) or "none"
-    raise LcalensError(f"missing key {names}; add it (the keys found are {present}).")
+    empty = next((key for key in keys if key in record), None)
+    fix = "add it" if empty is None else f"{within + empty!r} is there and empty, give its text"
+    present = ", ".join(shown(key, 30) for key, value in list(record.items())[:8] if not _missing(value)) or "none"
+    raise LcalensError(f"missing key {names}; {fix} (the keys found are {present}).")
 
 
 def _target(label: str, value: object) -> str:

@@ -9,6 +9,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_written
 from lcalens.llm.prompts.schemes import SCHEMES, Wording, find_scheme
 
+_OBJECT = re.compile(r"\{target_(?:true|false)\}")
 _NAMED = re.compile(r"(?P<name>[^\s={}]+)=(?P<sentence>.*[\s{].*)", re.DOTALL)
 
 
@@ -35,11 +36,17 @@ class Scheme:
 
     def __post_init__(self):
         find_scheme(self.sentence)
-        if self.control is not None and find_scheme(self.control).role != "control":
+        if self.control is not None and not _may_control(self.control):
             raise LcalensError(
                 f"control: {self.control!r:.120} hijacks itself; name no object of the fact, such as in "
                 "'Forget about {unrelated}.', or give 'neutral'."
             )
+
+
+def _may_control(name: str) -> bool:
+    """Whether a scheme or a sentence names neither object of the fact."""
+    wording = find_scheme(name)
+    return wording.role == "control" or (name not in SCHEMES and not _OBJECT.search(name))
 
 
 def named_schemes(schemes: Any) -> dict[str, Wording]:
@@ -97,7 +104,7 @@ def _of_mapping(schemes: Mapping[Any, Any]) -> dict[str, Wording]:
         if one.control is not None and beside not in asked and control not in SCHEMES:
             beside = f"{name} (control)"
         if one.control is not None and beside not in asked:
-            controls[beside] = replace(find_scheme(control), name=beside)
+            controls[beside] = replace(find_scheme(control), name=beside, role="control", control="")
         found[name] = replace(wording, name=name, control=beside)
     return found | controls
 

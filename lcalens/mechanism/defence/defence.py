@@ -46,6 +46,10 @@ class Defence(Plan):
         ((23, 4), (29, 2))
     """
 
+    def __repr__(self) -> str:
+        heads = ", ".join(f"L{layer}H{head}" for layer, head in self.heads) or "no heads"
+        return f"Defence({self.method}: {heads}; {'the last position' if self.where == 'last' else 'every position'})"
+
     @contextmanager
     def applied(self, model: Any, begins: Sequence[int] | None = None) -> Iterator[Any]:
         """The model with the defence on, until the block is left, however it is left.
