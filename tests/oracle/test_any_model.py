@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 VOCABULARY = 259  # of the tokenizer of bytes
 FEW = settings(
-    max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
 FIRST = ("batch and single", "layer by layer", "head outputs", "averaged values", "patch z", "patch v", "exchange",
          "Shapley sum", "paths to the logits", "direct effects", "split", "clean into clean", "patch together",
