@@ -89,7 +89,7 @@ def page(rows: Sequence[Mapping[str, str]]) -> str:
     for (benchmark, quantity), found in history.items():
         last = found[-1]
         before = f"{found[-2]['value']} ({found[-2]['date']})" if len(found) > 1 else ""
-        told = [benchmark, quantity, last["value"], last["date"], f"`{last['commit']}`", last["busy"], before]
+        told = [_plain(benchmark), quantity, last["value"], last["date"], f"`{last['commit']}`", last["busy"], before]
         lines.append("| " + " | ".join(one.replace("|", "\\|") for one in told) + " |")
     machines = dict.fromkeys(row["machine"] for row in rows)
     return "\n".join([*lines, "", f"Machines: {'; '.join(machines)}.", ""])
@@ -107,7 +107,7 @@ def draw(rows: Sequence[Mapping[str, str]], file: Path = FIGURE) -> None:
     ratios: dict[str, list[tuple[datetime, float]]] = {}
     for row in rows:
         if "ratio" in row["quantity"]:
-            name = f"{row['benchmark']}: {row['quantity']}"
+            name = f"{_plain(row['benchmark'])}: {row['quantity']}"
             ratios.setdefault(name, []).append((datetime.fromisoformat(row["date"]), float(row["value"])))
     figure, axis = plt.subplots(figsize=(7, 3 + 0.14 * len(ratios)), dpi=170, layout="constrained")
     for number, (name, points) in enumerate(ratios.items()):
@@ -119,6 +119,11 @@ def draw(rows: Sequence[Mapping[str, str]], file: Path = FIGURE) -> None:
     figure.legend(loc="outside lower center", fontsize=6, ncols=1, frameon=False)
     figure.savefig(file)
     plt.close(figure)
+
+
+def _plain(benchmark: str) -> str:
+    """A test's name as words."""
+    return benchmark.removeprefix("test_").replace("_", " ")
 
 
 def main() -> int:
