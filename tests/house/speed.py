@@ -103,19 +103,24 @@ def draw(rows: Sequence[Mapping[str, str]], file: Path = FIGURE) -> None:
         file: The picture.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    ratios: dict[str, list[tuple[datetime, float]]] = {}
+    ratios: dict[str, list[tuple[int, float]]] = {}
+    days = sorted({row["date"] for row in rows})
     for row in rows:
         if "ratio" in row["quantity"]:
             name = f"{_plain(row['benchmark'])}: {row['quantity']}"
-            ratios.setdefault(name, []).append((datetime.fromisoformat(row["date"]), float(row["value"])))
+            ratios.setdefault(name, []).append((days.index(row["date"]), float(row["value"])))
     figure, axis = plt.subplots(figsize=(7, 3 + 0.14 * len(ratios)), dpi=170, layout="constrained")
     for number, (name, points) in enumerate(ratios.items()):
-        days, values = zip(*points, strict=True)
-        axis.plot(days, values, marker="osD^v<>"[number % 7], markersize=4, label=name)
-    axis.set(yscale="log", ylabel="times as fast as the peer")
+        at, values = zip(*points, strict=True)
+        axis.plot(at, values, marker="osD^v<>"[number % 7], markersize=4, label=name)
+    axis.set(yscale="log", ylabel="times as fast as the peer", xlim=(-0.5, max(len(days) - 0.5, 0.5)))
+    axis.set_xticks(range(len(days)), days)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
-    figure.autofmt_xdate()
     figure.legend(loc="outside lower center", fontsize=6, ncols=1, frameon=False)
     figure.savefig(file)
     plt.close(figure)
