@@ -21,7 +21,7 @@ FENCE = re.compile(
     r"^( *)```python\n(.*?)^\1```$(?:\n\n\1```text\n(.*?)^\1```$)?",
     re.MULTILINE | re.DOTALL,
 )
-NEVER_RUN = 3  # at most so many blocks
+NEVER_RUN = 4  # at most so many blocks
 SMALLER = (
     (re.compile(r"limit=[1-9]\d+"), "limit=14"),
     (re.compile(r"range\(\d+\)"), "range(1)"),
