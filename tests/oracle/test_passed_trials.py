@@ -56,6 +56,20 @@ def test_what_a_trial_depends_on_makes_it_run_again(tiny, tmp_path, trials, monk
     assert len(trials) == before  # the first note is still there
 
 
+def test_every_file_that_a_trial_runs_through_is_looked_at(tiny, tmp_path, monkeypatch):
+    seen, lie = set(), passed._lie
+
+    def spy(files):
+        listed = list(files)
+        seen.update("/".join(path.parts[-2:]) for path in listed)
+        return lie(listed)
+
+    monkeypatch.setattr(passed, "_lie", spy)
+    load_model(tiny, cache_dir=tmp_path)
+    assert {"models/load.py", "llama/modeling_llama.py", "transformers/masking_utils.py",
+            "integrations/sdpa_attention.py", "model_bridge/bridge.py"} <= seen  # fmt: skip
+
+
 def test_an_edited_library_is_another(tmp_path):
     file = tmp_path / "bridge.py"
     file.write_text("scale = 1\n")

@@ -2,7 +2,7 @@
 
 A converted GGUF's files are checked against their digests on every load, so its weights are known to be those that were
 tried. What else a trial depends on is in its key: lcalens's own code, the libraries' versions, the files of the model's
-class and of TransformerLens' bridge as they lie on the disk, the dtype and the device.
+class, of what transformers' models share and of TransformerLens as they lie on the disk, the dtype and the device.
 """
 
 import contextlib
@@ -72,7 +72,16 @@ def passed(cache: Path, folder: Path, model: Any) -> Passed:
         model: As Hugging Face loaded it.
     """
     import transformer_lens
+    import transformers
 
+    shared = Path(transformers.__file__).parent
+    libraries = (
+        Path(__file__).parent.glob("*.py"),  # how lcalens bridges
+        Path(inspect.getfile(type(model))).parent.glob("*.py"),
+        shared.glob("*.py"),  # masks, rotary frequencies, caches
+        (shared / "integrations").glob("*.py"),  # the attentions
+        Path(transformer_lens.__file__).parent.rglob("*.py"),
+    )
     first = next(model.parameters())
     key = cell_key(
         (run_trial, check_weights, check_finite, check_causal, check_attentions, check_bridge, mend_attention_scale,
@@ -80,8 +89,7 @@ def passed(cache: Path, folder: Path, model: Any) -> Passed:
         [
             hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
             versions(),
-            _lie(Path(inspect.getfile(type(model))).parent.glob("*.py")),
-            _lie(Path(transformer_lens.__file__).parent.rglob("*.py")),
+            [_lie(files) for files in libraries],
             str(first.dtype),
             _machine(first.device),
         ],
