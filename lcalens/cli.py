@@ -19,6 +19,7 @@ from lcalens.commands.shared import first_line
 from lcalens.commands.trace import Trace
 from lcalens.core.command_line import running
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.core.verdicts import forced
 
 _COMMANDS: dict[str, Any] = {
@@ -58,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         if not stop.code and typed[0] in _COMMANDS:
             print("\n".join(["examples:", *(f"  {example}" for example in _COMMANDS[typed[0]].EXAMPLES)]))
+        meant = did_you_mean(typed[0], _COMMANDS).strip() if stop.code and typed else ""
+        if meant and typed[0] not in _COMMANDS:
+            print(f"lcalens: {meant}", file=sys.stderr)
         raise
     try:
         force = getattr(getattr(command, "action", command), "force", False)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 
 
 def check_int(name: str, value: Any, *, low: int, high: int | None = None, why: str = "") -> int:
@@ -50,7 +51,7 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> str:
     """
     words = tuple(known)
     if not isinstance(value, str) or value not in words:
-        raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(words)}.")
+        raise LcalensError(f"{name}: {value!r:.60} is not one of {', '.join(words)}.{did_you_mean(value, words)}")
     return str(value)
 
 

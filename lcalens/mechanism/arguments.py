@@ -15,6 +15,7 @@ from torch import Tensor
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.limits import context_limit
+from lcalens.core.near import did_you_mean
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.metrics import MetricName
 from lcalens.engine.reading import read_decoder
@@ -275,7 +276,7 @@ def check_metric(metric: Any, verb: str, *, but: Collection[str] = (), own: str 
     reason = f"{metric!r:.60} is not one of {', '.join(known)}"
     if isinstance(metric, str) and metric in but:
         reason = f"{verb} does not measure {metric!r}; it takes {', '.join(known)}"
-    raise LcalensError(f"metric: {reason}{functions}.")
+    raise LcalensError(f"metric: {reason}{functions}.{did_you_mean(metric, known)}")
 
 
 def is_index(value: Any) -> bool:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import nearest
 from lcalens.engine.sites import HOOKS
 
 SITES: Mapping[str, str] = MappingProxyType(HOOKS)
@@ -107,4 +108,21 @@ def read_place(site: Any, name: str = "site") -> Place:
             )
     raise LcalensError(
         f"{name}: {site!r:.60} is not one of {', '.join(SITES)}, nor a hook's name such as blocks.3.attn.hook_z."
+        f"{_meant(site)}"
     )
+
+
+def _meant(site: Any) -> str:
+    """The question whether a near site was meant, as a hook's name where one was typed."""
+    if not isinstance(site, str):
+        return ""
+    written = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.*)", site, re.DOTALL)
+    layer, point = written.groups() if written else (None, site)
+    points = {hook.replace("hook_", ""): hook for hook in SITES.values()}
+    near = nearest(point.replace("hook_", ""), [*SITES, *points])
+    if near is None:
+        return ""
+    if "hook_" not in site and layer is None:
+        return f" Did you mean {near!r}?"
+    hook = points.get(near) or SITES[near]
+    return f" Did you mean {hook if layer is None else f'blocks.{layer}.{hook}'!r:.60}?"

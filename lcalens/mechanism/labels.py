@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 
 _UNDECODED = "\ufffd"  # part of a character
@@ -79,8 +80,7 @@ def token_labels(model: Any, contrast: Any, *, run: Literal["clean", "hijacked"]
     tokenizer = tokenizer_of(model)
     if not isinstance(contrast, Contrast):
         raise LcalensError(f"contrast: expected a Contrast, got {type(contrast).__name__} ({contrast!r:.60}).")
-    if run not in ("clean", "hijacked"):
-        raise LcalensError(f"run: {run!r:.60} is not one of clean, hijacked.")
+    check_choice("run", run, ("clean", "hijacked"))
     rows: tuple[tuple[int, ...], ...] = getattr(contrast, run)
     labels = []
     for back in range(max(map(len, rows)), 0, -1):

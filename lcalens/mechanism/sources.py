@@ -1,6 +1,5 @@
 """What `patch` puts in: the other run's activations, or an ablation: zeros, means over clean runs, or given tensors."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lcalens.core.checksums import checksum
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import nearest
 from lcalens.engine.activations import activations
 from lcalens.engine.by_hooks import shown
 from lcalens.engine.decoder import Decoder, wide
@@ -116,10 +116,10 @@ def given_source(source: Any, site: str, layers: range, contrast: Contrast) -> S
     for layer in layers:
         name = hook_name(site, layer)
         if name not in held:
-            near = difflib.get_close_matches(name, [key for key in held if isinstance(key, str)], n=1, cutoff=0)
-            nearest = f"; the nearest it has is {near[0]!r:.60}" if near else ""
+            near = nearest(name, held)
+            rename = f"rename {near!r:.60} to it, or give" if near else f"it has {_names(held)}; give"
             raise LcalensError(
-                f"source: it has no {name!r}{nearest}. Give every layer that is patched (site={name!r} is one alone)."
+                f"source: it has no {name!r}; {rename} every layer that is patched (site={name!r} is one alone)."
             )
         value = held[name]
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -139,6 +139,12 @@ def given_source(source: Any, site: str, layers: range, contrast: Contrast) -> S
             _check_length(name, value.shape[1], contrast)
         values[layer], sums[layer] = value, checksum(value)
     return Source("given", values, {"checksums": sums}, "activations that were given, by hook name")
+
+
+def _names(held: Mapping[str, Any]) -> str:
+    """The first names of a mapping, and how many more there are."""
+    listed = ", ".join(f"{name!r:.60}" for name in list(held)[:3])
+    return listed + (f" and {len(held) - 3} more" if len(held) > 3 else "")
 
 
 def _check_length(name: str, length: int, contrast: Contrast) -> None:

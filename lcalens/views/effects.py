@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from einops import rearrange
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.results import EXAMPLE
 from lcalens.views.style import (
@@ -83,8 +84,7 @@ def _numbers(result: "Result", quantity: str | None) -> tuple[str, np.ndarray, n
     table = result.wide()
     quantities = [name for name in ("effect", "recovery") if name in table]
     chosen = quantities[0] if quantity is None else quantity
-    if chosen not in quantities:
-        raise LcalensError(f"quantity: {quantity!r:.60} is not one of {', '.join(quantities)}.")
+    check_choice("quantity", chosen, quantities)
     shape = tuple(len(at) for axis, at in result.axes.items() if axis != EXAMPLE)
     nothing = np.full(len(table), np.nan)
     mean, low, high = (

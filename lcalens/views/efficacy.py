@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.llm.efficacy.tables import rates_together
 from lcalens.llm.prompts.schemes import find_scheme
@@ -105,17 +106,13 @@ def _together(
 
 
 def _check(result: "Result", measure: str, subset: str, relation: str | None) -> None:
-    if measure not in ("es", "retention"):
-        raise LcalensError(f"measure: {measure!r} is neither 'es' nor 'retention'.")
+    check_choice("measure", measure, ("es", "retention"))
     if relation is not None:
         known = sorted(set(result.examples["relation_id"]))
-        if relation not in known:
-            raise LcalensError(f"relation: {relation!r} is not one of {', '.join(known)}.")
+        check_choice("relation", relation, known)
         if subset != "all":
             raise LcalensError(f"subset: {subset!r} cannot be combined with relation=; a relation's facts are few.")
-    known = list(dict.fromkeys(result.summary["subset"]))
-    if subset not in known:
-        raise LcalensError(f"subset: {subset!r} is not one of {', '.join(known)}.")
+    check_choice("subset", subset, dict.fromkeys(result.summary["subset"]))
 
 
 def _facts_named(result: "Result", subset: str, relation: str | None) -> str:

@@ -198,8 +198,12 @@ def test_what_is_given_must_fit(standin):
             patch(model, contrast, source={**good, **changes} if changes else {}, progress=False)
 
     missing = {name: good[name] for name in names[:2]}
-    with pytest.raises(LcalensError, match=r"^source: it has no 'blocks.2.attn.hook_z'; the nearest it has is 'blocks"):
+    with pytest.raises(
+        LcalensError, match=r"^source: it has no 'blocks.2.attn.hook_z'; it has 'blocks.0.attn.hook_z', "
+    ):
         patch(model, contrast, source=missing, progress=False)
+    with pytest.raises(LcalensError, match=r"no 'blocks.2.attn.hook_z'; rename 'blocks.2.attn.hook_zz' to it, or give"):
+        patch(model, contrast, source={**missing, "blocks.2.attn.hook_zz": good[names[2]]}, progress=False)
     patch(model, contrast, source=missing, site=names[1], progress=False)
     for bad in (torch.zeros(2, 7, 4, 16), torch.zeros(7, 4, 16), torch.zeros(0, 7, 4, 16)):
         refused(r"^source: 'blocks.1.attn.hook_z' has the shape", **{names[1]: bad})

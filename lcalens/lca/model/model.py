@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 
-from lcalens.core.checks import check_int
+from lcalens.core.checks import check_choice, check_int
 from lcalens.core.errors import LcalensError
 from lcalens.lca.world.concepts import LATENTS
 
@@ -95,8 +95,7 @@ def check_start(config: Any) -> None:
     for name in ("d_model", "d_head"):
         object.__setattr__(config, name, check_int(name, getattr(config, name), low=1))
     for name, kinds in (("embedding", EmbeddingInit), ("value", ValueInit), ("attention", AttentionInit)):
-        if getattr(config, name) not in get_args(kinds):
-            raise LcalensError(f"{name}: {getattr(config, name)!r:.60} is not one of {', '.join(get_args(kinds))}.")
+        check_choice(name, getattr(config, name), get_args(kinds))
     for name in ("train_embedding", "train_value", "train_attention"):
         if not isinstance(getattr(config, name), bool):
             raise LcalensError(f"{name}: expected True or False, got {getattr(config, name)!r:.60}.")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lcalens.core.checks import check_int, check_real
+from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.lca.model.model import AttentionInit, EmbeddingInit, LCAConfig, ValueInit, check_start
 
@@ -74,8 +74,7 @@ class TrainConfig:
         """
         known = {item.name for item in fields(self)}
         for name in values:
-            if name not in known:
-                raise LcalensError(f"grid: {name!r} is not one of {', '.join(sorted(known))}.")
+            check_choice("grid", name, sorted(known))
             if isinstance(values[name], str) or not isinstance(values[name], Iterable):
                 raise LcalensError(
                     f"grid: {name} expects several values, got {values[name]!r:.60}; write ({name}=[...])."

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lcalens.core.checks import check_int, check_real
+from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.tensors import check_tokens
 from lcalens.lca.world import xor
@@ -68,10 +68,7 @@ class LatentConcepts:
         beta = check_real("beta", self.beta, low=0, why="it is a temperature")
         if beta == 0:
             raise LcalensError("beta: expected a number above 0, got 0; it is a temperature.")
-        if self.neighborhood not in get_args(Neighborhood):
-            raise LcalensError(
-                f"neighborhood: {self.neighborhood!r:.60} is not one of {', '.join(get_args(Neighborhood))}."
-            )
+        check_choice("neighborhood", self.neighborhood, get_args(Neighborhood))
         cluster = check_int("cluster_bits", self.cluster_bits, low=1, high=m - 1, why="a cluster holds more than y")
         for name, value in (("m", m), ("omega", omega), ("beta", beta), ("cluster_bits", cluster)):
             object.__setattr__(self, name, value)  # plain numbers, whatever kind was given

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
 
+from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_join
 from lcalens.llm.prompts.counts import check_counts
@@ -52,12 +53,8 @@ def check_config(
         LcalensError: One of them cannot be used.
     """
     wordings = named_schemes(schemes)
-    for argument, value, known in (
-        ("scoring", scoring, ("whole", "first")),
-        ("related", related, ("table", "embedding")),
-    ):
-        if value not in known:
-            raise LcalensError(f"{argument}: {value!r} is not one of {', '.join(map(repr, known))}.")
+    check_choice("scoring", scoring, ("whole", "first"))
+    check_choice("related", related, ("table", "embedding"))
     if not isinstance(chat, bool):
         raise LcalensError(f"chat: expected True or False, got {chat!r:.40}.")
     check_join(join)

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, overload
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.llm.facts.records import Fact, Skipped, shown
 from lcalens.llm.facts.sources import check, read
 
@@ -141,6 +142,7 @@ class Facts(Sequence[Fact]):
                 more = f" and {len(known) - _SHOWN_RELATIONS} more" if len(known) > _SHOWN_RELATIONS else ""
                 raise LcalensError(
                     f"relations: {shown(relation)} does not occur in {shown(self._source)}; give one of {listed}{more}."
+                    f"{did_you_mean(relation, known)}"
                 )
         return self._derive(fact for fact in self._facts if fact.relation_id in chosen)
 

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import nearest
 from lcalens.core.text import first_unseen, named, spaceless, word_of
 
 PLACEHOLDER = "{}"
@@ -33,6 +34,8 @@ _BAD_IN_PROMPT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _TRUE_KEYS = ("target_true", "ground_truth")
 _FALSE_KEYS = ("target_false", "target_new")
+_KEYS = {"case_id", "relation_id", "prompt", "base_prompt", "subject", "relation_prefix", "relation_suffix",
+         "requested_rewrite", "str", *_TRUE_KEYS, *_FALSE_KEYS}  # fmt: skip
 
 
 def shown(value: object, width: int = 80) -> str:
@@ -290,9 +293,19 @@ def _required(record: Mapping[str, Any], *keys: str, within: str = "") -> tuple[
             return within + key, record[key]
     names = " or ".join(repr(within + key) for key in keys)
     empty = next((key for key in keys if key in record), None)
-    fix = "add it" if empty is None else f"{within + empty!r} is there and empty, give its text"
+    fix = _renamed(record, keys, within) if empty is None else f"{within + empty!r} is there and empty, give its text"
     present = ", ".join(shown(key, 30) for key, value in list(record.items())[:8] if not _missing(value)) or "none"
     raise LcalensError(f"missing key {names}; {fix} (the keys found are {present}).")
+
+
+def _renamed(record: Mapping[str, Any], keys: tuple[str, ...], within: str) -> str:
+    """What to do about a key that is missing: to rename one that is near to it and means nothing else, or to add it."""
+    strange = [key for key in list(record)[:100] if key not in _KEYS and not _missing(record[key])]
+    for key in keys:
+        near = nearest(key, strange)
+        if near is not None:
+            return f"rename {within + near!r:.60} to {within + key!r}, or add it"
+    return "add it"
 
 
 def _target(label: str, value: object) -> str:

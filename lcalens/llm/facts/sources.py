@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.llm.facts.files import USE_SAMPLE, parse_text, read_file
 from lcalens.llm.facts.records import Fact, Records, Skipped, known_case_id, parse_record, shown
 from lcalens.llm.hub import ask_hub, offline
@@ -85,7 +86,7 @@ def _read_named(source: str) -> Records:
         raise LcalensError(f"source: {shown(source)} is not an existing file; check the path, or {USE_SAMPLE}.")
     raise LcalensError(
         f"source: {shown(source)} is neither 'sample', 'counterfact', an existing file nor a hub id 'owner/name'; "
-        f"{USE_SAMPLE}."
+        f"{USE_SAMPLE}.{did_you_mean(source, ('sample', 'counterfact'))}"
     )
 
 

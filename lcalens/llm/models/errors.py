@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class _Fault:
     phrases: tuple[str, ...]
     problem: str
     fix: str
+    unfound: bool = False  # there may be none of that name
 
 
-def _fault(kinds: str, phrases: tuple[str, ...], problem: str, fix: str) -> _Fault:
-    return _Fault(frozenset(kinds.split()), phrases, problem, fix)
+def _fault(kinds: str, phrases: tuple[str, ...], problem: str, fix: str, *, unfound: bool = False) -> _Fault:
+    return _Fault(frozenset(kinds.split()), phrases, problem, fix, unfound)
 
 
+EMBEDDED = ("smollm2", "gemma3-270m")
 _EMBEDDED = "'smollm2' or 'gemma3-270m', which need no network"
 _FAULTS = (
     _fault(
@@ -42,6 +45,7 @@ _FAULTS = (
         (),
         "was not found on the hub",
         f"check the spelling and revision, give a local folder, or use {_EMBEDDED}",
+        unfound=True,
     ),
     _fault(
         "",
@@ -67,6 +71,7 @@ _FAULTS = (
         ("couldn't connect", "offline"),
         "is not on this machine, and the hub cannot be reached",
         f"connect, give a local folder, or use {_EMBEDDED}",
+        unfound=True,
     ),
     _fault(
         "",
@@ -113,7 +118,8 @@ def explain(source: str, error: BaseException) -> LcalensError:
     messages = " ".join(str(item) for item in chain).lower()
     for fault in _FAULTS:
         if fault.kinds & kinds or any(phrase in messages for phrase in fault.phrases):
-            return LcalensError(f"source: {source!r:.200} {fault.problem}: {fault.fix}.")
+            hint = did_you_mean(source, EMBEDDED) if fault.unfound else ""
+            return LcalensError(f"source: {source!r:.200} {fault.problem}: {fault.fix}.{hint}")
     cause = f"{type(error).__name__}: {error!s:.200}"
     return LcalensError(f"source: {source!r:.200} could not be loaded ({cause}): {_OTHER}.")
 

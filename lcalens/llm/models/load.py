@@ -12,6 +12,7 @@ from lcalens.core.cache import cache_root
 from lcalens.core.errors import LcalensError
 from lcalens.core.known_faults import faults_of
 from lcalens.core.loading import Loading, attach_loading
+from lcalens.core.near import did_you_mean
 from lcalens.core.offload import check_in_memory, offload_problem, offloaded_modules
 from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
@@ -166,7 +167,7 @@ def _resolve(
         return str(path), None
     looks_local = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
     if looks_local or name.count("/") > 1 or "\\" in name:
-        raise LcalensError(f"source: there is no file or folder {name!r}.")
+        raise LcalensError(f"source: there is no file or folder {name!r}.{did_you_mean(name, _EMBEDDED)}")
     return name, None
 
 
@@ -290,5 +291,5 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
         return torch.float32
     torch_dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype in _DTYPES else dtype
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
-        raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.")
+        raise LcalensError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}.{did_you_mean(dtype, _DTYPES)}")
     return torch_dtype

@@ -9,12 +9,12 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.resources import files
 from itertools import repeat
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.core.reading import Span
 from lcalens.core.text import check_written, full_stop, join_between
 from lcalens.llm.facts.facts import Fact, Facts
@@ -248,11 +248,9 @@ def find_scheme(name: str) -> Wording:
     if name in SCHEMES:
         return SCHEMES[name]
     if not re.search(r"[\s{}]", name.strip()):
-        near = get_close_matches(name, SCHEMES, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise LcalensError(
-            f"schemes: {name!r} is not known.{hint} Known: {', '.join(SCHEMES)}; or give a sentence such as "
-            "'Forget about {target_false}.'"
+            f"schemes: {name!r} is not known.{did_you_mean(name, SCHEMES)} Known: {', '.join(SCHEMES)}; or give a "
+            "sentence such as 'Forget about {target_false}.'"
         )
     fields = re.findall(r"\{(\w*)\}", name)
     strange = [field for field in fields if field not in _FIELDS]

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.core.tokens import Span, encode
 
 LAST = "last"
@@ -94,8 +95,10 @@ def place(
             return tuple((at,) for at in everywhere)
         if positions not in spans:
             lacks = "" if spans else "; this contrast has no spans of its own (Contrast(..., spans=) gives it some)"
+            known = [*spans, *_NOT_SPANS]
             raise LcalensError(
-                f"positions: {positions!r:.60} is not one of {', '.join([*spans, *_NOT_SPANS])}, nor indices{lacks}."
+                f"positions: {positions!r:.60} is not one of {', '.join(known)}, nor indices{lacks}."
+                f"{did_you_mean(positions, known)}"
             )
         offsets = sorted({at - len(hijacked) for first, last in spans[positions] for at in range(first, last)})
         if not offsets:
