@@ -193,7 +193,7 @@ def test_a_span_that_an_example_has_not():
     [
         *(("scheme", value) for value in ("dontthink", "", None, 5, "{nothing}", ["dont-think"])),
         *(("n", value) for value in (0, -1, 1.5, NAN, True, None, "1", [1])),
-        *(("control", value) for value in ("Neutral", "", None, 5, [], ["neutral"])),
+        *(("control", value) for value in ("Neutral", "", 5, [], ["neutral"])),
         *(("related", value) for value in ("tables", None, 5, [])),
         *(("seed", value) for value in (-1, 1.5, None, "0", True)),
         *(("limit", value) for value in (0, -1, 1.5, "3", True, [])),

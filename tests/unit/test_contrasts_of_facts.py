@@ -8,7 +8,8 @@ import pytest
 from helpers import standins
 
 from lcalens.core.errors import LcalensError
-from lcalens.llm.contrasts import contrast_facts, framed_sentences, plain_sentences
+from lcalens.llm.contrasts import contrast_facts
+from lcalens.llm.controls import framed_sentences, plain_sentences
 from lcalens.llm.facts.facts import Fact, Facts, load_facts
 from lcalens.llm.prompts.hijack import hijack_prompts
 from lcalens.llm.prompts.schemes import neutral_sentences

@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.near import did_you_mean
 from lcalens.core.text import check_written
-from lcalens.llm.prompts.schemes import SCHEMES, Wording, find_scheme
+from lcalens.llm.prompts.schemes import DONT_THINK, SCHEMES, Wording, find_scheme
+
+CONTROLS = {"neutral": "neutral", "other": "other-object", "other-object": "other-object", "none": "none"}
+"""Kinds of control that are made to align with the scheme's sentences, by the names that are taken for them."""
 
 _OBJECT = re.compile(r"\{target_(?:true|false)\}")
 _NAMED = re.compile(r"(?P<name>[^\s={}]+)=(?P<sentence>.*[\s{].*)", re.DOTALL)
@@ -15,7 +19,7 @@ _NAMED = re.compile(r"(?P<name>[^\s={}]+)=(?P<sentence>.*[\s{].*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Scheme:
-    """A sentence of your own to put before prompts, for `efficacy(schemes={name: Scheme(...)})`.
+    """A sentence of your own and its control: `efficacy(schemes={name: Scheme(...)})`, `contrast_facts(scheme=...)`.
 
     Attributes:
         sentence: A template with `{target_false}`, `{target_true}`, `{subject}` or `{unrelated}`, a random object of
@@ -37,16 +41,57 @@ class Scheme:
     def __post_init__(self):
         find_scheme(self.sentence)
         if self.control is not None and not _may_control(self.control):
-            raise LcalensError(
-                f"control: {self.control!r:.120} hijacks itself; name no object of the fact, such as in "
-                "'Forget about {unrelated}.', or give 'neutral'."
-            )
+            raise _hijacks_itself(self.control)
+
+
+def _hijacks_itself(control: str) -> LcalensError:
+    return LcalensError(
+        f"control: {control!r:.120} hijacks itself; name no object of the fact, such as in 'Forget about "
+        "{unrelated}.', or give 'neutral'."
+    )
 
 
 def _may_control(name: str) -> bool:
     """Whether a scheme or a sentence names neither object of the fact."""
     wording = find_scheme(name)
     return wording.role == "control" or (name not in SCHEMES and not _OBJECT.search(name))
+
+
+def read_control(control: Any) -> str | Wording:
+    """The control of a contrast: one of the kinds that are made to align, or the wording of a sentence.
+
+    Args:
+        control: A kind's name, or a sentence such as `"Forget about {unrelated}."`.
+
+    Returns:
+        `neutral`, `other-object`, `none`, or the sentence's wording.
+
+    Raises:
+        LcalensError: It is neither, or names an object of the fact.
+
+    Example:
+        >>> read_control("other")
+        'other-object'
+        >>> read_control("It is a sunny day.").role
+        'hijack'
+    """
+    if isinstance(control, str) and control in CONTROLS:
+        return CONTROLS[control]
+    if isinstance(control, str) and control == "unrelated":
+        return find_scheme(DONT_THINK.replace("{target_false}", "{unrelated}"))
+    if not isinstance(control, str) or control in SCHEMES or not re.search(r"[\s{}]", control.strip()):
+        known = (*CONTROLS, "unrelated")
+        raise LcalensError(
+            f"control: {control!r:.60} is not one of {', '.join(known)}, nor a sentence such as 'It is a sunny day.' "
+            f"or 'Forget about {{unrelated}}.'.{did_you_mean(control, known)}"
+        )
+    try:
+        wording = find_scheme(control)
+    except LcalensError as error:
+        raise LcalensError("control" + str(error).removeprefix("schemes")) from error
+    if not _may_control(control):
+        raise _hijacks_itself(control)
+    return wording
 
 
 def named_schemes(schemes: Any) -> dict[str, Wording]:
