@@ -98,9 +98,9 @@ def test_a_control_of_another_frame(smollm2):
 
 
 def test_the_likeliest_come_first(smollm2, monkeypatch):
-    monkeypatch.setattr("lcalens.llm.controls._OBJECTS_TRIED", 2)
-    made = contrast_facts(smollm2, SOME, scheme="Do not speak about {target_false}.", control="I like {unrelated} a lot.")
-    assert len(made) > 0.8 * len(SOME)
+    monkeypatch.setattr("lcalens.llm.controls._OBJECTS_TRIED", 1)
+    made = contrast_facts(smollm2, SOME, scheme="Do not speak about {target_false}.", control="We like {unrelated} now.")
+    assert len(made) > 0.95 * len(SOME)
 
 
 def test_draws_depend_on_the_seed_and_the_fact_alone(smollm2):
