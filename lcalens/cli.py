@@ -2,6 +2,8 @@
 
 import sys
 import textwrap
+import warnings
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -65,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise
     try:
         force = getattr(getattr(command, "action", command), "force", False)
-        with running(typed, command.out), forced(force):
+        with running(typed, command.out), forced(force), warnings.catch_warnings():
+            warnings.showwarning = _warned
             return command.run(typed) or 0
     except KeyboardInterrupt:
         print(f"\nlcalens: stopped; {_kept(command)}.", file=sys.stderr)
@@ -85,6 +88,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(textwrap.fill(f"lcalens: {fault}", _WIDTH), file=sys.stderr)
         return 1
     return 0
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """Say a warning of lcalens in a sentence; another library's with its place, as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(textwrap.fill(f"lcalens: {message}", _WIDTH), file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
 
 
 def _flagged(message: str, command: Any) -> str:

@@ -38,7 +38,7 @@ def efficacy_screen(result: "Result") -> str:
     if last and len(against):
         lines += [
             "",
-            f"ES of each scheme minus its control's, n={last} [95% bootstrap interval, clustered by relation]",
+            f"ES of each scheme minus its control's, n={last} [{_bootstrap(result)}]",
         ]
         lines += [
             f"  {short_name(row.scheme):28} - {short_name(row.control):16}{row.difference:+.2f} "
@@ -58,6 +58,14 @@ def efficacy_screen(result: "Result") -> str:
     if cells["loaded"]:
         lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
     return "\n".join(lines)
+
+
+def _bootstrap(result: "Result") -> str:
+    """What the interval of a difference is over: relations, or the facts themselves where they are of one relation."""
+    over = (
+        "clustered by relation" if result.examples["relation_id"].nunique() > 1 else "over facts, all of one relation"
+    )
+    return f"95% bootstrap interval, {over}"
 
 
 def _code(text: str) -> str:
@@ -108,7 +116,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
             ]
             for row in controls[(controls["subset"] == "all") & (controls["n"] > 0)].itertuples()
         ]
-        title = "### ES of a scheme minus its control's [95% bootstrap interval, clustered by relation]"
+        title = f"### ES of a scheme minus its control's [{_bootstrap(result)}]"
         lines += ["", title, "", *_table(["scheme", "control", "n", "facts", "difference"], rows)]
     missing = [
         [_escaped(scheme), ", ".join(map(str, rows["n"])), _counts(rows["facts"]), _escaped(reason)]

@@ -109,14 +109,45 @@ def test_options_reach_the_measurement(lc, tmp_path):
     assert re.search(r"first.* scoring", said)
 
 
+@pytest.mark.filterwarnings("default:efficacy. nothing can be measured of")
 def test_all_schemes_and_nothing_written(lc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, said, _ = lc(*lc.hijack, "--schemes", "all", "--limit", 6)
+    status, said, errors = lc(*lc.hijack, "--schemes", "all", "--limit", 6)
     assert status == 0
+    assert errors.startswith("lcalens: efficacy: nothing can be measured of ")
+    assert ".py" not in errors
     for scheme in SCHEMES:
         assert scheme in said
     assert "Not possible" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default:efficacy. nothing can be measured of")
+def test_facts_of_one_relation_are_told_before_the_run(lc, standin, tmp_path):
+    """No object of another relation, so no `unrelated`; and no relations to resample."""
+    line = {"prompt": "The capital of {} is", "target_true": "Paris", "target_false": "Rome"}
+    lands = ("France", "Italy", "Spain", "Peru", "Chile", "Cuba")
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("\n".join(json.dumps(line | {"subject": land}) for land in lands), encoding="utf-8")
+    command = ("hijack", *lc.model, "--counts", 0, 1, "--schemes", "dont-think", "neutral")
+    status, said, errors = lc(*command, "unrelated", "--facts", facts, "--out", tmp_path / "out")
+    assert status == 0
+    assert " ".join(errors.split()).startswith(
+        "lcalens: efficacy: nothing can be measured of 'unrelated' (the facts hold no object of another relation). "
+        "Leave it out, or give other facts; the rest is measured."
+    )
+    assert "[95% bootstrap interval, over facts, all of one relation]" in said
+    assert "clustered by relation" not in said
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "[95% bootstrap interval, over facts, all of one relation]" in page
+    assert "clustered by relation" in lc(*command, "--facts", "sample", "--limit", 12)[1]
+    model = standin("gpt2").model
+    with pytest.warns(UserWarning, match="of 'unrelated'"), pytest.raises(KeyboardInterrupt):
+        lcalens.efficacy(model, lcalens.load_facts(facts), schemes="unrelated", counts=(1,), progress=_stop)
+
+
+def _stop(done, total, what):
+    raise KeyboardInterrupt
 
 
 def test_ask_prints_the_answers(lc, standin, tmp_path):

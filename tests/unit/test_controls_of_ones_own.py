@@ -99,7 +99,9 @@ def test_a_control_of_another_frame(smollm2):
 
 def test_the_likeliest_come_first(smollm2, monkeypatch):
     monkeypatch.setattr("lcalens.llm.controls._OBJECTS_TRIED", 1)
-    made = contrast_facts(smollm2, SOME, scheme="Do not speak about {target_false}.", control="We like {unrelated} now.")
+    made = contrast_facts(
+        smollm2, SOME, scheme="Do not speak about {target_false}.", control="We like {unrelated} now."
+    )
     assert len(made) > 0.95 * len(SOME)
 
 

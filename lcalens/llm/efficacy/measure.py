@@ -5,33 +5,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lcalens.core.cells import CellStore
-from lcalens.core.chat import chat_prompt
 from lcalens.core.errors import LcalensError
-from lcalens.core.limits import check_length, context_limit
 from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.tokens import encode, source_tokenizer, spell
+from lcalens.core.tokens import source_tokenizer, spell
 from lcalens.core.work import Piece, finish
 from lcalens.core.workers import check_jobs
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
-from lcalens.llm.efficacy.parts import CELL_FACTS, CODE, PATH, QUANTITIES, Part, chunks, key_of, scorable, score_part
+from lcalens.llm.efficacy.parts import CODE, PATH, QUANTITIES, Part, chunks, key_of, scorable, score_part
 from lcalens.llm.efficacy.scoring import Continuation
+from lcalens.llm.efficacy.study import Study
 from lcalens.llm.efficacy.tables import summarise, unmeasured
 from lcalens.llm.facts.facts import Fact, Facts, facts_record, objects_by_relation
-from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts, worded_prompts
+from lcalens.llm.prompts.hijack import HijackedPrompt
 from lcalens.llm.prompts.named import Scheme
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
-from lcalens.llm.prompts.schemes import Wording
-from lcalens.llm.prompts.words import RelatedWords
 
 SAME_FIRST_TOKEN = "the objects begin with the same token"
 
@@ -103,7 +100,8 @@ def efficacy(
         else EmbeddingNeighbours(model, objects_by_relation(facts).values())
     )
     store = CellStore(None if active_hooks(model) else out)
-    _check_lengths(model, facts, config, wordings, words)
+    study = Study(model, facts, config, wordings, words)
+    study.check_prompts()
     settings = {
         "config": asdict(config),
         "schemes": {
@@ -113,7 +111,6 @@ def efficacy(
     manifest = Manifest(
         store, "efficacy", code=CODE, model=model, settings=settings, data=lambda: {"facts": facts_record(facts)}
     )
-    study = _Study(model, facts, config, wordings, words)
     measured = _measure(study, store, manifest, n_jobs, progress)
     if not any(true for true, _ in measured.spelled):
         raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
@@ -194,35 +191,8 @@ class _Measured:
         return "; ".join(dict.fromkeys(reason for _, _, reason in self.impossible))
 
 
-class _Study(NamedTuple):
-    """What is measured of what.
-
-    Attributes:
-        model: A TransformerBridge.
-        facts: The facts.
-        config: The settings.
-        wordings: Each scheme's sentences.
-        words: Words that schemes draw.
-    """
-
-    model: Any
-    facts: Facts
-    config: EfficacyConfig
-    wordings: Mapping[str, Wording]
-    words: RelatedWords
-
-    def prompts(self, index: int) -> Hijacks:
-        """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
-        return _prompts(self.facts, self.config, self.wordings, self.words, index)
-
-    @property
-    def count(self) -> int:
-        """How many prompts there are, those that cannot be made among them."""
-        return len(self.facts) * (1 + len(self.config.schemes) * len(self.config.counts[1:]))
-
-
 def _measure(
-    study: _Study, store: CellStore, manifest: Manifest, n_jobs: int, progress: bool | ProgressCallback
+    study: Study, store: CellStore, manifest: Manifest, n_jobs: int, progress: bool | ProgressCallback
 ) -> _Measured:
     measured, config = _Measured(study.facts, study.config), study.config
     with progress_callback(progress, unit="prompts") as report:
@@ -261,7 +231,7 @@ class _Told:
         self._report(self._done, self._total, scheme)
 
 
-def _pieces(study: _Study, store: CellStore, manifest: Manifest, measured: _Measured, told: _Told) -> Iterator[Piece]:
+def _pieces(study: Study, store: CellStore, manifest: Manifest, measured: _Measured, told: _Told) -> Iterator[Piece]:
     """Every part with its key; what cannot be scored is counted on the way.
 
     One scheme's prompts at a time: memory does not grow with the number of schemes.
@@ -288,39 +258,6 @@ def _pieces(study: _Study, store: CellStore, manifest: Manifest, measured: _Meas
         keys = [key_of(whose, part, study.config.batch) if store.folder else "" for part in parts]
         manifest.expect(keys, total=total)
         yield from map(Piece, keys, parts)
-
-
-def _prompts(
-    facts: Facts, config: EfficacyConfig, wordings: Mapping[str, Wording], words: RelatedWords, index: int
-) -> Hijacks:
-    """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
-    if index < 0:
-        return hijack_prompts(facts, "neutral", counts=(0,))
-    if not config.counts[1:]:
-        return Hijacks((), ())
-    wording = wordings[config.schemes[index]]
-    return worded_prompts(facts, wording, counts=config.counts[1:], seed=config.seed, words=words)
-
-
-def _check_lengths(
-    model: Any, facts: Facts, config: EfficacyConfig, wordings: Mapping[str, Wording], words: RelatedWords
-) -> None:
-    """Refuse prompts that the model's context does not hold, before any of them is run."""
-    limit = context_limit(model)
-    if limit is None:
-        return
-    tokenizer = source_tokenizer(model)
-    frame = len(chat_prompt(tokenizer, "x")) if config.chat else 0
-    for index in range(-1, len(config.schemes)):
-        prompts = _prompts(facts, config, wordings, words, index).prompts
-        objects = [max(p.fact.target_true, p.fact.target_false, key=len) for p in prompts]
-        # A token is a byte at the least, so that few texts need to be read for this.
-        sizes = [len(f"{p.text} {name}".encode()) + frame for p, name in zip(prompts, objects, strict=True)]
-        long = [i for i, size in enumerate(sizes) if size + 8 > limit]
-        for first in range(0, len(long), CELL_FACTS):
-            chunk = long[first : first + CELL_FACTS]
-            texts = [prompts[i].text if config.chat else f"{prompts[i].text} {objects[i]}" for i in chunk]
-            check_length(model, max(len(item.ids) for item in encode(tokenizer, texts, chat=config.chat)))
 
 
 def _as_facts(facts: Any) -> Facts:
