@@ -11,6 +11,7 @@ from lcalens.commands.defend_fit import HONEST_HELP
 from lcalens.commands.saved_defences import find_defences, load_defences, unseen
 from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
 from lcalens.core.checks import check_choice, check_int
+from lcalens.core.engines import workers_of
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.plain import HONEST
@@ -33,6 +34,8 @@ class Evaluate(Source):
         honest: Kinds of honest context that should be followed.
         seed: Of all that is drawn.
         jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
+        engine: A cluster that computes instead: `ray://HOST:PORT`, `ray` (the one this machine is in) or
+            `dask://HOST:PORT`. All its workers, or as many as --jobs says.
         out: A folder for tables, figure and finished parts.
     """
 
@@ -51,6 +54,7 @@ class Evaluate(Source):
     honest: Annotated[tuple[str, ...], tyro.conf.arg(help=HONEST_HELP)] = HONEST
     seed: int = 0
     jobs: int = 1
+    engine: str | None = None
     out: Path | None = None
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -77,7 +81,7 @@ class Evaluate(Source):
         for name in ("schemes", "honest"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise LcalensError(f"{name}: one is given twice; give each once.")
-        check_processes(self.jobs)
+        check_processes(self.jobs, self.engine)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None)
 
@@ -88,7 +92,8 @@ class Evaluate(Source):
         defences = load_defences(model, folders)
         judged = unseen(facts, defences, new_relations=self.new_relations).sample(self.limit, self.seed)
         options = {name: getattr(self, name) for name in ("schemes", "n", "honest", "seed", "out")}
-        result = evaluate_defence(model, defences, judged, **options, n_jobs=self.jobs, progress=on_a_terminal())
+        with workers_of(self.engine, self.jobs) as jobs:
+            result = evaluate_defence(model, defences, judged, **options, n_jobs=jobs, progress=on_a_terminal())
         self.show(defence_screen(result), defence=result)
         if self.out is not None:
             self.write(result, self.out, defence_markdown(result, typed(arguments)))

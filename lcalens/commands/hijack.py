@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
+from lcalens.core.engines import workers_of
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.named import with_names
@@ -31,6 +32,8 @@ class Hijack(EfficacyConfig, Source):
         seed: Of all that is drawn: the facts that --limit keeps, sentences, the bootstrap.
         strict: Stop at the first malformed record.
         jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
+        engine: A cluster that computes instead: `ray://HOST:PORT`, `ray` (the one this machine is in) or
+            `dask://HOST:PORT`. All its workers, or as many as --jobs says.
         out: A folder for tables, figure and finished parts; the same command again computes only what is missing.
         measure: What the figure shows: `es`, or `retention` (1 - ES, which falls).
     """
@@ -48,6 +51,7 @@ class Hijack(EfficacyConfig, Source):
     seed: int = 0
     strict: bool = False
     jobs: int = 1
+    engine: str | None = None
     out: Path | None = None
     measure: Literal["es", "retention"] = "es"
 
@@ -61,7 +65,7 @@ class Hijack(EfficacyConfig, Source):
         config = {field.name: getattr(self, field.name) for field in fields(EfficacyConfig)}
         config["schemes"] = with_names(self.schemes)
         check_config(**config)
-        check_processes(self.jobs)
+        check_processes(self.jobs, self.engine)
         check_folder(self.out)
         facts = load_facts(
             self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed, strict=self.strict
@@ -70,7 +74,9 @@ class Hijack(EfficacyConfig, Source):
         from lcalens import efficacy
         from lcalens.views.text import efficacy_markdown, efficacy_screen
 
-        result = efficacy(self.load(), facts, **config, out=self.out, n_jobs=self.jobs, progress=on_a_terminal())
+        model = self.load()
+        with workers_of(self.engine, self.jobs) as jobs:
+            result = efficacy(model, facts, **config, out=self.out, n_jobs=jobs, progress=on_a_terminal())
         self.show(efficacy_screen(result), efficacy=result)
         if self.out is not None:
             page = efficacy_markdown(result, typed(arguments))

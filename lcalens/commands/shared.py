@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcalens.core.checks import check_int
+from lcalens.core.engines import check_engine
 from lcalens.core.errors import LcalensError
 
 if TYPE_CHECKING:
@@ -141,15 +142,17 @@ def _quoted(argument: str) -> str:
     return "$'" + argument.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-def check_processes(jobs: int) -> None:
-    """See before anything is loaded that a number of processes is one.
+def check_processes(jobs: int, engine: str | None) -> None:
+    """See before anything is loaded that a number of processes is one, and a cluster's address one.
 
     Args:
         jobs: 1 or more, or -1.
+        engine: The address; None for this machine.
 
     Raises:
         LcalensError: It is none.
     """
+    check_engine(engine)
     if jobs != -1:
         check_int("jobs", jobs, low=1, why="it is a number of processes, or -1 for one per core")
 

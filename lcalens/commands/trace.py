@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from lcalens.commands.shared import Source, cannot_be_written, check_folder, check_processes, on_a_terminal, typed
 from lcalens.core.checks import check_int
+from lcalens.core.engines import workers_of
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.counts import MOST
 from lcalens.llm.prompts.schemes import find_scheme
@@ -26,6 +27,8 @@ class Trace(Source):
         seed: Of all that is drawn: the facts that --limit keeps, sentences.
         views: For how many facts the leading heads' attention is written as a page.
         jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
+        engine: A cluster that computes instead: `ray://HOST:PORT`, `ray` (the one this machine is in) or
+            `dask://HOST:PORT`. All its workers, or as many as --jobs says.
         out: A folder for tables, figures, attention views and finished parts.
     """
 
@@ -44,6 +47,7 @@ class Trace(Source):
     seed: int = 0
     views: int = 2
     jobs: int = 1
+    engine: str | None = None
     out: Path | None = None
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -59,7 +63,7 @@ class Trace(Source):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
         check_int("n", self.n, low=1, high=MOST)
         find_scheme(self.scheme)
-        check_processes(self.jobs)
+        check_processes(self.jobs, self.engine)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
 
@@ -69,7 +73,8 @@ class Trace(Source):
 
         model = self.load()
         options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
-        traced = trace_facts(model, facts, **options, n_jobs=self.jobs, progress=on_a_terminal())
+        with workers_of(self.engine, self.jobs) as jobs:
+            traced = trace_facts(model, facts, **options, n_jobs=jobs, progress=on_a_terminal())
         results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
         self.show(trace_screen(traced), **results, twin=traced.twin)
         if self.out is None:

@@ -1,26 +1,14 @@
 """The cells of a study: those that are finished are read, the others are computed, here or elsewhere, and kept."""
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
-from itertools import islice
 from typing import Any, NamedTuple
 
 from lcalens.core.cells import CellStore
-from lcalens.core.workers import Arrays, Code, Work, compute_elsewhere
+from lcalens.core.workers import Arrays, Code, Piece, Work, compute_elsewhere
 
-_SENT = 256  # jobs that are held at once where other processes compute them
-
-
-class Piece(NamedTuple):
-    """One cell's work.
-
-    Attributes:
-        key: The cell's; empty where nothing is kept.
-        job: What is to be computed.
-    """
-
-    key: str
-    job: Any
+_FIRST, _AHEAD = 16, 256  # cells that wait for workers: before the first is sent, and while they compute
 
 
 class Done(NamedTuple):
@@ -71,16 +59,23 @@ def _here(store: CellStore, pieces: Iterable[Piece], work: Work, model: Any) -> 
 def _shared(
     store: CellStore, pieces: Iterator[Piece], work: Work, model: Any, code: Code, n_jobs: int
 ) -> Generator[Done, None, None]:
-    """Some hundred cells at a time, so that memory does not grow with the study."""
-    while some := list(islice(pieces, _SENT)):
-        missing = []
-        for piece in some:
-            cell = store.get(piece.key)
-            if cell is None:
-                missing.append(piece)
-            else:
-                yield Done(piece.job, cell, 0)
-        if missing:
-            with closing(compute_elsewhere(store, missing, work, model, code, n_jobs)) as found:
-                for number, cell, halved in found:
-                    yield Done(missing[number].job, cell, halved)
+    """Cells are read ahead of the workers while these compute: none waits, and memory does not grow with the study."""
+    waiting: deque[Piece] = deque()
+    yield from _read_ahead(store, pieces, waiting, _FIRST)
+    while waiting:  # workers that took every cell before the next was read end their call, and another begins
+        with closing(compute_elsewhere(store, waiting, work, model, code, n_jobs)) as found:
+            for piece, cell, halved in found:
+                yield Done(piece.job, cell, halved)
+                yield from _read_ahead(store, pieces, waiting, _AHEAD)
+
+
+def _read_ahead(
+    store: CellStore, pieces: Iterator[Piece], waiting: deque[Piece], count: int
+) -> Generator[Done, None, None]:
+    """Let so many unfinished cells wait for workers; the finished ones on the way there are found."""
+    while len(waiting) < count and (piece := next(pieces, None)) is not None:
+        cell = store.get(piece.key)
+        if cell is None:
+            waiting.append(piece)
+        else:
+            yield Done(piece.job, cell, 0)

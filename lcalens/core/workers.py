@@ -6,12 +6,14 @@ a cell is settled before anything is sent, so that no number depends on how many
 
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +30,23 @@ from lcalens.core.verdicts import forced
 Arrays = Mapping[str, np.ndarray]
 Work = Callable[[Any, Any], tuple[Arrays, int]]
 Code = Sequence[Callable[..., Any] | type]
-_CLUSTERS = ("distributed", "ray")  # whose own errors say that a worker was lost
+_CLUSTERS = ("distributed", "ray")
+_DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError", "NodeDiedError",
+           "OutOfMemoryError", "OwnerDiedError", "KilledWorker")  # fmt: skip
 _one_at_a_time = threading.Lock()
 _loaded: dict[str, Any] = {}  # by stamp; one model at most
+
+
+class Piece(NamedTuple):
+    """One cell's work.
+
+    Attributes:
+        key: The cell's; empty where nothing is kept.
+        job: What is to be computed.
+    """
+
+    key: str
+    job: Any
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,11 @@ class Task:
             LcalensError: The model or the sources here are others.
         """
         with _one_at_a_time, _one_thread():
+            shared = self.folder is not None and is_run_folder(self.folder)
+            store = CellStore(self.folder if shared else None)
+            finished = store.get(key)
+            if finished is not None:  # by a worker that died before it could say so
+                return number, finished, 0, True
             if sources(*self.code) != self.digest:
                 raise LcalensError("n_jobs: a worker has another lcalens, with other sources; install the same there.")
             with steady(_model(self.loading, self.stamp)) as found:
@@ -80,10 +101,8 @@ class Task:
                     )
                 with forced():  # whether doctor's verdicts let the verb through was seen where it was called
                     arrays, halved = self.work(_loaded[self.stamp], job)
-            kept = self.folder is not None and is_run_folder(self.folder)
-            if kept:
-                CellStore(self.folder).put(key, arrays)
-        return number, arrays, halved, kept
+            store.put(key, arrays)
+        return number, arrays, halved, shared
 
 
 def check_jobs(n_jobs: Any, model: Any) -> int:
@@ -115,20 +134,21 @@ def check_jobs(n_jobs: Any, model: Any) -> int:
 
 
 def compute_elsewhere(
-    store: CellStore, pieces: Sequence[tuple[str, Any]], work: Work, model: Any, code: Code, n_jobs: int
-) -> Generator[tuple[int, Arrays, int], None, None]:
+    store: CellStore, waiting: deque[Piece], work: Work, model: Any, code: Code, n_jobs: int
+) -> Generator[tuple[Piece, Arrays, int], None, None]:
     """Cells in the order in which other processes finish them; each is kept as soon as it is finished.
 
     Args:
         store: Where they are kept.
-        pieces: Keys and jobs.
+        waiting: Cells, taken from the left as workers become free; more may be put there meanwhile. It ends where a
+            worker finds none.
         work: From a model and a job to a cell's arrays, and how often its batch was halved.
         model: A TransformerBridge that `load_model` made.
         code: The functions that decide the cells' values.
         n_jobs: How many processes.
 
     Yields:
-        A piece's number, its arrays, and how often its batch was halved.
+        A cell's piece, its arrays, and how often its batch was halved.
 
     Raises:
         LcalensError: A worker was ended from outside, or cannot have the model; or what `work` raises.
@@ -137,15 +157,16 @@ def compute_elsewhere(
     assert loading is not None
     folder = store.folder and store.folder.absolute()
     task = Task(loading, stamp(model), code, sources(*code), work, folder)
-    results = _begun(task, pieces, n_jobs)
+    sent: dict[int, Piece] = {}
+    results = _begun(task, waiting, sent, n_jobs)
     try:
         for number, arrays, halved, kept in results:
-            key = pieces[number][0]
-            if kept and key in store:
+            piece = sent.pop(number)
+            if kept and piece.key in store:
                 store.computed += 1
             else:  # nothing is kept, or a worker's disk is its own
-                store.put(key, arrays)
-            yield number, arrays, halved
+                store.put(piece.key, arrays)
+            yield piece, arrays, halved
     except Exception as error:
         if isinstance(error, BrokenExecutor) or type(error).__module__.partition(".")[0] in _CLUSTERS:
             raise _lost(error, store.folder) from error
@@ -164,22 +185,39 @@ def _end(results: Any) -> None:
 
 def _lost(error: Exception, folder: Path | None) -> LcalensError:
     there = "nothing is kept, as no folder was given" if folder is None else f"finished parts are in {str(folder)!r}"
+    name = type(error).__name__
+    if isinstance(error, BrokenExecutor) or name in _DEATHS:
+        return LcalensError(
+            f"n_jobs: a worker process was ended from outside ({name}), as happens where memory runs out; {there}. "
+            "Start it again, with fewer jobs where memory is short."
+        )
+    reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
     return LcalensError(
-        f"n_jobs: a worker process was ended from outside ({type(error).__name__}), as happens where memory runs out; "
-        f"{there}. Start it again, with fewer jobs where memory is short."
+        f"n_jobs: the cluster could not do its work ({name}: {reason:.200}); {there}. Workers must be able to import "
+        "what they are sent, and to reach the caller."
     )
 
 
-def _begun(task: Task, pieces: Sequence[tuple[str, Any]], n_jobs: int) -> Any:
+def _begun(task: Task, waiting: deque[Piece], sent: dict[int, Piece], n_jobs: int) -> Any:
     """The results of joblib's workers, as they come where the backend can give them so."""
     from joblib import Parallel, delayed
     from joblib.parallel import get_active_backend
 
-    backend, _ = get_active_backend()
-    as_they_come = getattr(backend, "supports_return_generator", False)
+    from lcalens.core.ray_workers import streaming
+
+    def calls() -> Iterator[Any]:
+        for number in count():
+            try:
+                sent[number] = piece = waiting.popleft()
+            except IndexError:
+                return
+            yield delayed(task.compute)(number, piece.key, piece.job)
+
+    backend = streaming()
+    as_they_come = getattr(backend or get_active_backend()[0], "supports_return_generator", False)
     order = "generator_unordered" if as_they_come else "list"
-    options: Any = {"n_jobs": n_jobs, "batch_size": 1, "max_nbytes": None, "return_as": order}
-    return Parallel(**options)(delayed(task.compute)(number, key, job) for number, (key, job) in enumerate(pieces))
+    options: Any = {"n_jobs": n_jobs, "batch_size": 1, "max_nbytes": None, "return_as": order, "backend": backend}
+    return Parallel(**options)(calls())
 
 
 def _model(loading: Loading, wanted: str) -> Any:

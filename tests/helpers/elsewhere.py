@@ -31,3 +31,27 @@ def die(model, job):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
     return {"found": np.arange(3)}, 0
+
+
+def slowly(model, job):
+    """A cell that takes a moment, and leaves a line for each time it was begun."""
+    import time
+
+    folder, number = job
+    with open(os.path.join(folder, f"begun-{number}"), "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(0.3)
+    return {"found": np.array([number])}, 0
+
+
+def timed_part(model, part, *, batch):
+    """A part of `efficacy`, whose seconds are noted in the file that LCALENS_TIMED names."""
+    import time
+
+    from lcalens.llm.efficacy.parts import score_part
+
+    began = time.perf_counter()
+    found = score_part(model, part, batch=batch)
+    with open(os.environ["LCALENS_TIMED"], "a") as file:
+        file.write(f"{time.perf_counter() - began}\n")
+    return found

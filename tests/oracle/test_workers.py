@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import deque
 
 import joblib
 import numpy as np
@@ -33,7 +34,8 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp
 from lcalens.core.studies import cell_file, one_study
-from lcalens.core.workers import Task, compute_elsewhere
+from lcalens.core.work import finish
+from lcalens.core.workers import Piece, Task, compute_elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,8 @@ def key(number):
 
 def elsewhere(model, work, jobs, folder=None):
     store = CellStore(folder)
-    pieces = [(key(number), job) for number, job in enumerate(jobs)]
-    return store, compute_elsewhere(store, pieces, work, model, [work], 2)
+    waiting = deque(Piece(key(number), job) for number, job in enumerate(jobs))
+    return store, compute_elsewhere(store, waiting, work, model, [work], 2)
 
 
 def test_a_worker_loads_the_model_once_and_has_one_thread(model):
@@ -165,6 +167,23 @@ def test_a_worker_loads_the_model_once_and_has_one_thread(model):
     assert os.getpid() not in found[:, 0]
     assert len({tuple(row) for row in found[:, :2]}) == len(set(found[:, 0])) <= 2
     assert set(found[:, 2]) == {1}
+
+
+def test_cells_are_read_ahead_of_the_workers_and_no_further(model, monkeypatch):
+    monkeypatch.setattr("lcalens.core.work._FIRST", 2)
+    monkeypatch.setattr("lcalens.core.work._AHEAD", 3)
+    read, done = [], []
+
+    def pieces():
+        for number in range(12):
+            assert number - len(done) <= 3 + 2 * 2 + 2  # those that wait, those at work, those that have just come back
+            read.append(number)
+            yield Piece(key(number), number)
+
+    with finish(CellStore(None), pieces(), where, model, code=[where], n_jobs=2) as cells:
+        for _, cell, _ in cells:
+            done.append(int(cell["found"][3]))
+    assert sorted(done) == read == list(range(12))
 
 
 def test_an_error_comes_back_as_it_was_and_what_was_finished_is_kept(model, tmp_path):
@@ -251,6 +270,13 @@ def test_a_worker_with_other_sources_is_refused(model):
     task = Task(loading, stamp(model), [where], sources(where)[::-1], where, None)
     with pytest.raises(LcalensError, match=r"^n_jobs: a worker has another lcalens"):
         task.compute(0, "", 0)
+
+
+def test_a_cell_that_another_worker_has_finished_is_not_computed_again(model, tmp_path):
+    CellStore(tmp_path).put(key(0), {"found": np.array([7])})
+    task = Task(vars(model)["lcalens_loading"], stamp(model), [refuse], sources(refuse), refuse, tmp_path)
+    _, cell, _, kept = task.compute(0, key(0), 2)  # which would be refused
+    assert (cell["found"].tolist(), kept) == ([7], True)
 
 
 def test_how_a_model_was_loaded_is_no_part_of_its_stamp_and_shows_no_token(standin):
