@@ -2,7 +2,8 @@
 
     LCALENS_COUNTERFACT=counterfact.json OMP_NUM_THREADS=1 python -m tests.benchmarks.large_study --out out/large
 
-The model is a small one of random weights; what is measured is the machinery: how long workers wait, and how memory goes.
+The model is a small one of random weights; what is measured is the machinery: how long workers wait, and what memory
+is taken.
 """
 
 import argparse

@@ -20,22 +20,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import standins
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lcalens import Defence, Fact, Result, Scheme, load_facts
+from lcalens import Defence, Fact, Result, Scheme, load_facts, load_model
 from lcalens.core.cells import CellStore
 from lcalens.core.errors import LcalensError
+from lcalens.core.provenance import fingerprint
 from lcalens.llm.efficacy.config import check_config
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import Facts
+from lcalens.llm.models.gguf import convert_gguf
 from lcalens.llm.prompts.hijack import hijack_prompts
 from lcalens.llm.prompts.named import named_schemes
 from lcalens.mechanism.defence.plan import Detector
 from lcalens.views.text import efficacy_markdown
 
 CASES = int(os.environ.get("FUZZ", "500"))
-SHARES = {"facts": 0.4, "records": 0.15, "templates": 0.1, "settings": 0.15, "saved": 0.18, "shown": 0.02}
+SHARES = {"facts": 0.4, "records": 0.15, "templates": 0.1, "settings": 0.15, "saved": 0.16, "shown": 0.02,
+          "gguf": 0.012, "model": 0.008}  # fmt: skip
 
 
 SLOW = [
@@ -340,3 +344,88 @@ def test_names_are_text_wherever_they_are_shown(name):
     with io.BytesIO() as file:
         result.plot().savefig(file, format="png", dpi=40)
     assert math.isfinite(result.values["logp_true"].sum())
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def early_damage(draw, whole):
+    """Damage among the first bytes, which say what the rest is; now and then a number of them in the millions."""
+    size = draw(st.sampled_from((64, 600, 4000, len(whole))))
+    found = bytearray(draw(damage(whole[:size])) + whole[size:])
+    if draw(st.booleans()):
+        at = draw(st.integers(0, max(0, min(size, len(found)) - 8)))
+        found[at : at + 8] = draw(st.sampled_from((1 << 20, 1 << 31, (1 << 63) - 1, 0))).to_bytes(8, "little")
+    return bytes(found)
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(place):
+    file = place.parent / "tiny.gguf"
+    standins.save_tiny_gguf(file)
+    return file.read_bytes()
+
+
+@cases("gguf")
+@given(data=st.data())
+def test_damaged_gguf_files(tiny_gguf, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("gguf")
+    file = folder / "damaged.gguf"
+    file.write_bytes(data.draw(early_damage(tiny_gguf)))
+    said = ""
+    try:
+        made = convert_gguf(file, folder / "cache")
+        assert made.folder.is_relative_to(folder / "cache" / "models")
+    except LcalensError as error:
+        said = str(error)
+    assert said.replace("\n", " ").isprintable()
+    assert {item.name for item in folder.iterdir()} <= {"damaged.gguf", "cache"}
+    assert not list(folder.glob("cache/models/*.tmp-*"))
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def model_folder(place):
+    folder = place.parent / "model"
+    standins.save_standin(folder, "llama")
+    return folder, load_model(folder)
+
+
+def numbers_of(model):
+    return {name: tensor.tolist() for name, tensor in model.original_model.state_dict().items()}
+
+
+@cases("model")
+@given(data=st.data())
+def test_damaged_folders_of_models(model_folder, tmp_path_factory, data):
+    whole, sound = model_folder
+    folder = Path(shutil.copytree(whole, tmp_path_factory.mktemp("model") / "damaged"))
+    file = folder / data.draw(st.sampled_from(sorted(item.name for item in folder.iterdir())))
+    file.write_bytes(data.draw(early_damage(file.read_bytes())))
+    names = {item.name for item in folder.iterdir()}
+    said = ""
+    try:
+        found = load_model(folder)
+        same = numbers_of(found) == numbers_of(sound)
+        assert same or fingerprint(found) != fingerprint(sound)  # another model, and every result says so
+    except LcalensError as error:
+        said = str(error)
+    assert said.replace("\n", " ").isprintable()
+    assert {item.name for item in folder.iterdir()} == names
+    shutil.rmtree(folder.parent)
+
+
+OUTSIDE = [("../elsewhere.safetensors", "outside its folder"), ("/elsewhere.safetensors", "outside its folder"),
+           (7, "cannot be read")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("weights", "said"), OUTSIDE)
+def test_an_index_that_points_out_of_its_folder_is_refused(model_folder, tmp_path, weights, said):
+    whole, sound = model_folder
+    folder = Path(shutil.copytree(whole, tmp_path / "inner" / "model"))
+    (folder / "model.safetensors").rename(tmp_path / "inner" / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(sound.original_model.state_dict(), weights)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LcalensError, match=said):
+        load_model(folder)

@@ -1,7 +1,9 @@
 """What can go wrong while a model is loaded, and what a person can do about it."""
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -207,6 +209,31 @@ def check_complete(source: str, notes: Any) -> None:
             f"source: {source!r:.200} holds {len(spare)} parameters that its config.json has no place for "
             f"({_listed(spare)}), and without them it is another model. Download or copy both again."
         )
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder whose index of weights names files that are not in it.
+
+    Args:
+        folder: A model's.
+
+    Raises:
+        LcalensError: A name that leads out of the folder, or an index that cannot be read.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            out = sorted(name for name in names if Path(name).name != name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise LcalensError(
+                f"source: {index.name} in {folder.name!r:.200} cannot be read ({type(error).__name__}); download or "
+                "copy it again."
+            ) from error
+        if out:
+            raise LcalensError(
+                f"source: {index.name} in {folder.name!r:.200} names weights outside its folder ({out[0]!r:.200}); a "
+                "model's files stand beside its index."
+            )
 
 
 def _listed(names: list[str]) -> str:

@@ -19,7 +19,14 @@ from lcalens.core.provenance import ModelInfo, attach_info, quantisation_of
 from lcalens.core.quiet import quiet_libraries
 from lcalens.core.tensors import check_device
 from lcalens.llm.models.bridging import mend_attention_scale, mend_norm_epsilon, text_only
-from lcalens.llm.models.errors import check_complete, check_tokenizer, explain, explain_bridging, explain_running
+from lcalens.llm.models.errors import (
+    check_complete,
+    check_index,
+    check_tokenizer,
+    explain,
+    explain_bridging,
+    explain_running,
+)
 from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.llm.models.hub import reach_hub
 from lcalens.llm.models.kinds import check_kind
@@ -164,6 +171,7 @@ def _resolve(
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")
+        check_index(path)
         return str(path), None
     looks_local = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
     if looks_local or name.count("/") > 1 or "\\" in name:
