@@ -9,7 +9,7 @@ import tyro
 
 from lcalens.commands.defend_fit import HONEST_HELP
 from lcalens.commands.saved_defences import find_defences, load_defences, unseen
-from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
+from lcalens.commands.shared import Source, check_folder, check_processes, typed
 from lcalens.core.checks import check_choice, check_int
 from lcalens.core.engines import workers_of
 from lcalens.core.errors import LcalensError
@@ -93,7 +93,7 @@ class Evaluate(Source):
         judged = unseen(facts, defences, new_relations=self.new_relations).sample(self.limit, self.seed)
         options = {name: getattr(self, name) for name in ("schemes", "n", "honest", "seed", "out")}
         with workers_of(self.engine, self.jobs) as jobs:
-            result = evaluate_defence(model, defences, judged, **options, n_jobs=jobs, progress=on_a_terminal())
+            result = evaluate_defence(model, defences, judged, **options, n_jobs=jobs)
         self.show(defence_screen(result), defence=result)
         if self.out is not None:
             self.write(result, self.out, defence_markdown(result, typed(arguments)))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from lcalens.commands.heads import HEADS_HELP, lead, named_heads
-from lcalens.commands.shared import Source, cannot_be_written, check_folder, on_a_terminal
+from lcalens.commands.shared import Source, cannot_be_written, check_folder
 from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import Facts, load_facts
@@ -99,7 +99,7 @@ class Fit(Source):
         chosen, patched = heads, None
         if isinstance(heads, int):
             contrast = contrast_facts(model, facts, control=self.control, **given)
-            chosen, patched = lead(model, contrast, heads, self.out, on_a_terminal())
+            chosen, patched = lead(model, contrast, heads, self.out)
         options: dict[str, Any] = {"method": self.method, "heads": chosen, "where": self.where, "seed": self.seed}
         if self.method in ("detector", "attention"):
             options |= {"negatives": self._negatives(facts), "false_alarms": self.false_alarms}

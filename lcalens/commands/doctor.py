@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lcalens.commands.shared import Source, on_a_terminal
+from lcalens.commands.shared import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,6 @@ class Doctor(Source):
         from lcalens import doctor
         from lcalens.views.doctor import doctor_screen
 
-        result = doctor(model, progress=on_a_terminal())
+        result = doctor(model)
         self.show(doctor_screen(result), doctor=result)
         return 1 if result.provenance["counts"]["wrong"] else 0

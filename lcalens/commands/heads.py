@@ -35,7 +35,7 @@ def named_heads(words: Sequence[str]) -> int | list[tuple[int, int]]:
     return heads
 
 
-def lead(model: Any, contrast: Any, count: int, out: "Path | None", progress: bool) -> tuple[Any, Any]:
+def lead(model: Any, contrast: Any, count: int, out: "Path | None") -> tuple[Any, Any]:
     """The heads that carry a contrast's hijack most, and the result of patching that says so.
 
     Args:
@@ -43,9 +43,8 @@ def lead(model: Any, contrast: Any, count: int, out: "Path | None", progress: bo
         contrast: What ranks them.
         count: How many.
         out: Where finished parts of patching are kept.
-        progress: Whether a bar is drawn.
     """
     from lcalens import leading, patch
 
-    patched = patch(model, contrast, out=None if out is None else out / "patching", progress=progress)
+    patched = patch(model, contrast, out=None if out is None else out / "patching")
     return leading(patched, count, by="carrying"), patched

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from lcalens.commands.shared import Source, check_folder, check_processes, on_a_terminal, typed
+from lcalens.commands.shared import Source, check_folder, check_processes, typed
 from lcalens.core.engines import workers_of
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
 from lcalens.llm.facts.facts import load_facts
@@ -76,7 +76,7 @@ class Hijack(EfficacyConfig, Source):
 
         model = self.load()
         with workers_of(self.engine, self.jobs) as jobs:
-            result = efficacy(model, facts, **config, out=self.out, n_jobs=jobs, progress=on_a_terminal())
+            result = efficacy(model, facts, **config, out=self.out, n_jobs=jobs)
         self.show(efficacy_screen(result), efficacy=result)
         if self.out is not None:
             page = efficacy_markdown(result, typed(arguments))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from lcalens.commands.heads import HEADS_HELP, lead, named_heads
-from lcalens.commands.shared import Source, check_folder, on_a_terminal, typed
+from lcalens.commands.shared import Source, check_folder, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_written
@@ -88,11 +88,11 @@ class Recall(Source):
         chosen: Any = heads
         if isinstance(heads, int):
             assert contrast is not None, "facts rank the heads"
-            chosen, _ = lead(model, contrast if pairs else contrast[::2], heads, self.out, on_a_terminal())
+            chosen, _ = lead(model, contrast if pairs else contrast[::2], heads, self.out)
             contrast = None if pairs else contrast[1::2]
         options = {name: getattr(self, name) for name in ("level", "draws", "seed")}
         sources: Any = pairs or contrast
-        result = recall(model, sources, chosen, **options, progress=on_a_terminal())
+        result = recall(model, sources, chosen, **options)
         self.show(recall_screen(result), recall=result)
         if self.out is not None:
             self.write(result, self.out, recall_markdown(result, typed(arguments)))

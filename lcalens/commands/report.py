@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lcalens.commands.shared import Source, on_a_terminal, typed
+from lcalens.commands.shared import Source, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.llm.efficacy.config import check_config
@@ -109,7 +109,7 @@ class Report(Source):
         """The results of the parts with the attention views, and why others could not be measured on this model."""
         from lcalens import attention_view, contrast_facts, efficacy, leading, patch, ranking, recall, shapley, split
 
-        model, bar, kept = self.load(), on_a_terminal(), self._kept()
+        model, kept = self.load(), self._kept()
         contrast = contrast_facts(model, facts, scheme=self.scheme, control=self.control, seed=self.seed)
         if len(contrast) < _FEWEST:
             raise LcalensError(
@@ -122,21 +122,21 @@ class Report(Source):
         if "prompt" in parts:
             found.append(_one_prompt(model, facts, self.scheme, self.seed))
         if "curve" in parts:
-            found.append(efficacy(model, facts, **config, out=kept / "curve", progress=bar))
-        steps: dict[str, Callable[[], Any]] = {"split": lambda: split(model, contrast, progress=bar)}
+            found.append(efficacy(model, facts, **config, out=kept / "curve"))
+        steps: dict[str, Callable[[], Any]] = {"split": lambda: split(model, contrast)}
         if {"heads", "together", "recall", "attention"} & set(parts):
-            before = patch(model, first, out=kept / "patching", progress=bar)
+            before = patch(model, first, out=kept / "patching")
             heads = leading(before, self.heads, by="carrying")
             if "heads" in parts:
-                after = patch(model, second, out=kept / "patching", progress=bar)
+                after = patch(model, second, out=kept / "patching")
                 found += [after, ranking(before, held_out=after)]
-            steps["together"] = lambda: shapley(model, second[:_PAIRS], heads, progress=bar)
+            steps["together"] = lambda: shapley(model, second[:_PAIRS], heads)
             ranked = set(first.examples["case_id"])
             others = [fact for fact in facts if fact.case_id not in ranked]
 
             def recalled() -> Any:  # of words related to the false object, as `lcalens recall` does
                 near = contrast_facts(model, others, scheme=_RELATED, control=self.control, seed=self.seed)
-                return recall(model, near, heads, seed=self.seed, progress=bar)
+                return recall(model, near, heads, seed=self.seed)
 
             steps["recall"] = recalled
             if "attention" in parts:

@@ -83,7 +83,7 @@ class Source:
         from lcalens import load_model
 
         try:
-            return load_model(self.model, device=self.device, dtype=self.dtype, progress=on_a_terminal())
+            return load_model(self.model, device=self.device, dtype=self.dtype, progress=True)
         except LcalensError as error:
             if str(error).startswith("source:"):
                 raise LcalensError(f"model{str(error).removeprefix('source')}") from error
@@ -120,11 +120,6 @@ def as_json(results: Mapping[str, "Result"]) -> str:
 def _records(table: Any) -> list[dict[str, Any]]:
     """A table's rows, with null where nothing was measured."""
     return json.loads(table.to_json(orient="records", double_precision=15))
-
-
-def on_a_terminal() -> bool:
-    """Whether somebody watches, and bars are to be drawn."""
-    return sys.stderr.isatty()
 
 
 def typed(arguments: Sequence[str]) -> str:

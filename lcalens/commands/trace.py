@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lcalens.commands.shared import Source, cannot_be_written, check_folder, check_processes, on_a_terminal, typed
+from lcalens.commands.shared import Source, cannot_be_written, check_folder, check_processes, typed
 from lcalens.core.checks import check_int
 from lcalens.core.engines import workers_of
 from lcalens.llm.facts.facts import load_facts
@@ -74,7 +74,7 @@ class Trace(Source):
         model = self.load()
         options = {name: getattr(self, name) for name in ("scheme", "n", "control", "seed", "out")}
         with workers_of(self.engine, self.jobs) as jobs:
-            traced = trace_facts(model, facts, **options, n_jobs=jobs, progress=on_a_terminal())
+            traced = trace_facts(model, facts, **options, n_jobs=jobs, progress=True)
         results = {"heads": traced.patched, "ranking": traced.ranked, "split": traced.parts}
         self.show(trace_screen(traced), **results, twin=traced.twin)
         if self.out is None:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -583,9 +584,11 @@ def test_progress_counts_prompts(standin):
     assert set(what) == {"clean", "dont-think"}
 
 
-def test_silence_and_the_bar(standin, capsys):
-    run(standin("gpt2").model, ONE_OF_EACH, counts=(0,), progress=False)
-    assert capsys.readouterr() == ("", "")
+def test_silence_and_the_bar(standin, capsys, monkeypatch):
+    for progress in (False, True):  # short work off a terminal is silent too
+        run(standin("gpt2").model, ONE_OF_EACH, counts=(0,), progress=progress)
+        assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(standin("gpt2").model, ONE_OF_EACH, counts=(0,), progress=True)
     said = capsys.readouterr()
     assert said.out == ""

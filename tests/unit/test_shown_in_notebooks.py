@@ -1,5 +1,6 @@
 """What a notebook shows by itself: results as tables, facts with their number, figures, and one line of progress."""
 
+import io
 import os
 import re
 import subprocess
@@ -207,9 +208,70 @@ def test_work_that_reports_nothing_shows_nothing(notebook):
     assert notebook == []
 
 
-def test_outside_of_a_notebook_there_is_a_bar(capsys):
+def test_in_a_terminal_there_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_callback(True, unit="heads") as report:
         report(1, 2, "patching")
     told = capsys.readouterr()
     assert told.out == ""
     assert "heads" in told.err
+    assert "\r" in told.err
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand."""
+    now = SimpleNamespace(at=100.0)
+    monkeypatch.setattr("lcalens.core.progress.time.monotonic", lambda: now.at)
+    return now
+
+
+def test_a_log_has_sparse_lines_and_one_at_the_end(capsys, clock):
+    with progress_callback(True, unit="heads") as report:
+        for second in range(100):
+            clock.at = 100.0 + second
+            report(second, 200, "patching\nat  z")
+        clock.at = 207.0
+        report(200, 200, "patching")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "lcalens: patching at z: 5 of 200 heads, 5 s",
+        "lcalens: patching at z: 35 of 200 heads, 35 s",
+        "lcalens: patching at z: 65 of 200 heads, 65 s",
+        "lcalens: patching at z: 95 of 200 heads, 95 s",
+        "lcalens: patching: 200 of 200 heads, 107 s",
+    ]
+    assert "\r" not in said.err
+
+
+def test_a_log_hears_how_far_work_came_that_broke(capsys, clock):
+    def broken():
+        with progress_callback(True, unit="heads") as report:
+            for clock.at in (106.0, 107.0):
+                report(int(clock.at) - 105, 9, "patching")
+            raise LcalensError("it: broke; mend it.")
+
+    with pytest.raises(LcalensError, match="mend it"):
+        broken()
+    assert capsys.readouterr().err.splitlines()[1:] == ["lcalens: patching: 2 of 9 heads, 7 s"]
+
+
+def test_a_log_hears_nothing_of_short_work(capsys, clock):
+    for ends in (0.0, 4.0):
+        with progress_callback(True, unit="heads") as report:
+            report(0, 2, "patching")
+            clock.at += ends
+            report(2, 2, "patching")
+            clock.at += 100.0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stderr", [None, "closed"])
+def test_without_a_standard_error_work_goes_on(monkeypatch, clock, stderr):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream if stderr else None)
+    with progress_callback(True, unit="heads") as report:
+        clock.at += 50.0
+        report(1, 2, "patching")
