@@ -91,7 +91,8 @@ def _lines(unit: str) -> Iterator[ProgressCallback]:
         nonlocal said, said_at
         said, said_at = latest, now
         with contextlib.suppress(AttributeError, OSError, ValueError):  # no standard error, or a closed one
-            print(f"lcalens: {latest}, {now - began:.0f} s", file=sys.stderr, flush=True)
+            sys.stderr.write(f"lcalens: {latest}, {now - began:.0f} s\n")
+            sys.stderr.flush()
 
     def show(done: int, total: int, what: str) -> None:
         nonlocal latest
