@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from lcalens.commands.shared import Source, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import RESULT, lacking
 from lcalens.llm.efficacy.config import check_config
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.prompts.schemes import find_scheme
@@ -180,7 +181,7 @@ def saved_results(folder: Path) -> list["Result"]:
     levels = ["/".join(["*"] * depth + ["result.json"]) for depth in range(_DEPTH + 1)]
     places = [file.parent for level in levels for file in sorted(folder.glob(level))]
     if not places:
-        raise LcalensError(f"results: {str(folder)!r} holds no saved result; give a folder that --out or save() wrote.")
+        raise LcalensError(f"results: {lacking(folder, RESULT)}")
     return [Result.load(place) for place in places]
 
 

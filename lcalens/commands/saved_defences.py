@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lcalens.commands.defend_fit import FOLDER, SEEN
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import DEFENCE, lacking
 from lcalens.llm.facts.facts import Facts
 
 if TYPE_CHECKING:
     from lcalens.mechanism.defence.defence import Defence
-
-_HEAD = "defence.json"
 
 
 def find_defences(folders: Sequence[Path]) -> dict[str, Path]:
@@ -25,9 +24,10 @@ def find_defences(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        inside = folder / FOLDER if (folder / FOLDER / _HEAD).is_file() else folder
-        if not (inside / _HEAD).is_file():
-            raise LcalensError(f"folders: {str(folder)!r} holds no defence; make one with `lcalens defend fit`.")
+        inside = folder / FOLDER if (folder / FOLDER / DEFENCE.head).is_file() else folder
+        problem = lacking(inside, DEFENCE)
+        if problem:
+            raise LcalensError(f"folders: {problem}")
         if inside.resolve() in [path.resolve() for path in found.values()]:
             raise LcalensError(f"folders: {str(folder)!r} is given twice; give each once.")
         own = folder.resolve().name

@@ -18,6 +18,7 @@ import pandas as pd
 
 from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import RESULT, lacking
 from lcalens.core.sealed import folder_path, read_sealed, sealed_folder
 from lcalens.core.statistics import CONFIDENCE, RESAMPLES, clustered_mean_interval
 from lcalens.core.tables import SCHEMA, lengthen, widen
@@ -215,6 +216,9 @@ class Result:
 
         place = folder_path(folder)
         try:
+            problem = lacking(place, RESULT)
+            if problem:
+                raise LcalensError(f"folder: {problem}")
             written = json.loads((place / _HEAD).read_text(encoding="utf-8"))["format"]
             if written > _FORMAT:
                 raise LcalensError(f"folder: {str(folder)!r} was written by a later lcalens; upgrade to read it.")

@@ -73,7 +73,9 @@ def test_what_is_no_source(source):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    assert "no config.json" in refusal(tmp_path)
+    assert "is empty; give a folder that holds a model" in refusal(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "holds no model (config.json is missing)" in refusal(tmp_path)
     assert str(tmp_path) in refusal(tmp_path)
 
 

@@ -224,7 +224,7 @@ def test_it_is_saved_and_loaded(made, tmp_path):
     with pytest.raises(LcalensError, match=r"^folder"):
         Defence.load(tmp_path / "nothing")
     (folder / "defence.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(LcalensError, match=r"^folder: .*no whole defence"):
+    with pytest.raises(LcalensError, match=r"^folder: the defence in .* is damaged .*make it anew with defend"):
         Defence.load(folder)
 
 

@@ -270,7 +270,7 @@ def test_what_was_measured_before_is_shown_and_not_measured_again(lc, tmp_path, 
         (("--scheme", "nonsense"), "scheme"),
         (("--schemes", "nonsense"), "scheme"),
         (("--out", "report"), "out: 'report' is not the name of a page"),
-        (("--results", "nowhere"), "results: 'nowhere' holds no saved result"),
+        (("--results", "nowhere"), "results: there is no folder 'nowhere'; give one that holds a result"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_loaded(capsys, arguments, named, monkeypatch):

@@ -519,10 +519,10 @@ def test_a_head_of_another_kind(place):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(LcalensError, match="holds no result"):
+    with pytest.raises(LcalensError, match=r"folder: there is no folder .*gone'; give one that holds a result"):
         Result.load(tmp_path / "gone")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(LcalensError, match="folder"):
+    with pytest.raises(LcalensError, match=r"folder: .*file' is a file; give the folder that it is in"):
         Result.load(tmp_path / "file")
 
 

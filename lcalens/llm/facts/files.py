@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import near_path
 from lcalens.llm.facts.records import MAX_DIGITS, Records, Unreadable, shown
 
 USE_SAMPLE = "use 'sample' for the facts that come with lcalens"
@@ -44,7 +45,11 @@ def read_file(path: Path) -> Records:
         regular = stat.S_ISREG(status.st_mode)
         data = path.read_bytes() if regular and status.st_size <= MAX_BYTES else b""
     except FileNotFoundError as error:
-        raise LcalensError(f"source: {where} is not an existing file; check the path, or {USE_SAMPLE}.") from error
+        near = near_path(path)
+        hint = f" Did you mean {near!r:.120}?" if near else ""
+        raise LcalensError(
+            f"source: {where} is not an existing file; check the path, or {USE_SAMPLE}.{hint}"
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise LcalensError(f"source: {where} cannot be read ({error}); check the path and its permissions.") from error
     if stat.S_ISDIR(status.st_mode):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import near_path
 from lcalens.core.near import did_you_mean
 from lcalens.llm.facts.files import USE_SAMPLE, parse_text, read_file
 from lcalens.llm.facts.records import Fact, Records, Skipped, known_case_id, parse_record, shown
@@ -83,7 +84,9 @@ def _read_named(source: str) -> Records:
     if _HUB_ID.fullmatch(source) and not _FILE_ENDING.search(source):
         return read_hub(source)
     if "/" in source or os.sep in source or _FILE_ENDING.search(source):
-        raise LcalensError(f"source: {shown(source)} is not an existing file; check the path, or {USE_SAMPLE}.")
+        near = near_path(path)
+        hint = f" Did you mean {near!r:.120}?" if near else ""
+        raise LcalensError(f"source: {shown(source)} is not an existing file; check the path, or {USE_SAMPLE}.{hint}")
     raise LcalensError(
         f"source: {shown(source)} is neither 'sample', 'counterfact', an existing file nor a hub id 'owner/name'; "
         f"{USE_SAMPLE}.{did_you_mean(source, ('sample', 'counterfact'))}"

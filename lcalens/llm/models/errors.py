@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import MODEL, lacking, near_path
 from lcalens.core.near import did_you_mean
 
 
@@ -28,6 +29,7 @@ def _fault(kinds: str, phrases: tuple[str, ...], problem: str, fix: str, *, unfo
 
 
 EMBEDDED = ("smollm2", "gemma3-270m")
+_ADAPTER = "adapter_config.json"
 _EMBEDDED = "'smollm2' or 'gemma3-270m', which need no network"
 _FAULTS = (
     _fault(
@@ -124,6 +126,41 @@ def explain(source: str, error: BaseException) -> LcalensError:
             return LcalensError(f"source: {source!r:.200} {fault.problem}: {fault.fix}.{hint}")
     cause = f"{type(error).__name__}: {error!s:.200}"
     return LcalensError(f"source: {source!r:.200} could not be loaded ({cause}): {_OTHER}.")
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Refuse a folder that holds no whole model: none at all, or an adapter that lacks the model it was trained on.
+
+    Args:
+        name: What the user asked for.
+        folder: The folder.
+
+    Raises:
+        LcalensError: It holds none, or as `check_index`.
+    """
+    weights = [file for pattern in ("*.safetensors", "pytorch_model*") for file in folder.glob(pattern)]
+    if (folder / _ADAPTER).is_file() and all(file.name.startswith("adapter") for file in weights):
+        raise LcalensError(
+            f"source: {name!r:.200} holds an adapter (PEFT, LoRA), not a whole model: merge it into the model that it "
+            "was trained on with merged = peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload(), "
+            "then merged.save_pretrained(new) and tokenizer.save_pretrained(new), and load new."
+        )
+    problem = lacking(folder, MODEL)
+    if problem:
+        raise LcalensError(f"source: {problem}")
+    check_index(folder)
+
+
+def no_such_path(name: str, path: Path) -> LcalensError:
+    """The error for a path that is not there.
+
+    Args:
+        name: What the user asked for.
+        path: The same as a path.
+    """
+    beside = near_path(path)
+    hint = f" Did you mean {beside!r:.120}?" if beside else did_you_mean(name, EMBEDDED)
+    return LcalensError(f"source: there is no file or folder {name!r}.{hint}")
 
 
 def check_tokenizer(tokenizer: Any) -> None:

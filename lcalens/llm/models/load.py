@@ -21,11 +21,12 @@ from lcalens.core.tensors import check_device
 from lcalens.llm.models.bridging import mend_attention_scale, mend_norm_epsilon, text_only
 from lcalens.llm.models.errors import (
     check_complete,
-    check_index,
+    check_folder,
     check_tokenizer,
     explain,
     explain_bridging,
     explain_running,
+    no_such_path,
 )
 from lcalens.llm.models.gguf import Converted, convert_gguf, embedded_gemma3, embedded_smollm2, is_gguf
 from lcalens.llm.models.hub import reach_hub
@@ -169,13 +170,11 @@ def _resolve(
             raise LcalensError(f"source: {path.name} is a file but not a GGUF; give the model's folder instead.")
         return _converted(path.name, convert_gguf(path, cache, progress=progress), tokenizer)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LcalensError(f"source: the folder {name!r} has no config.json; is it a Hugging Face model folder?")
-        check_index(path)
+        check_folder(name, path)
         return str(path), None
     looks_local = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
     if looks_local or name.count("/") > 1 or "\\" in name:
-        raise LcalensError(f"source: there is no file or folder {name!r}.{did_you_mean(name, _EMBEDDED)}")
+        raise no_such_path(name, path)
     return name, None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.folders import DEFENCE, lacking
 from lcalens.core.provenance import fingerprint
 from lcalens.core.sealed import folder_path, read_sealed, sealed_folder
 from lcalens.mechanism.defence.cut import Cut
@@ -137,6 +138,9 @@ class Defence(Plan):
 
         source = folder_path(folder)
         try:
+            problem = lacking(source, DEFENCE)
+            if problem:
+                raise LcalensError(f"folder: {problem}")
             files = read_sealed(source)
             head, tensors = json.loads(files[_HEAD]), load(files[_VALUES])
             detector = head["detector"] and Detector(weights=tensors["weights"], **head["detector"])
@@ -152,5 +156,16 @@ class Defence(Plan):
                 record=head["record"],
                 values={name.removeprefix("values."): value for name, value in tensors.items() if "." in name},
             )
+        except LcalensError:
+            raise
+        except FileNotFoundError as error:
+            name = Path(error.filename or source).name
+            raise LcalensError(
+                f"folder: {str(folder)!r} holds no whole defence ({name} is missing); copy it again, or make it anew "
+                "with defend()."
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise LcalensError(f"folder: {str(folder)!r} holds no whole defence ({error!r:.80}).") from error
+            raise LcalensError(
+                f"folder: the defence in {str(folder)!r} is damaged ({error!s:.120}); copy it again, or make it anew "
+                "with defend()."
+            ) from error
