@@ -1,6 +1,6 @@
 """What a model can run: token ids no longer than its context, without padding among them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lcalens.core.errors import LcalensError
@@ -17,6 +17,24 @@ def check_length(model: Any, longest: int) -> None:
         raise LcalensError(
             f"texts: the longest has {longest} tokens, the model's context holds {limit}; shorten it, "
             "or put fewer sentences before it."
+        )
+
+
+def check_ids(model: Any, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse tokens that the model's embedding has no row for: its tokenizer has more tokens than it.
+
+    Args:
+        model: A TransformerBridge.
+        rows: Token ids.
+
+    Raises:
+        LcalensError: There are such tokens.
+    """
+    size, highest = int(model.cfg.d_vocab), max((max(row) for row in rows if row), default=-1)
+    if highest >= size:
+        raise LcalensError(
+            f"texts: token {highest} of the tokenizer is none of the model's {size}; load the model with the tokenizer "
+            "that it was trained with, or call resize_token_embeddings before training where tokens were added."
         )
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 
 from lcalens.core.errors import LcalensError
-from lcalens.core.limits import check_length
+from lcalens.core.limits import check_ids, check_length
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady
@@ -81,6 +81,7 @@ def ask(
         )
     followed = _followed(tokenizer, prompt, texts, answers, chat, join)
     check_length(model, max(len(item.ids) for item in (*encoded, *followed)))
+    check_ids(model, (item.ids for item in (*encoded, *followed)))
     ids, probabilities = _top_tokens(model, encoded, top)
     return Result(
         kind="answers",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lcalens.core.cells import CellStore
 from lcalens.core.errors import LcalensError
+from lcalens.core.limits import check_ids
 from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
@@ -248,6 +249,7 @@ def _pieces(study: Study, store: CellStore, manifest: Manifest, measured: _Measu
         parts: list[Part] = []
         for chunk in chunks(hijacks.prompts):
             prompts, continuations, problems = scorable(tokenizer, chunk, study.config)
+            check_ids(study.model, (item.ids for item in continuations))
             measured.leave_out(index, problems)
             if index < 0:
                 measured.spell(tokenizer, prompts, continuations)
