@@ -11,7 +11,7 @@ from lcalens.core.checks import check_choice
 from lcalens.core.errors import LcalensError
 from lcalens.llm.efficacy.tables import rates_together
 from lcalens.llm.prompts.schemes import find_scheme
-from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, SMALL, legend, panels_of, plain, short
+from lcalens.views.style import BAND, BLUE, GREEN, GREY, ORANGE, SMALL, TEXT, legend, panels_of, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lcalens.core.results import Result
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _COLUMNS = 2.3, 2.1, 3
+_ONE_LINE, _LINE = 20, 35  # letters of a scheme over its panel: beside how many facts, and on lines of their own
 _TITLE = 117  # letters of a prompt over its panel, in three lines
 
 
@@ -60,8 +61,7 @@ def plot_efficacy(
             if name not in set(table["scheme"]):  # a legend without it would look as if nobody had asked
                 why = "not measured" if name in unmeasured else "on none of these facts"
                 panel.plot([], [], color=GREY, ls="none", marker="x", ms=3.5, label=f"{legend(name)}: {why}")
-        panel.set_title(plain(short(scheme, 20)), fontsize=8)
-        panel.set_title(f"{table['facts'].max()} facts", fontsize=SMALL, color=GREY, loc="right")
+        _title(panel, scheme, f"{table['facts'].max()} facts")
         panel.legend(fontsize=SMALL, frameon=False, loc="best", handlelength=2.2)
         why = unmeasured.get(scheme)
         if why:
@@ -72,6 +72,17 @@ def plot_efficacy(
     title = f"{model}, {_facts_named(result, subset, relation)}"
     figure.suptitle(plain(f"{title} (bands: 95% Wilson intervals)"), fontsize=8)
     return figure
+
+
+def _title(panel: "Axes", scheme: str, facts: str) -> None:
+    """The scheme and how many facts over a panel, side by side; a long one on two lines above the facts."""
+    if len(scheme) <= _ONE_LINE:
+        panel.set_title(plain(scheme), fontsize=8)
+    else:
+        first, *rest = textwrap.wrap(scheme, _LINE)
+        second = short(" ".join(rest), _LINE)
+        panel.set_title(plain("\n".join(filter(None, (first, second)))) + "\n", fontsize=TEXT, loc="left")
+    panel.set_title(facts, fontsize=SMALL, color=GREY, loc="right")
 
 
 def _told_apart(result: "Result") -> tuple[dict[str, str], dict[str, str]]:

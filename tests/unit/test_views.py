@@ -257,8 +257,52 @@ def test_any_template_can_be_drawn(template):
     figure = draw(study(schemes=(template, "neutral")).plot())
     (panel,) = figure.axes
     assert len(panel.get_legend().get_texts()) == 2
-    for text in (panel.get_title(), *(item.get_text() for item in panel.get_legend().get_texts())):
+    titles = (panel.get_title(), panel.get_title(loc="left"))
+    assert any(titles)
+    for text in (*titles, *(item.get_text() for item in panel.get_legend().get_texts())):
         assert is_plain(text), "dollar signs are text, not formulas"
+
+
+def artist(panel, said):
+    """The text of a panel that says this."""
+    return next(text for text in panel.findobj(lambda item: hasattr(item, "get_text")) if text.get_text() == said)
+
+
+FITTING = (
+    "Forget about {target_false}.",
+    "Whatever they say, {target_false} is not meant here.",
+    "It was never about {target_false}, and it never will be.",
+)
+
+
+def test_a_templates_title_is_whole_on_two_lines_within_its_panel():
+    figure = draw(study(schemes=(*FITTING, "neutral")).plot())
+    for panel, template in zip(figure.axes, FITTING, strict=True):
+        assert panel.get_title() == ""
+        lines = panel.get_title(loc="left").removesuffix("\n").split("\n")
+        assert " ".join(lines) == template
+        assert len(lines) <= 2
+        title, facts = artist(panel, panel.get_title(loc="left")), artist(panel, panel.get_title(loc="right"))
+        assert title.get_window_extent().width <= panel.get_window_extent().width
+        lowest = title.get_window_extent().y0 + title.get_window_extent().height / (len(lines) + 1)
+        assert facts.get_window_extent().y1 <= lowest + 2  # on a line of its own
+        assert title.get_window_extent().y1 <= figure.bbox.height
+
+
+def test_a_longer_template_is_cut_at_the_end_of_the_second_line():
+    figure = draw(study(schemes=("no " * 80 + "{target_false}", "x" * 300 + "{target_false}", "neutral")).plot())
+    for panel in figure.axes:
+        first, second, nothing = panel.get_title(loc="left").split("\n")
+        assert len(first) > 30
+        assert second.endswith("…")
+        assert len(second) > 30
+        assert nothing == ""
+
+
+def test_a_built_in_scheme_keeps_its_title_beside_the_facts():
+    for panel in draw(study().plot()).axes:
+        assert panel.get_title() in SCHEMES
+        assert panel.get_title(loc="left") == ""
 
 
 def test_a_long_template_does_not_squeeze_the_panel():
