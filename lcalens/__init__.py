@@ -41,6 +41,7 @@ _HOMES = {
     "lca_bridge": "lcalens.lca.model.bridge",
     "learn_heads": "lcalens.mechanism.defence.learned",
     "leading": "lcalens.mechanism.leading",
+    "load_activations": "lcalens.mechanism.activation_files",
     "load_facts": "lcalens.llm.facts.facts",
     "load_model": "lcalens.llm.models.load",
     "memory": "lcalens.mechanism.associative",
@@ -52,6 +53,7 @@ _HOMES = {
     "report": "lcalens.views.report.document",
     "run_with_cache": "lcalens.mechanism.cache",
     "site_of": "lcalens.mechanism.hook_names",
+    "save_activations": "lcalens.mechanism.activation_files",
     "score_parts": "lcalens.mechanism.scores",
     "shapley": "lcalens.mechanism.players",
     "split": "lcalens.mechanism.split",
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from lcalens.llm.facts.halves import held_out as held_out
     from lcalens.llm.models.load import load_model as load_model
     from lcalens.llm.prompts.named import Scheme as Scheme
+    from lcalens.mechanism.activation_files import load_activations as load_activations
+    from lcalens.mechanism.activation_files import save_activations as save_activations
     from lcalens.mechanism.associative import memory as memory
     from lcalens.mechanism.attribute import attribute as attribute
     from lcalens.mechanism.cache import run_with_cache as run_with_cache
