@@ -19,10 +19,6 @@ from lcalens.mechanism.sources import check_same_as_hooks
 _TOKENS = 7  # of the trial
 _SIDE = re.compile(r"(?P<path>.+?)(?:\.(?P<side>input|output)s?(?:\.0|\[0\])*)?", re.DOTALL)
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-_FIRST = {  # which site is meant where several hold the same numbers: a stream after a block is the one before the next
-    "input": ("resid_pre", "z", *SITES),
-    "output": ("resid_post", "attn_out", "mlp_out", *SITES),
-}
 
 
 class Hook(NamedTuple):
@@ -161,13 +157,10 @@ def _match(name: str, side: _Side, value: Tensor | None, values: dict[str, Tenso
             f"whose input or output is a site: {', '.join(SITES)}."
         )
 
-    def order(hook: str) -> tuple[bool, int]:
-        place = _place(hook)
-        if place is None:
-            return True, len(_FIRST[side.side])
-        return side.layer not in (None, place[1]), _FIRST[side.side].index(place[0])
-
-    return min(equal, key=order)
+    # The stream after a block is the one before the next: the module's own layer says which of the two is meant.
+    places = {hook: place for hook in equal if (place := _place(hook)) is not None}
+    of_layer = [hook for hook, place in places.items() if place[1] == side.layer]
+    return next(iter([*of_layer, *places, *equal]))
 
 
 def _place(hook: str) -> tuple[str, int] | None:
