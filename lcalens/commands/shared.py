@@ -1,6 +1,7 @@
 """What the commands share: which model, what was typed, a result in a folder."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,11 @@ def check_folder(out: Path | None) -> None:
     """
     if out is None:
         return
+    if out.parts and re.fullmatch(r"[a-z0-9+.-]{2,}:", out.parts[0]):
+        raise LcalensError(
+            f"out: {str(out)!r:.200} is an address, and commands write tables and figures to a folder; give a path, or "
+            "call from Python, where out= takes addresses."
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 import lcalens
 from lcalens.core.errors import LcalensError
 from lcalens.core.files import abandoned, write_whole
+from lcalens.core.places import Place, place_of
 from lcalens.core.sources import sources
 from lcalens.core.studies import CELLS, cell_file
 
@@ -48,7 +48,7 @@ def _checksum(key: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def is_run_folder(folder: Path) -> bool:
+def is_run_folder(folder: Place) -> bool:
     """Whether a run folder has been begun here.
 
     Args:
@@ -57,11 +57,17 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / CELLS).is_dir()
 
 
+def _kept_checksum(content: bytes) -> str:
+    """What a cell's file says of itself: safetensors begins with its header's length, and the header is JSON."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]["sha256"]
+
+
 class CellStore:
     """Finished cells in a folder; with no folder, nothing is kept.
 
     Args:
-        folder: The run's folder, made where it is missing; None keeps nothing.
+        folder: The run's folder, made where it is missing, or its address (see `places`); None keeps nothing.
 
     Attributes:
         folder: The run's folder; None where nothing is kept.
@@ -72,21 +78,18 @@ class CellStore:
         LcalensError: The folder cannot be made or written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None):
+    def __init__(self, folder: Place | str | os.PathLike[str] | None):
         self.loaded, self.computed = 0, 0
-        self.folder: Path | None = None
+        self.folder: Place | None = None
         if folder is not None:
-            if not isinstance(folder, str | os.PathLike):
-                raise LcalensError(
-                    f"out: expected a folder's path, got {folder!r:.60} ({type(folder).__name__}); "
-                    "leave it out to keep nothing."
-                )
             try:
-                self.folder = Path(folder).expanduser()
-                (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
-                for unfinished in abandoned(self.folder / CELLS):
+                self.folder = place = place_of("out", folder)
+                (place / CELLS).mkdir(parents=True, exist_ok=True)
+                for unfinished in abandoned(place / CELLS):
                     unfinished.unlink(missing_ok=True)
-            except (OSError, ValueError, RuntimeError) as error:
+            except LcalensError:
+                raise
+            except (OSError, ValueError, RuntimeError, ImportError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise LcalensError(
                     f"out: {str(folder)!r} cannot be written ({reason}); give another folder."
@@ -98,15 +101,15 @@ class CellStore:
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
         if self.folder is None:
             return None
         try:
-            with safe_open(cell_file(self.folder, key), "np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                kept = (file.metadata() or {}).get("sha256")
-        except (OSError, SafetensorError, ValueError):
+            content = cell_file(self.folder, key).read_bytes()
+            arrays, kept = load(content), _kept_checksum(content)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         if kept != _checksum(key, arrays):
             return None

