@@ -17,6 +17,7 @@ from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
 from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
+from lcalens.core.workers import check_jobs
 from lcalens.engine.decoder import Decoder
 from lcalens.engine.forward import trace
 from lcalens.engine.metrics import Metric
@@ -58,6 +59,7 @@ def head_kinds(
     seed: int = 0,
     memory: float | int = 2.0,
     out: str | os.PathLike[str] | None = None,
+    n_jobs: int = 1,
     progress: bool | ProgressCallback = True,
 ) -> Result:
     """Tell heads apart by what they do for a hijack: movers, amplifiers, counter-heads, each by a rule.
@@ -86,6 +88,7 @@ def head_kinds(
         seed: Of random signs.
         memory: GiB that a batch may take.
         out: A folder for finished examples: the same call again computes only what is missing.
+        n_jobs: How many processes compute, as for `patch`.
         progress: True for a bar, False for silence, or a function of (done, total, what), for each measurement anew.
 
     Returns:
@@ -119,7 +122,13 @@ def head_kinds(
     looked = read_looked(contrast, keys, over)
     decoder = read_layers(model, "head_kinds", contrast)
     chosen = read_heads("heads", heads, len(decoder.layers), decoder.layers[0].heads)
-    shared: dict[str, Any] = {"metric": metric, "memory": memory, "out": out, "progress": progress}
+    shared: dict[str, Any] = {
+        "metric": metric,
+        "memory": memory,
+        "out": out,
+        "n_jobs": check_jobs(n_jobs, model),
+        "progress": progress,
+    }
     patched = patch(model, contrast, site="z", positions="last", **shared)
     ends = patched.examples[["clean", "hijacked"]].to_numpy(dtype=float)
     whole = ends[:, 1] - ends[:, 0]
