@@ -102,7 +102,7 @@ def efficacy(
     )
     store = CellStore(None if active_hooks(model) else out)
     study = Study(model, facts, config, wordings, words)
-    study.check_prompts()
+    parts = study.check_prompts()
     settings = {
         "config": asdict(config),
         "schemes": {
@@ -112,7 +112,7 @@ def efficacy(
     manifest = Manifest(
         store, "efficacy", code=CODE, model=model, settings=settings, data=lambda: {"facts": facts_record(facts)}
     )
-    measured = _measure(study, store, manifest, n_jobs, progress)
+    measured = _measure(study, store, manifest, parts, n_jobs, progress)
     if not any(true for true, _ in measured.spelled):
         raise LcalensError(f"facts: none of {len(facts)} can be scored exactly ({measured.reasons()}).")
     examples = _examples(facts, known=measured.values["greedy"][:, 0, 0] == 1)
@@ -193,12 +193,12 @@ class _Measured:
 
 
 def _measure(
-    study: Study, store: CellStore, manifest: Manifest, n_jobs: int, progress: bool | ProgressCallback
+    study: Study, store: CellStore, manifest: Manifest, parts: int, n_jobs: int, progress: bool | ProgressCallback
 ) -> _Measured:
     measured, config = _Measured(study.facts, study.config), study.config
     with progress_callback(progress, unit="prompts") as report:
         told = _Told(report, study.count)
-        pieces = _pieces(study, store, manifest, measured, told)
+        pieces = _pieces(study, store, manifest, parts, measured, told)
         work = partial(score_part, batch=config.batch)
         with finish(store, pieces, work, study.model, code=CODE, n_jobs=n_jobs) as cells:
             for part, cell, _ in cells:
@@ -232,16 +232,16 @@ class _Told:
         self._report(self._done, self._total, scheme)
 
 
-def _pieces(study: Study, store: CellStore, manifest: Manifest, measured: _Measured, told: _Told) -> Iterator[Piece]:
+def _pieces(
+    study: Study, store: CellStore, manifest: Manifest, total: int, measured: _Measured, told: _Told
+) -> Iterator[Piece]:
     """Every part with its key; what cannot be scored is counted on the way.
 
     One scheme's prompts at a time: memory does not grow with the number of schemes.
     """
     tokenizer = source_tokenizer(study.model)
-    schemes = range(-1, len(study.config.schemes))
-    total = sum(len(chunks(study.prompts(index).prompts)) for index in schemes) if store.folder else None
     whose = stamp(study.model)
-    for index in schemes:
+    for index in range(-1, len(study.config.schemes)):
         scheme = "clean" if index < 0 else study.config.schemes[index]
         hijacks = study.prompts(index)
         measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)

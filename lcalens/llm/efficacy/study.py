@@ -9,7 +9,7 @@ from lcalens.core.chat import chat_prompt
 from lcalens.core.limits import check_length, context_limit
 from lcalens.core.tokens import encode, source_tokenizer
 from lcalens.llm.efficacy.config import EfficacyConfig
-from lcalens.llm.efficacy.parts import CELL_FACTS
+from lcalens.llm.efficacy.parts import CELL_FACTS, chunks
 from lcalens.llm.facts.facts import Facts
 from lcalens.llm.prompts.hijack import HijackedPrompt, Hijacks, hijack_prompts, worded_prompts
 from lcalens.llm.prompts.schemes import Wording
@@ -48,16 +48,21 @@ class Study(NamedTuple):
         """How many prompts there are, those that cannot be made among them."""
         return len(self.facts) * (1 + len(self.config.schemes) * len(self.config.counts[1:]))
 
-    def check_prompts(self) -> None:
+    def check_prompts(self) -> int:
         """Refuse prompts that the model's context does not hold, and warn of schemes that have none.
+
+        Returns:
+            How many parts the others come in.
 
         Raises:
             LcalensError: A prompt is too long.
         """
         nothing: dict[str, str] = {}
+        parts = 0
         for index in range(-1, len(self.config.schemes)):
             hijacks = self.prompts(index)
             self._check_lengths(hijacks.prompts)
+            parts += len(chunks(hijacks.prompts))
             if hijacks.impossible and not hijacks.prompts:
                 reasons = Counter(item.reason for item in hijacks.impossible)
                 nothing[self.config.schemes[index]] = reasons.most_common(1)[0][0]
@@ -69,6 +74,7 @@ class Study(NamedTuple):
                 "measured.",
                 stacklevel=4,  # where efficacy is called
             )
+        return parts
 
     def _check_lengths(self, prompts: tuple[HijackedPrompt, ...]) -> None:
         limit = context_limit(self.model)
