@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from lcalens.commands.heads import HEADS_HELP, lead, named_heads
-from lcalens.commands.shared import Source, cannot_be_written, check_folder
+from lcalens.commands.shared import Source, cannot_be_written, check_control, check_folder
 from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.llm.facts.facts import Facts, load_facts
@@ -34,8 +34,8 @@ class Fit(Source):
         relations: Keep only these relations (`P190`).
         limit: At most so many facts, drawn at random; `evaluate` leaves them out.
         scheme: What hijacks them: a scheme's name or a sentence of your own.
-        control: The clean run where heads are ranked: a `neutral` sentence of as many tokens, or one that names an
-            `other-object`.
+        control: The clean run where heads are ranked: a `neutral` sentence of as many tokens, one that names an
+            `other-object`, or a sentence of your own such as `Forget about {unrelated}.`
         method: The cut always (`boundary`), where a `detector` sees a hijack, where the last sentence shares no `names`
             with what is before it, head by head by its `attention`, or of `random` heads of the same layers.
         heads: Which heads.
@@ -58,7 +58,7 @@ class Fit(Source):
     relations: tuple[str, ...] = ()
     limit: int = 100
     scheme: str = "dont-think"
-    control: Literal["neutral", "other-object"] = "neutral"
+    control: str = "neutral"
     method: Literal["boundary", "detector", "names", "attention", "random"] = "boundary"
     heads: Annotated[tuple[str, ...], tyro.conf.arg(help=HEADS_HELP)] = ("10",)
     where: Literal["last", "all"] = "last"
@@ -89,6 +89,7 @@ class Fit(Source):
         for kind in self.honest:
             check_choice("honest", kind, HONEST)
         find_scheme(self.scheme)
+        check_control(self.control)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from lcalens.commands.heads import HEADS_HELP, lead, named_heads
-from lcalens.commands.shared import Source, check_folder, typed
+from lcalens.commands.shared import Source, check_control, check_folder, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.text import check_written
@@ -31,8 +31,8 @@ class Recall(Source):
         limit: At most so many facts, drawn at random; where heads are ranked, on every second of them, and the others'
             words are recalled.
         scheme: What hijacks the facts: a scheme's name or a sentence of your own.
-        control: The clean run where heads are ranked: a `neutral` sentence of as many tokens, or one that names an
-            `other-object`.
+        control: The clean run where heads are ranked: a `neutral` sentence of as many tokens, one that names an
+            `other-object`, or a sentence of your own such as `Forget about {unrelated}.`
         level: Where the circuit reads a word: as it comes from the `embedding`, or, of facts, from the `residual`
             stream of the hijacked run.
         draws: Random circuits with each head's own singular values.
@@ -51,7 +51,7 @@ class Recall(Source):
     relations: tuple[str, ...] = ()
     limit: int = 64
     scheme: str = "related-word"
-    control: Literal["neutral", "other-object"] = "neutral"
+    control: str = "neutral"
     level: Literal["embedding", "residual"] = "embedding"
     draws: int = 100
     seed: int = 0
@@ -73,6 +73,7 @@ class Recall(Source):
         for name, low in (("limit", _FEWEST), ("draws", 1), ("seed", 0)):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
         find_scheme(self.scheme)
+        check_control(self.control)
         if pairs and self.level == "residual":
             raise LcalensError("level: words by themselves stand in no run; leave --pairs out, or take 'embedding'.")
         check_folder(self.out)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lcalens.commands.shared import Source, typed
+from lcalens.commands.shared import Source, check_control, typed
 from lcalens.core.checks import check_int
 from lcalens.core.errors import LcalensError
 from lcalens.core.folders import RESULT, lacking
@@ -39,7 +39,8 @@ class Report(Source):
         schemes: Of the curve: schemes' names, or sentences of your own.
         counts: How many sentences.
         scheme: What hijacks the runs whose heads are looked at.
-        control: Their clean run: a `neutral` sentence of as many tokens, or one that names an `other-object`.
+        control: Their clean run: a `neutral` sentence of as many tokens, one that names an `other-object`, or a
+            sentence of your own such as `Forget about {unrelated}.`
         heads: How many heads are looked at together (12 at most), and shown with their attention.
         views: For how many facts attention is shown.
         parts: What is measured.
@@ -62,7 +63,7 @@ class Report(Source):
     schemes: tuple[str, ...] = ("dont-think", "negation", "unrelated", "neutral")
     counts: tuple[int, ...] = (0, 1, 3)
     scheme: str = "dont-think"
-    control: Literal["neutral", "other-object"] = "neutral"
+    control: str = "neutral"
     heads: int = 10
     views: int = 3
     parts: tuple[Part, ...] = _PARTS
@@ -83,6 +84,7 @@ class Report(Source):
         for name, low, high in (("limit", _FEWEST, None), ("heads", 1, 12), ("views", 0, 50), ("seed", 0, None)):
             check_int(name, getattr(self, name), low=low, high=high)  # before anything is loaded
         find_scheme(self.scheme)
+        check_control(self.control)
         config: dict[str, Any] = {"schemes": self.schemes, "counts": self.counts, "seed": self.seed}
         check_config(**config, scoring="whole", chat=False, related="table")
         _check_page(self.out)

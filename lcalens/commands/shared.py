@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcalens.core.checks import check_int
 from lcalens.core.engines import check_engine
 from lcalens.core.errors import LcalensError
+from lcalens.llm.prompts.named import read_control
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -151,6 +152,22 @@ def check_processes(jobs: int, engine: str | None) -> None:
     check_engine(engine)
     if jobs != -1:
         check_int("jobs", jobs, low=1, why="it is a number of processes, or -1 for one per core")
+
+
+def check_control(control: str) -> None:
+    """See before anything is loaded that a control is one that heads can be ranked against.
+
+    Args:
+        control: A kind's name, or a sentence.
+
+    Raises:
+        LcalensError: It is neither; or `none`, behind which no tokens align.
+    """
+    if read_control(control) == "none":
+        raise LcalensError(
+            "control: heads are ranked between runs of as many tokens, and the bare prompt has fewer; give neutral, "
+            "other-object, or a sentence such as 'Forget about {unrelated}.'"
+        )
 
 
 def check_folder(out: Path | None) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from lcalens.commands.shared import Source, cannot_be_written, check_folder, check_processes, typed
+from lcalens.commands.shared import Source, cannot_be_written, check_control, check_folder, check_processes, typed
 from lcalens.core.checks import check_int
 from lcalens.core.engines import workers_of
 from lcalens.llm.facts.facts import load_facts
@@ -23,7 +23,8 @@ class Trace(Source):
         limit: At most so many facts, drawn at random; heads are ranked on one half and reported on the other.
         scheme: What hijacks them: a scheme's name or a sentence of your own.
         n: How many sentences.
-        control: The clean run: a `neutral` sentence of as many tokens, or one that names an `other-object`.
+        control: The clean run: a `neutral` sentence of as many tokens, one that names an `other-object`, or a
+            sentence of your own such as `Forget about {unrelated}.`
         seed: Of all that is drawn: the facts that --limit keeps, sentences.
         views: For how many facts the leading heads' attention is written as a page.
         jobs: How many processes compute, each with the model and one thread; 1: this one, -1: one per core.
@@ -43,7 +44,7 @@ class Trace(Source):
     limit: int = 32
     scheme: str = "dont-think"
     n: int = 1
-    control: Literal["neutral", "other-object"] = "neutral"
+    control: str = "neutral"
     seed: int = 0
     views: int = 2
     jobs: int = 1
@@ -63,6 +64,7 @@ class Trace(Source):
             check_int(name, getattr(self, name), low=low)  # before anything is loaded
         check_int("n", self.n, low=1, high=MOST)
         find_scheme(self.scheme)
+        check_control(self.control)
         check_processes(self.jobs, self.engine)
         check_folder(self.out)
         facts = load_facts(self.facts, relations=self.relations or None, limit=self.limit, seed=self.seed)

@@ -546,6 +546,18 @@ def test_what_cannot_be_traced(trace, arguments, named):
     assert errors.startswith(f"lcalens: {named}")
 
 
+def test_a_control_sentence_of_ones_own_is_traced_against(trace, tmp_path):
+    words = ("--limit", "8", "--views", "0", "--scheme", "Think of {target_false}.")
+    assert trace(*words, "--control", "Think of {unrelated}.", "--out", tmp_path)[0] == 0
+    clean = lcalens.Result.load(tmp_path / "heads").examples["clean_text"]
+    assert all(text.startswith("Think of ") for text in clean)
+    for control, said in (("none", "the bare prompt has fewer"), ("netural", "Did you mean 'neutral'?")):
+        status, _, errors = trace(*words, "--control", control)
+        assert status == 2
+        assert errors.startswith("lcalens: --control: ")
+        assert said in " ".join(errors.split())
+
+
 # --- what every command has -------------------------------------------------------------------------------------------
 
 
