@@ -273,8 +273,9 @@ def test_related_words_of_a_tokenizer_with_one_whole_word(standin, tmp_path):
         case_id=1, relation_id="P36", prompt="{} of is", subject="Paris", target_true="of", target_false="Paris"
     )
     nothing = "nothing can be measured of 'related-word'"
-    with refused_or_fine("related"), pytest.warns(UserWarning, match=nothing):
-        result = run(poor, [fact], schemes="related-word", related="embedding")
+    with refused_or_fine("related"):
+        with pytest.warns(UserWarning, match=nothing):
+            result = run(poor, [fact], schemes="related-word", related="embedding")
         assert result.tables["impossible"]["facts"].tolist() == [1]
 
 
