@@ -4,6 +4,8 @@ joblib starts the processes, or whatever the user's own `joblib.parallel_config`
 a cell is settled before anything is sent, so that no number depends on how many processes there are.
 """
 
+import math
+import sys
 import threading
 import warnings
 from collections import deque
@@ -83,6 +85,7 @@ class Task:
         Raises:
             LcalensError: The model or the sources here are others.
         """
+        _stay()
         with _one_at_a_time, _one_thread():
             shared = self.folder is not None and is_run_folder(self.folder)
             store = CellStore(self.folder if shared else None)
@@ -218,6 +221,16 @@ def _begun(task: Task, waiting: deque[Piece], sent: dict[int, Piece], n_jobs: in
     order = "generator_unordered" if as_they_come else "list"
     options: Any = {"n_jobs": n_jobs, "batch_size": 1, "max_nbytes": None, "return_as": order, "backend": backend}
     return Parallel(**options)(calls())
+
+
+def _stay() -> None:
+    """Keep this process, whose memory grows with the largest batch: loky takes 300 MB more than at first for a leak.
+
+    It would end the process after its part, and another would load the model again.
+    """
+    executor: Any = sys.modules.get("joblib.externals.loky.process_executor")
+    if hasattr(executor, "_MAX_MEMORY_LEAK_SIZE"):
+        executor._MAX_MEMORY_LEAK_SIZE = math.inf
 
 
 def _model(loading: Loading, wanted: str) -> Any:

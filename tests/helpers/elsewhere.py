@@ -14,6 +14,18 @@ def where(model, job):
     return {"found": np.array([os.getpid(), id(model), torch.get_num_threads(), job])}, 0
 
 
+def grow(model, job):
+    """Which process ran it; each time it keeps 80 MB more, and a while has passed since loky last looked."""
+    import time
+
+    _KEPT.append(np.ones(10_000_000))
+    time.sleep(1.1)
+    return {"found": np.array([os.getpid()])}, 0
+
+
+_KEPT = []
+
+
 def refuse(model, job):
     """What somebody's argument may do."""
     if job == 2:

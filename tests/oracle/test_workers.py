@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.elsewhere import die, refuse, where
+from helpers.elsewhere import die, grow, refuse, where
 
 from lcalens import (
     LatentConcepts,
@@ -177,6 +177,11 @@ def test_a_worker_loads_the_model_once_and_has_one_thread(model):
     assert os.getpid() not in found[:, 0]
     assert len({tuple(row) for row in found[:, :2]}) == len(set(found[:, 0])) <= 2
     assert set(found[:, 2]) == {1}
+
+
+def test_a_worker_whose_memory_grows_stays_with_its_model(model):
+    _, results = elsewhere(model, grow, range(12))  # 480 MB each; loky ends what grows by 300 MB
+    assert len({int(cell["found"][0]) for _, cell, _ in results}) <= 2
 
 
 def test_cells_are_read_ahead_of_the_workers_and_no_further(model, monkeypatch):
