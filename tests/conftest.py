@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves it out; 
 # Begun first, the longest before the others, so that testers side by side end together.
 LONG = (
     "browser/test_site.py",
+    "real/test_fences.py",
     "oracle/test_patching.py",
     "matrix/test_matrix.py",
     "oracle/test_workers.py",
