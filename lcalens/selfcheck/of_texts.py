@@ -12,6 +12,8 @@ from lcalens.selfcheck.by_hand import edited, without
 from lcalens.selfcheck.identity import Identity, Measured, Unjudged
 from lcalens.selfcheck.subject import Subject
 
+_ROUNDINGS = 4  # of two log-probabilities, of their sum, and of the sum of exponentials behind them
+
 
 @torch.no_grad()
 def scored(subject: Subject) -> Measured:
@@ -27,7 +29,9 @@ def scored(subject: Subject) -> Measured:
         logits = wide(subject.original(input_ids=tokens[:, :-1]).logits)[0, item.start - 1 :].double()
         expected.append(float(logits.log_softmax(-1).gather(1, tokens[0, item.start :, None]).sum()))
     error = max(abs(mine - theirs) for mine, theirs in zip(found.logp.tolist(), expected, strict=True))
-    return Measured(error, tail * subject.grain, max(expected) - min(expected), f"{found.path} texts")
+    # A log-probability is rounded as a number of its own size, which for faint logits is more than moves them.
+    rounded = _ROUNDINGS * torch.finfo(torch.float32).eps * max(map(abs, expected))
+    return Measured(error, tail * subject.grain + rounded, max(expected) - min(expected), f"{found.path} texts")
 
 
 def _defence(subject: Subject) -> Defence:
