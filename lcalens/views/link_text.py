@@ -82,13 +82,14 @@ def defence_screen(result: "Result") -> str:
         "(ES hijacked - ES clean). returned: of the facts that the hijack flips, those whose clean preference is back.",
         "agreement: of all facts, those that prefer what they prefer clean and undefended.",
         "",
-        f"  {'defence':20}{'scheme':22}{'ES':>6}  {'recovery':20}{'returned':20}{'agreement':>9}",
+        f"  {'defence':20}{'scheme':22}{'ES':>6}  {'recovery':21}{'returned':21}{'agreement':>9}",
     ]
     for row in table[table["agreement"].notna()].to_dict("records"):
         lines.append(
             f"  {short_name(row['defence'], 18):20}{short_name(row['condition'], 20):22}{_number(row, 'es'):>6}  "
-            f"{_estimate(row, 'recovery'):20}{_estimate(row, 'returned'):20}{_number(row, 'agreement'):>9}"
+            f"{_estimate(row, 'recovery'):21}{_estimate(row, 'returned'):21}{_number(row, 'agreement'):>9}"
         )
+    lines += _nothing_to_recover(table)
     lines += ["", "What it takes: clean facts that flip; those whose most likely next token is right; honest contexts"]
     lines += ["still followed; KL(undefended || defended) of the next token of plain text."]
     kinds = list(dict.fromkeys(table.loc[table["kept"].notna(), "condition"])) if "kept" in table else []
@@ -104,6 +105,19 @@ def defence_screen(result: "Result") -> str:
     if cells["loaded"]:
         lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
     return "\n".join(lines)
+
+
+def _nothing_to_recover(table: pd.DataFrame) -> list[str]:
+    """Which schemes did not raise ES here, so that recovery says nothing of a defence."""
+    if "none" not in set(table["defence"]):
+        return []
+    undefended = table[table["defence"] == "none"].set_index("condition")["es"]
+    clean = float(undefended["clean"])
+    return [
+        f"  {short_name(str(scheme), 40)}: ES is {float(es):.2f} and {clean:.2f} clean; nothing is there to recover."
+        for scheme, es in undefended.items()
+        if scheme != "clean" and float(es) <= clean
+    ]
 
 
 def _by_condition(summary: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.plain import ASKED, HONEST, honest_contexts, plain_texts
 from lcalens.mechanism.defence.defend import defend
 from lcalens.mechanism.defence.last import Way
+from lcalens.views.link_text import _nothing_to_recover
 
 HEADS = [(0, 1), (1, 3), (2, 0)]
 TEXTS = ["A house stood by the road. The door was", "It rained. We went back to the"]
@@ -210,3 +212,10 @@ def test_without_a_cache_it_gives_the_same(found, monkeypatch):
     assert quick.provenance["cached"]
     assert not slow.provenance["cached"]
     assert quick.values["difference"] == pytest.approx(slow.values["difference"], abs=1e-3, nan_ok=True)
+
+
+def test_a_scheme_that_raises_nothing_has_nothing_to_recover():
+    rows = [("none", "clean", 0.25), ("none", "negation", 0.2), ("none", "dont-think", 0.6), ("cut", "negation", 0.1)]
+    told = _nothing_to_recover(pd.DataFrame(rows, columns=["defence", "condition", "es"]))
+    assert told == ["  negation: ES is 0.20 and 0.25 clean; nothing is there to recover."]
+    assert _nothing_to_recover(pd.DataFrame(rows[3:], columns=["defence", "condition", "es"])) == []
