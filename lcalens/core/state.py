@@ -61,10 +61,21 @@ def read_state(model: Any) -> State:
     return _Reader().read(model)
 
 
+def digest_of(value: Any, *, skip: frozenset[str] = frozenset()) -> str:
+    """A digest of any object by what it holds, at any depth.
+
+    Args:
+        value: The object. Of one that is not written in Python only its class is read.
+        skip: Attributes that do not count.
+    """
+    return _Reader(skip).digest(value)
+
+
 class _Reader:
     """Reads a model into one digest: text for what is plain, checksums for tensors, each object once."""
 
-    def __init__(self):
+    def __init__(self, skip: frozenset[str] = frozenset()):
+        self._skip = _ELSEWHERE | skip
         self._text: list[str] = []
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is an object's own only as long as it lives
@@ -78,8 +89,14 @@ class _Reader:
         while self._modules:
             self._module(self._modules.pop())
         self._surroundings()
-        digest = xxhash.xxh3_128_hexdigest("\n".join(self._text).encode())
-        return State(digest, tuple(self._identity))
+        return State(self._digest(), tuple(self._identity))
+
+    def digest(self, value: Any) -> str:
+        self._value(value)
+        return self._digest()
+
+    def _digest(self) -> str:
+        return xxhash.xxh3_128_hexdigest("\n".join(self._text).encode())
 
     def _surroundings(self) -> None:
         autocast = [
@@ -153,7 +170,7 @@ class _Reader:
         elif self._first(value):
             self._text.append(f"{type(value).__module__}.{type(value).__qualname__}")
             for name, inner in getattr(value, "__dict__", {}).items():
-                if name not in _ELSEWHERE:
+                if name not in self._skip:
                     self._text.append(name)
                     self._value(inner)
 

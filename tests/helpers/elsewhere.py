@@ -56,14 +56,14 @@ def slowly(model, job):
     return {"found": np.array([number])}, 0
 
 
-def timed_part(model, part, *, batch):
+def timed_part(model, part, *, how):
     """A part of `efficacy`, whose seconds are noted in the file that LCALENS_TIMED names."""
     import time
 
     from lcalens.llm.efficacy.parts import score_part
 
     began = time.perf_counter()
-    found = score_part(model, part, batch=batch)
+    found = score_part(model, part, how=how)
     with open(os.environ["LCALENS_TIMED"], "a") as file:
         file.write(f"{time.perf_counter() - began}\n")
     return found

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from helpers import standins
+from safetensors.numpy import load_file
 from scipy.stats import norm
 
 from lcalens import Fact, LcalensError, Result, ask, efficacy, load_model
+from lcalens.llm.efficacy.parts import told_by
 from lcalens.llm.facts.facts import Facts
 from lcalens.llm.prompts.hijack import hijack_prompts
 from lcalens.llm.prompts.related import RelatedTable
@@ -620,6 +622,30 @@ def test_a_second_run_computes_nothing(standin, tmp_path):
     assert same(first, second)
     assert same(first, run(model, **STUDY))
     assert second.provenance["path"] == first.provenance["path"]
+
+
+@pytest.mark.filterwarnings("ignore:efficacy. nothing can be measured of")
+@pytest.mark.parametrize("every_part", [False, True], ids=["beside others", "a part of nothing else"])
+def test_what_cannot_be_scored_is_kept_with_what_can(standin, tmp_path, every_part):
+    model = standin("gpt2").model
+    unusual = [dataclasses.replace(fact, target_true="Cafe\u0301", case_id=f"no {i}") for i, fact in enumerate(FACTS)]
+    if every_part:  # more than a part's 64, with the same sentences and so side by side
+        unusual = [dataclasses.replace(unusual[0], case_id=f"no {i}") for i in range(140)]
+    facts = [*FACTS, *unusual]
+    first = efficacy(model, facts, schemes="dont-think", counts=(0, 1), out=tmp_path, progress=False)
+    second = efficacy(model, facts, schemes="dont-think", counts=(0, 1), out=tmp_path, progress=False)
+    assert second.provenance["cells"]["computed"] == 0
+    assert same(first, second)
+    assert same(first, efficacy(model, facts, schemes="dont-think", counts=(0, 1), progress=False))
+    cells = [load_file(file) for file in (tmp_path / "cells").iterdir()]
+    assert any(not told_by(cell).path for cell in cells) is every_part
+    table = first.tables["impossible"]
+    told = table[table["reason"].str.contains("Unicode")].groupby("n")["facts"].sum()
+    assert told.to_dict() == dict.fromkeys((0, 1), len(facts) - len(FACTS))
+    plain = efficacy(model, FACTS, schemes="dont-think", counts=(0, 1), progress=False)
+    np.testing.assert_allclose(first.values["logp_true"][: len(FACTS)], plain.values["logp_true"], atol=1e-4)
+    assert np.isnan(first.values["logp_true"][len(FACTS) :]).all()
+    assert (first.examples["true_tokens"][len(FACTS) :] == "").all()
 
 
 def test_more_schemes_add_to_what_is_there(standin, tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.elsewhere import die, grow, refuse, where
+from helpers.standins import save_standin
 
 from lcalens import (
     LatentConcepts,
@@ -35,8 +36,13 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp
 from lcalens.core.studies import cell_file, one_study
+from lcalens.core.tokenizer_stamp import ModelTokenizer
+from lcalens.core.tokens import follow, source_tokenizer
 from lcalens.core.work import finish
 from lcalens.core.workers import Piece, Task, compute_elsewhere
+from lcalens.llm.efficacy import parts
+from lcalens.llm.efficacy.parts import Reading, key_of, part_of, score_part
+from lcalens.llm.prompts.hijack import hijack_prompts
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +267,33 @@ def test_a_copy_of_a_loaded_model_that_was_changed_is_refused(model, facts):
         changed.original_model.lm_head.weight[0, 0] += 1
     with pytest.raises(LcalensError, match=r"^n_jobs: the model that a worker loads is not this one"):
         efficacy(changed, facts[:4], **HIJACK, n_jobs=2)
+
+
+def test_a_tokenizer_that_was_changed_is_refused(facts, tmp_path):
+    save_standin(tmp_path / "model", "llama")
+    model = load_model(tmp_path / "model")
+    source_tokenizer(model).add_tokens(["Kyoto"])
+    with pytest.raises(LcalensError, match=r"^n_jobs: the tokenizer that a worker loads is not this one: .*n_jobs=1"):
+        efficacy(model, facts, **HIJACK, n_jobs=2)
+
+
+def test_tokens_that_depend_on_the_day_are_never_mixed(standin, facts, monkeypatch):
+    model = standin("llama").model
+    how = Reading(ModelTokenizer(model), chat=False, join=None, batch=None)
+    prompts = hijack_prompts(facts[:3], "dont-think", counts=(1,)).prompts
+    today = part_of(0, prompts, model, how)
+    score_part(model, today, how=how)
+    monkeypatch.setattr(parts, "follow", lambda *given, **options: follow(*changed(given), **options))
+    tomorrow = part_of(0, prompts, model, how)
+    assert key_of("model", today, how) != key_of("model", tomorrow, how)
+    with pytest.raises(LcalensError, match=r"^n_jobs: the same text has other tokens in a worker than here .*date"):
+        score_part(model, today, how=how)
+
+
+def changed(given):
+    """The texts as a chat template may write them another day."""
+    tokenizer, texts, *others = given
+    return tokenizer, [f"Today is Monday. {text}" for text in texts], *others
 
 
 def test_a_model_that_no_name_loads_is_refused(standin, facts):

@@ -7,7 +7,7 @@ from typing import Any
 from lcalens.core.checks import check_int, check_real
 from lcalens.core.tokens import source_tokenizer
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
-from lcalens.llm.efficacy.parts import chunks, scorable
+from lcalens.llm.efficacy.parts import answers_of, chunks, scorable
 from lcalens.llm.efficacy.scoring import MAX_NODES
 from lcalens.llm.efficacy.tries import pack
 from lcalens.llm.facts.facts import Fact, Facts
@@ -123,9 +123,9 @@ def efficacy_cost(
         else:
             continue
         for chunk in chunks(made.prompts):
-            kept, continuations, _ = scorable(tokenizer, chunk, config)
+            continuations, _ = scorable(answers_of(tokenizer, chunk, config.chat, config.join))
             sequences, starts = [item.ids for item in continuations], [item.start for item in continuations]
-            prompts += len(kept)
+            prompts += len(continuations) // 2
             tokens += sum(len(row.ids) for row in pack(sequences, starts, max_nodes=MAX_NODES))
             apart += sum(map(len, sequences))
     scale = whole / len(facts)

@@ -12,22 +12,20 @@ import pandas as pd
 
 from lcalens.core.cells import CellStore
 from lcalens.core.errors import LcalensError
-from lcalens.core.limits import check_ids
 from lcalens.core.manifest import Manifest
 from lcalens.core.progress import ProgressCallback, progress_callback
 from lcalens.core.provenance import active_hooks, provenance_of
 from lcalens.core.results import Result
 from lcalens.core.stamp import holds_steady, stamp
-from lcalens.core.tokens import source_tokenizer, spell
+from lcalens.core.tokenizer_stamp import ModelTokenizer
+from lcalens.core.tokens import source_tokenizer
 from lcalens.core.work import Piece, finish
 from lcalens.core.workers import check_jobs
 from lcalens.llm.efficacy.config import EfficacyConfig, check_config
-from lcalens.llm.efficacy.parts import CODE, PATH, QUANTITIES, Part, chunks, key_of, scorable, score_part
-from lcalens.llm.efficacy.scoring import Continuation
+from lcalens.llm.efficacy.parts import CODE, QUANTITIES, Part, Reading, chunks, key_of, part_of, score_part, told_by
 from lcalens.llm.efficacy.study import Study
 from lcalens.llm.efficacy.tables import summarise, unmeasured
 from lcalens.llm.facts.facts import Fact, Facts, facts_record, objects_by_relation
-from lcalens.llm.prompts.hijack import HijackedPrompt
 from lcalens.llm.prompts.named import Scheme
 from lcalens.llm.prompts.related import EmbeddingNeighbours, RelatedTable
 
@@ -162,23 +160,24 @@ class _Measured:
         for n, reason in problems:
             self.impossible.update((scheme, n, reason) for scheme in schemes)
 
-    def add(self, index: int, prompts: Sequence[HijackedPrompt], cell: Mapping[str, np.ndarray]) -> None:
+    def add(self, part: Part, cell: Mapping[str, np.ndarray]) -> None:
         """Put a cell's numbers in their places; a clean prompt's are those of every scheme at n = 0."""
-        whole = self._config.scoring == "whole"
-        for i, prompt in enumerate(prompts):
-            if not whole and cell["alike"][i]:
-                self._alike += index < 0
+        whole, told = self._config.scoring == "whole", told_by(cell)
+        self.leave_out(part.index, ((part.prompts[i].n, problem) for i, problem in told.problems.items()))
+        if told.path:
+            self.paths.add(told.path)
+        for i, prompt in enumerate(part.prompts):
+            if i in told.problems:
                 continue
-            scheme = slice(None) if index < 0 else index
-            at = self._rows[prompt.fact.case_id], scheme, self._config.counts.index(prompt.n)
+            row = self._rows[prompt.fact.case_id]
+            if told.spelled is not None:
+                self.spelled[row] = told.spelled[i]
+            if not whole and cell["alike"][i]:
+                self._alike += part.index < 0
+                continue
+            at = row, slice(None) if part.index < 0 else part.index, self._config.counts.index(prompt.n)
             for name in QUANTITIES:
                 self.values[name][at] = cell[name if whole else f"first_{name}"][i]
-
-    def spell(self, tokenizer: Any, prompts: Sequence[HijackedPrompt], continuations: Sequence[Continuation]) -> None:
-        """Keep how the tokens are spelled that are scored behind clean prompts."""
-        spelled = [spell(tokenizer, item.ids[item.start :]) for item in continuations]
-        for prompt, true, false in zip(prompts, spelled[::2], spelled[1::2], strict=True):
-            self.spelled[self._rows[prompt.fact.case_id]] = true, false
 
     def leave_out_alike(self) -> None:
         """Count facts whose objects begin with the same token as missing everywhere: the first token tells nothing."""
@@ -189,7 +188,7 @@ class _Measured:
 
     def reasons(self) -> str:
         """Every reason once."""
-        return "; ".join(dict.fromkeys(reason for _, _, reason in self.impossible))
+        return "; ".join(sorted({reason for _, _, reason in self.impossible}))
 
 
 def _measure(
@@ -198,13 +197,12 @@ def _measure(
     measured, config = _Measured(study.facts, study.config), study.config
     with progress_callback(progress, unit="prompts") as report:
         told = _Told(report, study.count)
-        pieces = _pieces(study, store, manifest, parts, measured, told)
-        work = partial(score_part, batch=config.batch)
-        with finish(store, pieces, work, study.model, code=CODE, n_jobs=n_jobs) as cells:
+        how = Reading(ModelTokenizer(study.model), config.chat, config.join, config.batch)
+        pieces = _pieces(study, how, store, manifest, parts, measured, told)
+        with finish(store, pieces, partial(score_part, how=how), study.model, code=CODE, n_jobs=n_jobs) as cells:
             for part, cell, _ in cells:
-                measured.paths.add(cell[PATH].tobytes().decode())
-                measured.add(part.index, part.prompts, cell)
-                told.add(part.size, "clean" if part.index < 0 else config.schemes[part.index])
+                measured.add(part, cell)
+                told.add(len(part.prompts), "clean" if part.index < 0 else config.schemes[part.index])
     measured.leave_out_alike()
     manifest.end()
     return measured
@@ -233,31 +231,25 @@ class _Told:
 
 
 def _pieces(
-    study: Study, store: CellStore, manifest: Manifest, total: int, measured: _Measured, told: _Told
+    study: Study,
+    how: Reading,
+    store: CellStore,
+    manifest: Manifest,
+    total: int,
+    measured: _Measured,
+    told: _Told,
 ) -> Iterator[Piece]:
-    """Every part with its key; what cannot be scored is counted on the way.
+    """Every part with its key; prompts that cannot be made are counted on the way.
 
     One scheme's prompts at a time: memory does not grow with the number of schemes.
     """
-    tokenizer = source_tokenizer(study.model)
     whose = stamp(study.model)
     for index in range(-1, len(study.config.schemes)):
-        scheme = "clean" if index < 0 else study.config.schemes[index]
         hijacks = study.prompts(index)
-        measured.impossible.update((scheme, item.n, item.reason) for item in hijacks.impossible)
-        told.begin(scheme, len(hijacks.impossible))
-        parts: list[Part] = []
-        for chunk in chunks(hijacks.prompts):
-            prompts, continuations, problems = scorable(tokenizer, chunk, study.config)
-            check_ids(study.model, (item.ids for item in continuations))
-            measured.leave_out(index, problems)
-            if index < 0:
-                measured.spell(tokenizer, prompts, continuations)
-            if prompts:
-                parts.append(Part(index, prompts, len(chunk), continuations))
-            else:
-                told.add(len(chunk), scheme)
-        keys = [key_of(whose, part, study.config.batch) if store.folder else "" for part in parts]
+        measured.leave_out(index, ((item.n, item.reason) for item in hijacks.impossible))
+        told.begin("clean" if index < 0 else study.config.schemes[index], len(hijacks.impossible))
+        parts = [part_of(index, chunk, study.model, how) for chunk in chunks(hijacks.prompts)]
+        keys = [key_of(whose, part, how) if store.folder else "" for part in parts]
         manifest.expect(keys, total=total)
         yield from map(Piece, keys, parts)
 
