@@ -33,15 +33,21 @@ class Study(NamedTuple):
     wordings: Mapping[str, Wording]
     words: RelatedWords
 
-    def prompts(self, index: int) -> Hijacks:
-        """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes."""
+    def prompts(self, index: int, *, longest: bool = False) -> Hijacks:
+        """One scheme's hijacked prompts; the clean ones for index -1, once for all schemes.
+
+        Args:
+            index: The scheme's.
+            longest: Of each fact's prompts only the one with the most sentences.
+        """
         if index < 0:
             return hijack_prompts(self.facts, "neutral", counts=(0,))
         counts = self.config.counts[1:]
         if not counts:
             return Hijacks((), ())
         wording = self.wordings[self.config.schemes[index]]
-        return worded_prompts(self.facts, wording, counts=counts, seed=self.config.seed, words=self.words)
+        seed = self.config.seed
+        return worded_prompts(self.facts, wording, counts=counts, seed=seed, words=self.words, longest=longest)
 
     @property
     def count(self) -> int:
@@ -60,7 +66,7 @@ class Study(NamedTuple):
         nothing: dict[str, str] = {}
         parts = 0
         for index in range(-1, len(self.config.schemes)):
-            hijacks = self.prompts(index)
+            hijacks = self.prompts(index, longest=True)
             self._check_lengths(hijacks.prompts)
             parts += len(chunks(hijacks.prompts))
             if hijacks.impossible and not hijacks.prompts:

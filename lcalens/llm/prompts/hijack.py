@@ -93,6 +93,7 @@ def worded_prompts(
     counts: Sequence[int],
     seed: int = 0,
     words: RelatedWords | None = None,
+    longest: bool = False,
 ) -> Hijacks:
     """The same, of a scheme that was found before.
 
@@ -102,6 +103,7 @@ def worded_prompts(
         counts: The n's.
         seed: Of what is drawn at random.
         words: Where related words come from.
+        longest: Of each fact's prompts only the one with the most sentences.
     """
     numbers = check_counts(counts)
     facts = facts if isinstance(facts, Facts) else Facts(list(facts))
@@ -114,11 +116,11 @@ def worded_prompts(
             sentences.extend(islice(chosen.sentences(fact, around), max(numbers)))
         except Impossible as error:
             reason = str(error)
-        for n in numbers:
-            if n <= len(sentences):
-                prompts.append(put_before(fact, chosen.name, sentences[:n]))
-            else:
-                impossible.append(NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason))
+        possible = [n for n in numbers if n <= len(sentences)]
+        prompts += [put_before(fact, chosen.name, sentences[:n]) for n in (possible[-1:] if longest else possible)]
+        impossible += [
+            NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason) for n in numbers[len(possible) :]
+        ]
     return Hijacks(tuple(prompts), tuple(impossible))
 
 

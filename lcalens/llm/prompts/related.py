@@ -54,17 +54,17 @@ class RelatedTable:
     def __init__(self, tokenizer: Any = None):
         self._tokenizer = tokenizer
         self._pairs = {(pair.object, pair.stratum): pair for pair in related_pairs()}
+        self._shares: dict[str, bool] = {}  # of each object with its associate
 
     def _pair(self, target: str, stratum: str) -> RelatedPair:
         pair = self._pairs.get((target, stratum))
         if pair is None:
             raise Impossible(f"the table has no related word for this object (stratum {stratum!r})")
-        if (
-            stratum == "associate"
-            and self._tokenizer is not None
-            and share_token(self._tokenizer, target, pair.related)
-        ):
-            raise Impossible("the related word shares a token with the object")
+        if stratum == "associate" and self._tokenizer is not None:
+            if target not in self._shares:
+                self._shares[target] = share_token(self._tokenizer, target, pair.related)
+            if self._shares[target]:
+                raise Impossible("the related word shares a token with the object")
         return pair
 
     def related(self, target: str, stratum: str) -> str:
