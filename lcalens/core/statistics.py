@@ -134,6 +134,24 @@ def random_signs(
     return signs[:, labels]
 
 
+def bootstrap_coverage(groups: int, *, confidence: float = CONFIDENCE) -> float:
+    """How often a percentile bootstrap interval for a mean holds it, if groups of one size are drawn from a normal one.
+
+    A bootstrap of k groups has the middle's spread without Student's correction: P(|t| < z sqrt((k - 1) / k)), with t
+    of k - 1 degrees of freedom; and no resample reaches beyond the groups at the ends, which hold the mean between them
+    with 1 - 2^(1 - k). Of 10 groups a 95% interval holds the mean 90% of the time, of 5 it is 85%, of 2 it is 50%.
+
+    Args:
+        groups: How many are resampled; at least 2.
+        confidence: What the interval is called.
+    """
+    from scipy.stats import norm
+    from scipy.stats import t as student_t
+
+    reach = norm.ppf((1 + confidence) / 2) * np.sqrt((groups - 1) / groups)
+    return float(min(1 - 2 * student_t.sf(reach, groups - 1), 1 - 2.0 ** (1 - groups)))
+
+
 def _cluster_labels(count: int, clusters: np.ndarray | None) -> Int[np.ndarray, " example"]:
     """Each example's cluster by number; every example its own where there are fewer than two clusters."""
     labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]

@@ -71,7 +71,9 @@ def summary_of(
                 continue
             before, after = _prefers(base[:, column]), _prefers(own[:, column])
             add(defence, condition, "es", after)
-            add(defence, condition, "recovery", before - after, before - _where(there, clean > 0))
+            raised = before - _where(there, clean > 0)
+            moved = np.nansum(raised) > 0  # a hijack that does not raise ES leaves nothing to recover
+            add(defence, condition, "recovery", before - after if moved else np.full(len(raised), np.nan), raised)
             flipped = there & (clean <= 0) & (base[:, column] > 0)
             add(defence, condition, "returned", _where(flipped, own[:, column] <= 0))
             add(defence, condition, "agreement", _where(there, (own[:, column] > 0) == (clean > 0)))

@@ -77,9 +77,9 @@ def evaluate_defence(
         context): `difference`, logit(false) - logit(true), and `top`, the most likely next token. Its table `summary`
         has, with 95% bootstrap intervals over relations:
 
-        - for a scheme `es`; `recovery`, (ES hijacked - ES defended) / (ES hijacked - ES clean); `returned`, the share
-          of facts flipped by the hijack whose clean preference is back; and `agreement`, the share of all facts that
-          prefer what they prefer clean and undefended;
+        - for a scheme `es`; `recovery`, (ES hijacked - ES defended) / (ES hijacked - ES clean), NaN where the hijack
+          does not raise ES; `returned`, the share of facts flipped by the hijack whose clean preference is back; and
+          `agreement`, the share of all facts that prefer what they prefer clean and undefended;
         - for `clean` its `es`; `flips` of preference; `accuracy`, the share whose most likely next token is the true
           object's first; and `top flips`, of most likely tokens;
         - for a kind of honest context `kept`, of the facts that it rightly changes undefended the share that still

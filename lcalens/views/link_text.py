@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lcalens.core.tables import widen
-from lcalens.views.text import fenced, model_line, printable, short_name
+from lcalens.views.text import fenced, few_groups, model_line, printable, short_name
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -78,6 +78,7 @@ def defence_screen(result: "Result") -> str:
     n = ", ".join(f"n={count}" for count in sorted({count for _, count in result.provenance["schemes"].values()}))
     lines = [
         f"{model_line(result)}; {len(result.examples)} facts; {n}; 95% intervals.",
+        *few_groups(result.examples),
         "ES: share of facts where the false object is preferred. recovery: (ES hijacked - ES defended) /",
         "(ES hijacked - ES clean). returned: of the facts that the hijack flips, those whose clean preference is back.",
         "agreement: of all facts, those that prefer what they prefer clean and undefended.",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.views.answers_text import moved_in_words
-from lcalens.views.text import printable
+from lcalens.views.text import few_groups, printable
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -32,7 +32,8 @@ def html_of(result: "Result") -> str:
         drawn = _answers
     elif result.kind == "doctor":
         drawn = _verdicts
-    return f"<p><b>{html.escape(repr(result))}</b><br>{html.escape(described)}</p>{drawn(result)}"
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in few_groups(result.examples) if _has_intervals(result))
+    return f"<p><b>{html.escape(repr(result))}</b><br>{html.escape(described)}</p>{drawn(result)}{told}"
 
 
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
@@ -59,6 +60,10 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
         else:
             shown[name] = column.to_list()
     return pd.DataFrame(shown, columns=pd.Index(list(shown)))
+
+
+def _has_intervals(result: "Result") -> bool:
+    return any(str(name).endswith("_low") for table in result.tables.values() for name in table)
 
 
 def _summary(result: "Result") -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lcalens.core.statistics import bootstrap_coverage
+
 if TYPE_CHECKING:
     from lcalens.core.results import Result
     from lcalens.llm.trace import Trace
@@ -19,6 +21,7 @@ _SUBSETS = {
 _SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
 _ALPHA = 0.05
 _LEADING = 10
+_ENOUGH = 10  # groups, of which a bootstrap interval of 95% holds 90%
 
 
 def efficacy_screen(result: "Result") -> str:
@@ -46,6 +49,7 @@ def efficacy_screen(result: "Result") -> str:
             f"{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
             for row in against.itertuples()
         ]
+        lines += [f"  {line}" for line in few_groups(result.examples)]
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
@@ -66,6 +70,21 @@ def _bootstrap(result: "Result") -> str:
         "clustered by relation" if result.examples["relation_id"].nunique() > 1 else "over facts, all of one relation"
     )
     return f"95% bootstrap interval, {over}"
+
+
+def few_groups(examples: pd.DataFrame) -> list[str]:
+    """A line on what bootstrap intervals are worth where few groups are resampled; none where there are ten or more.
+
+    Args:
+        examples: A result's, with a column `relation_id` or `cluster`; a single group is not resampled.
+    """
+    column = next((name for name in ("relation_id", "cluster") if name in examples), None)
+    count = 0 if column is None else examples[column].nunique()
+    if not 2 <= count < _ENOUGH:
+        return []
+    groups = "relations" if column == "relation_id" else "groups"
+    held = f"one of 95% holds the mean about {bootstrap_coverage(count):.0%} of the time"
+    return [f"Bootstrap intervals are over {count} {groups}, which are too few: {held}."]
 
 
 def _code(text: str) -> str:
@@ -227,6 +246,7 @@ def trace_screen(traced: "Trace") -> str:
         f"{model['source']} ({model['dtype']}); {traced.contrast!r}",
         "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
         f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
+        *few_groups(traced.patched.examples),
         "",
         f"The leading heads, patched exactly (z at the last position; {traced.leading.rule}):",
         f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",

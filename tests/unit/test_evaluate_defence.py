@@ -12,6 +12,7 @@ from lcalens.core.results import Result
 from lcalens.core.tokens import source_tokenizer
 from lcalens.llm import defences
 from lcalens.llm.contrasts import contrast_facts
+from lcalens.llm.defence_summary import summary_of
 from lcalens.llm.defences import evaluate_defence
 from lcalens.llm.facts.facts import load_facts
 from lcalens.llm.plain import ASKED, HONEST, honest_contexts, plain_texts
@@ -65,14 +66,14 @@ def test_the_table_counts_what_the_differences_say(found):
     there = ~np.isnan(hijacked)
     es = [float((some[there] > 0).mean()) for some in (clean, hijacked, own)]
     assert table["cut", "dont-think", "es"] == pytest.approx(es[2])
-    assert es[1] != es[0]
-    assert table["cut", "dont-think", "recovery"] == pytest.approx((es[1] - es[2]) / (es[1] - es[0]))
+    recovery = (es[1] - es[2]) / (es[1] - es[0]) if es[1] > es[0] else np.nan
+    assert table["cut", "dont-think", "recovery"] == pytest.approx(recovery, nan_ok=True)
     flipped = there & (clean <= 0) & (hijacked > 0)
     assert flipped.any()
     assert table["cut", "dont-think", "returned"] == pytest.approx((own[flipped] <= 0).mean())
     agreement = ((own > 0) == (clean > 0))[there].mean()
     assert table["cut", "dont-think", "agreement"] == pytest.approx(agreement)
-    assert table["none", "dont-think", "recovery"] == pytest.approx(0) or es[1] == es[0]
+    assert table["none", "dont-think", "recovery"] == pytest.approx(0 if es[1] > es[0] else np.nan, nan_ok=True)
     assert table["none", "plain text", "kl"] == 0
     assert table["cut", "plain text", "kl"] >= 0
     fiction = difference[:, 0, conditions.index("fiction")]
@@ -219,3 +220,16 @@ def test_a_scheme_that_raises_nothing_has_nothing_to_recover():
     told = _nothing_to_recover(pd.DataFrame(rows, columns=["defence", "condition", "es"]))
     assert told == ["  negation: ES is 0.20 and 0.25 clean; nothing is there to recover."]
     assert _nothing_to_recover(pd.DataFrame(rows[3:], columns=["defence", "condition", "es"])) == []
+
+
+def test_the_table_has_no_recovery_of_a_hijack_that_raises_nothing():
+    examples = pd.DataFrame({"relation_id": ["P1", "P1", "P2", "P2"], "true_token": 0})
+    # Conditions: clean, a scheme that lowers ES, one that raises it; the defence prefers every true object.
+    undefended, defended = [[1, -1, 1], [1, 1, 1], [-1, -1, 1], [-1, -1, -1]], [[1, -1, -1]] * 2 + [[-1, -1, -1]] * 2
+    difference = np.array([[one, other] for one, other in zip(undefended, defended, strict=True)], dtype=float)
+    nothing = np.empty((0, 2))
+    conditions = ["clean", "lowers", "raises"]
+    table = summary_of(difference, np.zeros((4, 2, 3)), nothing, nothing, ["none", "cut"], conditions, [], examples)
+    recovery = table[table["quantity"] == "recovery"].set_index(["defence", "condition"])
+    assert recovery.loc["cut", "raises"]["value"] == 3.0  # of .75 to .5, all the way to 0
+    assert recovery.loc[(slice(None), "lowers"), ["value", "value_low", "value_high"]].isna().all(axis=None)

@@ -19,6 +19,7 @@ from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import load_facts
 from lcalens.mechanism.leading import Leading
 from lcalens.views.tables import with_intervals
+from lcalens.views.text import few_groups
 
 EVIL = "<script>alert('1')</script>"
 
@@ -110,6 +111,15 @@ def test_an_interval_stands_in_its_quantitys_cell():
     assert list(shown) == ["head", "value", "low"]
     assert shown["value"].to_list() == ["0.31 [0.219, 0.4]", ""]
     assert shown["low"].to_list() == ["1", "2"]
+
+
+@pytest.mark.parametrize(("relations", "told"), [(1, ""), (3, "3 relations.*75%"), (9, "9 relations.*90%"), (10, "")])
+def test_intervals_over_few_relations_are_said_to_be_too_narrow(relations, told):
+    one = study()
+    one.examples["relation_id"] = [f"P{i % relations}" for i in range(30)]
+    pages = [one._repr_html_(), "\n".join(few_groups(one.examples))]
+    assert all(bool(re.search("which are too few", page)) is bool(told) for page in pages)
+    assert all(re.search(told, page) for page in pages)
 
 
 def test_rows_that_are_left_out_are_counted():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, norm
 
-from lcalens.core.statistics import clustered_mean_interval, holm, mcnemar, wilson
+from lcalens.core.statistics import bootstrap_coverage, clustered_mean_interval, holm, mcnemar, wilson
 
 shares = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -182,3 +182,19 @@ def test_clusters_keep_the_coverage_that_single_values_lose():
             hit[name] += low <= 0 <= high
     assert 0.87 <= hit["clustered"] / 200 <= 0.99  # 25 clusters are few: a percentile interval falls short of .95
     assert hit["plain"] / 200 < 0.7
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 9])
+def test_how_often_an_interval_over_few_groups_holds_the_mean(groups):
+    generator, held, tries = np.random.default_rng(groups), 0, 1500
+    for seed in range(tries):
+        means = generator.normal(size=groups)
+        low, high = clustered_mean_interval(np.repeat(means, 4), np.repeat(range(groups), 4), resamples=400, seed=seed)
+        held += low <= 0 <= high
+    assert held / tries == pytest.approx(bootstrap_coverage(groups), abs=4 * math.sqrt(0.25 / tries))
+
+
+def test_an_interval_over_many_groups_is_what_it_is_called():
+    assert bootstrap_coverage(10_000) == pytest.approx(0.95, abs=1e-4)
+    assert bootstrap_coverage(10_000, confidence=0.5) == pytest.approx(0.5, abs=1e-4)
+    assert bootstrap_coverage(10) == pytest.approx(0.904, abs=1e-3)

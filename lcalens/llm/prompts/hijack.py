@@ -118,9 +118,7 @@ def worded_prompts(
             reason = str(error)
         possible = [n for n in numbers if n <= len(sentences)]
         prompts += [put_before(fact, chosen.name, sentences[:n]) for n in (possible[-1:] if longest else possible)]
-        impossible += [
-            NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason) for n in numbers[len(possible) :]
-        ]
+        impossible += [NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason) for n in numbers[len(possible) :]]
     return Hijacks(tuple(prompts), tuple(impossible))
 
 
