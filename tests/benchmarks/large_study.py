@@ -93,14 +93,18 @@ def main():
     cells = 13 * -(-asked.facts // 64)
     env = os.environ | {"RAY_ADDRESS": cluster.address}
     found = {}
+    times = out / "seconds"
+    times.touch()
     for name, kill_at in (("killed", int(0.4 * cells)), ("resumed", 0)):
-        before = len((out / "seconds").read_text().split()) if (out / "seconds").exists() else 0
+        before, start = len(times.read_text().splitlines()), time.time()
         process = subprocess.Popen([*command, "--drive"], env=env)
         wall, rows = watch(process, out, kill_at)
-        seconds = np.array((out / "seconds").read_text().split(), dtype=float)[before:]
-        found[name] = {"wall": wall, "cells": len(seconds), "cell seconds": float(seconds.sum()),
-                       "idle": 1 - float(seconds.sum()) / (2 * wall), "caller MiB": told(rows, 2),
-                       "worker MiB": told(rows, 3), "cells there": int(rows[-1, 1])}  # fmt: skip
+        began, ended = np.loadtxt(times, skiprows=before, ndmin=2).T
+        seconds, first = float((ended - began).sum()), float(began.min() - start)
+        found[name] = {"wall": wall, "cells": len(began), "cell seconds": seconds, "idle": 1 - seconds / (2 * wall),
+                       "until the first part began": first, "idle from then on": 1 - seconds / (2 * (wall - first)),
+                       "caller MiB": told(rows, 2), "worker MiB": told(rows, 3),
+                       "cells there": int(rows[-1, 1])}  # fmt: skip
         print(name, json.dumps(found[name]), flush=True)
     done = json.loads((out / "done.json").read_text())
     print(

@@ -57,13 +57,13 @@ def slowly(model, job):
 
 
 def timed_part(model, part, *, how):
-    """A part of `efficacy`, whose seconds are noted in the file that LCALENS_TIMED names."""
+    """A part of `efficacy`; when it was begun and ended is noted in the file that LCALENS_TIMED names."""
     import time
 
     from lcalens.llm.efficacy.parts import score_part
 
-    began = time.perf_counter()
+    began = time.time()
     found = score_part(model, part, how=how)
     with open(os.environ["LCALENS_TIMED"], "a") as file:
-        file.write(f"{time.perf_counter() - began}\n")
+        file.write(f"{began} {time.time()}\n")
     return found
