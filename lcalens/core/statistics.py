@@ -5,6 +5,7 @@ function loads scipy.stats itself, which takes a second.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -15,6 +16,7 @@ _SMALL = 1e-9
 _NUMBERS = 1 << 22  # held of the resamples at a time
 
 
+@lru_cache(maxsize=4096)
 def wilson(successes: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval for a share; NaN for both ends where there is nothing to count.
 

@@ -1,7 +1,7 @@
 """Facts to prompts: the sentences of a scheme and the prompt, joined, with the spans of what matters."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -117,33 +117,44 @@ def worded_prompts(
         except Impossible as error:
             reason = str(error)
         possible = [n for n in numbers if n <= len(sentences)]
-        prompts += [put_before(fact, chosen.name, sentences[:n]) for n in (possible[-1:] if longest else possible)]
+        prompts += _with_counts(fact, chosen.name, sentences, possible[-1:] if longest else possible)
         impossible += [NotPossible(fact=fact, scheme=chosen.name, n=n, reason=reason) for n in numbers[len(possible) :]]
     return Hijacks(tuple(prompts), tuple(impossible))
 
 
 def put_before(fact: Fact, scheme: str, sentences: Sequence[Sentence]) -> HijackedPrompt:
     """The sentences and the fact's prompt, joined, with their spans."""
-    text, sentence_spans, word_spans = "", [], []
-    followers = [*(sentence.text for sentence in sentences[1:]), fact.text]
-    for sentence, follower in zip(sentences, followers, strict=False):
-        at = len(text)
-        sentence_spans.append((at, at + len(sentence.text)))
-        word_spans.extend((at + first, at + last) for first, last in sentence.places)
-        text += sentence.text + join_sentences(sentence.text, follower)
-    at = len(text)
-    text += fact.text
-    subject = at + fact.prompt.index("{}")
-    return HijackedPrompt(
-        fact=fact,
-        scheme=scheme,
-        n=len(sentences),
-        text=text,
-        word=sentences[0].word if sentences else None,
-        spans={
-            "sentence": tuple(sentence_spans),
-            "word": tuple(word_spans),
-            "subject": ((subject, subject + len(fact.subject)),),
-            "prompt": ((at, len(text)),),
-        },
-    )
+    return next(_with_counts(fact, scheme, sentences, [len(sentences)]))
+
+
+def _with_counts(
+    fact: Fact, scheme: str, sentences: Sequence[Sentence], counts: Sequence[int]
+) -> Iterator[HijackedPrompt]:
+    """The fact's prompt behind its first n sentences, for every n of rising counts: the text is written once."""
+    prompt, subject = fact.text, fact.prompt.index("{}")
+    word = sentences[0].word if sentences else None
+    before, sentence_spans, word_spans = "", [], []
+    for number, sentence in enumerate([*sentences[: max(counts, default=0)], None]):
+        last = sentences[number - 1].text if number else ""
+        if number in counts:
+            opening = before + join_sentences(last, prompt)
+            at = len(opening)
+            yield HijackedPrompt(
+                fact=fact,
+                scheme=scheme,
+                n=number,
+                text=opening + prompt,
+                word=word if number else None,
+                spans={
+                    "sentence": tuple(sentence_spans),
+                    "word": tuple(word_spans),
+                    "subject": ((at + subject, at + subject + len(fact.subject)),),
+                    "prompt": ((at, at + len(prompt)),),
+                },
+            )
+        if sentence is not None:
+            before += join_sentences(last, sentence.text)
+            at = len(before)
+            sentence_spans.append((at, at + len(sentence.text)))
+            word_spans += [(at + first, at + end) for first, end in sentence.places]
+            before += sentence.text
