@@ -77,6 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--facts", type=int, default=10_000)
+    parser.add_argument("--layers", type=int, default=3, help="of the model: what a part takes")
     parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     out = asked.out.absolute()
@@ -86,7 +87,7 @@ def main():
     from ray.cluster_utils import Cluster
 
     out.mkdir(parents=True)
-    standins.save_standin(out / "model", "llama", max_position_embeddings=1024)
+    standins.save_standin(out / "model", "llama", max_position_embeddings=1024, num_hidden_layers=asked.layers)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     command = [sys.executable, "-m", "tests.benchmarks.large_study", "--out", str(out), "--facts", str(asked.facts)]
