@@ -3,7 +3,6 @@
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lcalens.core.errors import LcalensError
 from lcalens.core.reading import read
 from lcalens.core.state import digest_of
 from lcalens.core.tokens import source_tokenizer
@@ -16,7 +15,7 @@ _ELSEWHERE = frozenset(
 _MADE_OF = frozenset({"_vocab", "_merges", "_scores"})  # what the backend of a fast tokenizer was made of
 _LIBRARIES = ("builtins", "collections", "transformers", "tokenizers")
 _OF_CLASSES = ("__dict__", "__weakref__", "__doc__")
-_stamps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of models that this process loaded to work for another
+_stamps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def tokenizer_stamp(tokenizer: Any) -> str:
@@ -53,7 +52,9 @@ def _own_code(kind: type) -> list[Any]:
 
 
 class ModelTokenizer:
-    """The tokenizer of a model, here; sent to another process, that of the model there, seen to be the same.
+    """The tokenizer of a model: here the model's own; in another process, where it was sent, that of the model there.
+
+    Workers see that theirs is the same, where their task names its stamp.
 
     Args:
         model: A TransformerBridge.
@@ -77,19 +78,16 @@ class ModelTokenizer:
 
         Args:
             model: The same model, or the one that a worker loaded.
-
-        Raises:
-            LcalensError: The worker's is another.
         """
-        if self._here is not None:
-            return self._here
-        tokenizer = source_tokenizer(model)
-        if model not in _stamps:
-            _stamps[model] = tokenizer_stamp(tokenizer)
-        if _stamps[model] != self.stamp:
-            raise LcalensError(
-                "n_jobs: the tokenizer that a worker loads is not this one: it was changed after load_model (tokens, "
-                "special tokens, chat template), or the libraries differ there; save it to the model's folder and "
-                "load that one, or take n_jobs=1."
-            )
-        return tokenizer
+        return source_tokenizer(model) if self._here is None else self._here
+
+
+def loaded_tokenizer(model: Any) -> str:
+    """The stamp of a model's tokenizer, read once: for a worker, which changes neither.
+
+    Args:
+        model: A TransformerBridge.
+    """
+    if model not in _stamps:
+        _stamps[model] = tokenizer_stamp(source_tokenizer(model))
+    return _stamps[model]

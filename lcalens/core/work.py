@@ -26,7 +26,14 @@ class Done(NamedTuple):
 
 
 def finish(
-    store: CellStore, pieces: Iterable[Piece], work: Work, model: Any, *, code: Code, n_jobs: int
+    store: CellStore,
+    pieces: Iterable[Piece],
+    work: Work,
+    model: Any,
+    *,
+    code: Code,
+    n_jobs: int,
+    tokenizer: str = "",
 ) -> AbstractContextManager[Iterator[Done]]:
     """Every cell, as it is found or made, within a `with`, at whose end no process is at work; of several, in no order.
 
@@ -37,14 +44,14 @@ def finish(
         model: A TransformerBridge.
         code: The functions that decide the cells' values.
         n_jobs: How many processes compute, as `check_jobs` gives it.
+        tokenizer: The stamp of the tokenizer that the work reads texts with, if it does.
 
     Raises:
         LcalensError: A cell cannot be kept, or a worker was lost; or what `work` raises.
     """
-    here = n_jobs == 1
-    return closing(
-        _here(store, pieces, work, model) if here else _shared(store, iter(pieces), work, model, code, n_jobs)
-    )
+    if n_jobs == 1:
+        return closing(_here(store, pieces, work, model))
+    return closing(_shared(store, iter(pieces), work, model, code, n_jobs, tokenizer))
 
 
 def _here(store: CellStore, pieces: Iterable[Piece], work: Work, model: Any) -> Generator[Done, None, None]:
@@ -57,13 +64,13 @@ def _here(store: CellStore, pieces: Iterable[Piece], work: Work, model: Any) -> 
 
 
 def _shared(
-    store: CellStore, pieces: Iterator[Piece], work: Work, model: Any, code: Code, n_jobs: int
+    store: CellStore, pieces: Iterator[Piece], work: Work, model: Any, code: Code, n_jobs: int, tokenizer: str
 ) -> Generator[Done, None, None]:
     """Cells are read ahead of the workers while these compute: none waits, and memory does not grow with the study."""
     waiting: deque[Piece] = deque()
     yield from _read_ahead(store, pieces, waiting, _FIRST)
     while waiting:  # workers that took every cell before the next was read end their call, and another begins
-        with closing(compute_elsewhere(store, waiting, work, model, code, n_jobs)) as found:
+        with closing(compute_elsewhere(store, waiting, work, model, code, n_jobs, tokenizer)) as found:
             for piece, cell, halved in found:
                 yield Done(piece.job, cell, halved)
                 yield from _read_ahead(store, pieces, waiting, _AHEAD)

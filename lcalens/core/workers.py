@@ -27,6 +27,7 @@ from lcalens.core.places import Place
 from lcalens.core.provenance import active_hooks
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp, steady
+from lcalens.core.tokenizer_stamp import loaded_tokenizer
 from lcalens.core.verdicts import forced
 
 Arrays = Mapping[str, np.ndarray]
@@ -62,6 +63,7 @@ class Task:
         digest: What their sources must be.
         work: From the model and a job to a cell's arrays, and how often its batch was halved.
         folder: The run's folder; None keeps nothing.
+        tokenizer: The stamp of the tokenizer that the loaded model must have; empty where the work reads no texts.
     """
 
     loading: Loading
@@ -70,6 +72,7 @@ class Task:
     digest: str
     work: Work
     folder: Place | None
+    tokenizer: str = ""
 
     def compute(self, number: int, key: str, job: Any) -> tuple[int, Arrays, int, bool]:
         """In a worker, one cell.
@@ -94,7 +97,7 @@ class Task:
                 return number, finished, 0, True
             if sources(*self.code) != self.digest:
                 raise LcalensError("n_jobs: a worker has another lcalens, with other sources; install the same there.")
-            with steady(_model(self.loading, self.stamp)) as found:
+            with steady(self._model()) as found:
                 if found != self.stamp:
                     _loaded.clear()
                     raise LcalensError(
@@ -106,6 +109,20 @@ class Task:
                     arrays, halved = self.work(_loaded[self.stamp], job)
             store.put(key, arrays)
         return number, arrays, halved, shared
+
+    def _model(self) -> Any:
+        model = _model(self.loading, self.stamp)
+        if self.tokenizer and loaded_tokenizer(model) != self.tokenizer:
+            _loaded.clear()  # it may be of an earlier call, with the same weights and another tokenizer
+            model = _model(self.loading, self.stamp)
+            if loaded_tokenizer(model) != self.tokenizer:
+                _loaded.clear()
+                raise LcalensError(
+                    "n_jobs: the tokenizer that a worker loads is not this one: it was changed after load_model "
+                    "(tokens, special tokens, chat template), or the libraries differ there; save it to the model's "
+                    "folder and load that one, or take n_jobs=1."
+                )
+        return model
 
 
 def check_jobs(n_jobs: Any, model: Any) -> int:
@@ -137,7 +154,7 @@ def check_jobs(n_jobs: Any, model: Any) -> int:
 
 
 def compute_elsewhere(
-    store: CellStore, waiting: deque[Piece], work: Work, model: Any, code: Code, n_jobs: int
+    store: CellStore, waiting: deque[Piece], work: Work, model: Any, code: Code, n_jobs: int, tokenizer: str = ""
 ) -> Generator[tuple[Piece, Arrays, int], None, None]:
     """Cells in the order in which other processes finish them; each is kept as soon as it is finished.
 
@@ -149,6 +166,7 @@ def compute_elsewhere(
         model: A TransformerBridge that `load_model` made.
         code: The functions that decide the cells' values.
         n_jobs: How many processes.
+        tokenizer: The stamp of the tokenizer that the work reads texts with, if it does.
 
     Yields:
         A cell's piece, its arrays, and how often its batch was halved.
@@ -159,7 +177,7 @@ def compute_elsewhere(
     loading = loading_of(model)
     assert loading is not None
     folder = store.folder and store.folder.absolute()
-    task = Task(loading, stamp(model), code, sources(*code), work, folder)
+    task = Task(loading, stamp(model), code, sources(*code), work, folder, tokenizer)
     sent: dict[int, Piece] = {}
     results = _begun(task, waiting, sent, n_jobs)
     try:

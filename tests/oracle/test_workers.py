@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.elsewhere import die, grow, refuse, where
-from helpers.standins import save_standin
+from helpers.standins import TEMPLATE, save_standin
 
 from lcalens import (
     LatentConcepts,
@@ -269,12 +269,20 @@ def test_a_copy_of_a_loaded_model_that_was_changed_is_refused(model, facts):
         efficacy(changed, facts[:4], **HIJACK, n_jobs=2)
 
 
-def test_a_tokenizer_that_was_changed_is_refused(facts, tmp_path):
+def test_a_tokenizer_that_was_changed_is_refused_until_it_is_saved(facts, tmp_path):
     save_standin(tmp_path / "model", "llama")
+    asked = {**HIJACK, "chat": True, "n_jobs": 2}
     model = load_model(tmp_path / "model")
-    source_tokenizer(model).add_tokens(["Kyoto"])
+    efficacy(model, facts, **HIJACK, n_jobs=2)  # workers have this model, with its tokenizer of now
+    tokenizer = source_tokenizer(model)
+    tokenizer.chat_template = TEMPLATE
     with pytest.raises(LcalensError, match=r"^n_jobs: the tokenizer that a worker loads is not this one: .*n_jobs=1"):
-        efficacy(model, facts, **HIJACK, n_jobs=2)
+        efficacy(model, facts, **asked)
+    given = load_model(tmp_path / "model", tokenizer=tokenizer)
+    found = efficacy(given, facts, **asked)
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert same(found, efficacy(load_model(tmp_path / "model"), facts, **asked))
+    assert same(found, efficacy(given, facts, **{**asked, "n_jobs": 1}))
 
 
 def test_tokens_that_depend_on_the_day_are_never_mixed(standin, facts, monkeypatch):

@@ -199,7 +199,8 @@ def _measure(
         told = _Told(report, study.count)
         how = Reading(ModelTokenizer(study.model), config.chat, config.join, config.batch)
         pieces = _pieces(study, how, store, manifest, parts, measured, told)
-        with finish(store, pieces, partial(score_part, how=how), study.model, code=CODE, n_jobs=n_jobs) as cells:
+        work, whose = partial(score_part, how=how), how.tokenizer.stamp
+        with finish(store, pieces, work, study.model, code=CODE, n_jobs=n_jobs, tokenizer=whose) as cells:
             for part, cell, _ in cells:
                 measured.add(part, cell)
                 told.add(len(part.prompts), "clean" if part.index < 0 else config.schemes[part.index])
