@@ -29,6 +29,7 @@ from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp, steady
 from lcalens.core.tokenizer_stamp import loaded_tokenizer
 from lcalens.core.verdicts import forced
+from lcalens.core.worker_device import take_device
 
 Arrays = Mapping[str, np.ndarray]
 Work = Callable[[Any, Any], tuple[Arrays, int]]
@@ -255,6 +256,7 @@ def _model(loading: Loading, wanted: str) -> Any:
     """The model, loaded once in a process."""
     if wanted not in _loaded:
         _loaded.clear()
+        take_device(loading.options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were given where the model was first loaded
             _loaded[wanted] = loading.again()
