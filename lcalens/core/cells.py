@@ -16,7 +16,7 @@ import numpy as np
 import lcalens
 from lcalens.core.errors import LcalensError
 from lcalens.core.files import abandoned, write_whole
-from lcalens.core.places import Place, place_of
+from lcalens.core.places import Place, place_of, reaching
 from lcalens.core.sources import sources
 from lcalens.core.studies import CELLS, cell_file
 
@@ -54,7 +54,8 @@ def is_run_folder(folder: Place) -> bool:
     Args:
         folder: Its path.
     """
-    return (folder / CELLS).is_dir()
+    with reaching(folder):
+        return (folder / CELLS).is_dir()
 
 
 def _kept_checksum(content: bytes) -> str:
@@ -84,9 +85,10 @@ class CellStore:
         if folder is not None:
             try:
                 self.folder = place = place_of("out", folder)
-                (place / CELLS).mkdir(parents=True, exist_ok=True)
-                for unfinished in abandoned(place / CELLS):
-                    unfinished.unlink(missing_ok=True)
+                with reaching(place):
+                    (place / CELLS).mkdir(parents=True, exist_ok=True)
+                    for unfinished in abandoned(place / CELLS):
+                        unfinished.unlink(missing_ok=True)
             except LcalensError:
                 raise
             except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -97,7 +99,10 @@ class CellStore:
 
     def __contains__(self, key: str) -> bool:
         """Whether the folder has such a cell, damaged or not."""
-        return self.folder is not None and cell_file(self.folder, key).exists()
+        if self.folder is None:
+            return False
+        with reaching(self.folder):
+            return cell_file(self.folder, key).exists()
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""
@@ -107,7 +112,8 @@ class CellStore:
         if self.folder is None:
             return None
         try:
-            content = cell_file(self.folder, key).read_bytes()
+            with reaching(self.folder):
+                content = cell_file(self.folder, key).read_bytes()
             arrays, kept = load(content), _kept_checksum(content)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
@@ -119,7 +125,8 @@ class CellStore:
     def forget(self, key: str) -> None:
         """Remove a cell that nobody needs any more."""
         if self.folder is not None:
-            cell_file(self.folder, key).unlink(missing_ok=True)
+            with reaching(self.folder):
+                cell_file(self.folder, key).unlink(missing_ok=True)
 
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished cell.

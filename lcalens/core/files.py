@@ -4,7 +4,7 @@ import os
 import time
 from uuid import uuid4
 
-from lcalens.core.places import Place, is_elsewhere
+from lcalens.core.places import Place, is_elsewhere, reaching
 
 PART = ".part"
 """How the name of a half-written file ends."""
@@ -23,7 +23,8 @@ def write_whole(file: Place, content: bytes) -> None:
         OSError: It cannot be written; nothing half-written stays.
     """
     if is_elsewhere(file):  # an object is there whole or not at all
-        file.write_bytes(content)
+        with reaching(file):
+            file.write_bytes(content)
         return
     for last in (False, True):
         unfinished = file.with_name(f"{file.stem}.{uuid4().hex}{PART}")

@@ -13,7 +13,7 @@ from lcalens.core.cells import CellStore
 from lcalens.core.command_line import command_line
 from lcalens.core.errors import LcalensError
 from lcalens.core.files import abandoned, write_whole
-from lcalens.core.places import Place, is_elsewhere
+from lcalens.core.places import Place, is_elsewhere, reaching
 from lcalens.core.provenance import fingerprint, model_info
 from lcalens.core.sources import sources
 from lcalens.core.stamp import stamp
@@ -102,27 +102,32 @@ class Manifest:
         assert self._folder is not None
         file = manifest_file(self._folder, study)
         try:
-            file.parent.mkdir(exist_ok=True)
-            for unfinished in abandoned(file.parent):
-                unfinished.unlink(missing_ok=True)
-            study = replace(study, worked=now())
-            before = _read(file)
-            if before is not None:
-                study = replace(
-                    study,
-                    begun=min(before.begun, study.begun),
-                    cells=_joined(before.cells, study.cells),
-                    states=_joined(before.states, study.states),
-                    command=study.command or before.command,
-                )
-                study = replace(study, total=max(study.total, len(study.cells)))
-            write_whole(file, written(study))
+            with reaching(self._folder):
+                study = self._written(file, study)
         except OSError as error:
             raise LcalensError(
                 f"out: what the study is cannot be written to {str(file.parent)!r} ({error.strerror or error}); free "
                 "some space, or give another folder."
             ) from error
         self._study = study
+
+    def _written(self, file: Place, study: Study) -> Study:
+        file.parent.mkdir(exist_ok=True)
+        for unfinished in abandoned(file.parent):
+            unfinished.unlink(missing_ok=True)
+        study = replace(study, worked=now())
+        before = _read(file)
+        if before is not None:
+            study = replace(
+                study,
+                begun=min(before.begun, study.begun),
+                cells=_joined(before.cells, study.cells),
+                states=_joined(before.states, study.states),
+                command=study.command or before.command,
+            )
+            study = replace(study, total=max(study.total, len(study.cells)))
+        write_whole(file, written(study))
+        return study
 
 
 def _read(file: Place) -> Study | None:

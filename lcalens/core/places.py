@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,3 +53,23 @@ def is_elsewhere(place: Place) -> bool:
         place: Of `place_of`.
     """
     return not isinstance(place, Path)
+
+
+@contextmanager
+def reaching(place: Place) -> Iterator[None]:
+    """What goes wrong on the way to a store, as an `OSError`: each store's library has errors of its own.
+
+    Args:
+        place: Where something is read or written; on this machine's file system errors stay as they are.
+
+    Raises:
+        OSError: The store cannot be reached, lets nobody in, or refuses.
+    """
+    try:
+        yield
+    except (OSError, LcalensError):
+        raise
+    except Exception as error:
+        if not is_elsewhere(place):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error

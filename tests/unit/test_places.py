@@ -6,11 +6,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lcalens import LatentConcepts, TrainConfig, cli, contrast_facts, efficacy, load_facts, patch, train
 from lcalens.core.cells import CellStore
 from lcalens.core.errors import LcalensError
-from lcalens.core.places import is_elsewhere, place_of
+from lcalens.core.places import is_elsewhere, place_of, reaching
 from lcalens.core.studies import studies_in
 
 HIJACK = {"schemes": ("dont-think", "neutral"), "counts": (0, 1), "progress": False}
@@ -69,6 +70,44 @@ def test_a_damaged_cell_is_missing_there_too(memory):
     for size in range(len(whole)):
         file.write_bytes(whole[:size])
         assert CellStore(memory).get("key") is None
+
+
+class StoreError(Exception):
+    """As stores' libraries have them: no OSError."""
+
+
+def failing(*given, **options):
+    raise StoreError("no credentials")
+
+
+def test_a_store_that_cannot_be_reached_is_refused_by_name(memory, monkeypatch):
+    for name in ("mkdir", "makedirs", "info", "exists", "isdir"):
+        monkeypatch.setattr(MemoryFileSystem, name, failing)
+    said = r"^out: 'memory://runs' cannot be written \(StoreError: no credentials\); give another folder"
+    with pytest.raises(LcalensError, match=said):
+        CellStore(memory)
+
+
+def test_a_store_that_fails_later_is_told_and_nothing_is_wrong(standin, memory, monkeypatch):
+    store = CellStore(memory)
+    store.put("key", {"found": np.arange(3)})
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryFileSystem, "_open", failing)
+        broken.setattr(MemoryFileSystem, "pipe_file", failing)
+        broken.setattr(MemoryFileSystem, "cat_file", failing)
+        assert store.get("key") is None
+        with pytest.raises(LcalensError, match=r"^out: a finished part cannot be written \(StoreError: no credentials"):
+            store.put("other", {"found": np.arange(3)})
+        with pytest.raises(LcalensError, match=r"^out: what the study is cannot be written .*StoreError"):
+            efficacy(standin("llama").model, load_facts("sample", limit=6), **HIJACK, out=memory)
+    assert store.get("key")["found"].tolist() == [0, 1, 2]
+
+
+def test_errors_of_ones_own_on_a_disk_stay_as_they_are(tmp_path):
+    with pytest.raises(StoreError), reaching(tmp_path):
+        failing()
+    with pytest.raises(KeyboardInterrupt), reaching(place_of("out", "memory://runs")):
+        raise KeyboardInterrupt
 
 
 def test_a_local_address_is_a_path(tmp_path):
