@@ -49,13 +49,16 @@ def _checksum(key: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def is_run_folder(folder: Place) -> bool:
-    """Whether a run folder has been begun here.
+    """Whether a run folder has been begun here; not where its store cannot be reached from this process.
 
     Args:
         folder: Its path.
     """
-    with reaching(folder):
-        return (folder / CELLS).is_dir()
+    try:
+        with reaching(folder):
+            return (folder / CELLS).is_dir()
+    except OSError:
+        return False
 
 
 def _kept_checksum(content: bytes) -> str:

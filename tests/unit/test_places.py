@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lcalens import LatentConcepts, TrainConfig, cli, contrast_facts, efficacy, load_facts, patch, train
-from lcalens.core.cells import CellStore
+from lcalens.core.cells import CellStore, is_run_folder
 from lcalens.core.errors import LcalensError
 from lcalens.core.places import is_elsewhere, place_of, reaching
 from lcalens.core.studies import studies_in
@@ -95,7 +95,12 @@ def test_a_store_that_fails_later_is_told_and_nothing_is_wrong(standin, memory, 
         broken.setattr(MemoryFileSystem, "_open", failing)
         broken.setattr(MemoryFileSystem, "pipe_file", failing)
         broken.setattr(MemoryFileSystem, "cat_file", failing)
+        broken.setattr(MemoryFileSystem, "info", failing)
         assert store.get("key") is None
+        assert not is_run_folder(place_of("out", memory))  # a worker hands its cells to the caller then
+        broken.undo()
+        broken.setattr(MemoryFileSystem, "_open", failing)
+        broken.setattr(MemoryFileSystem, "pipe_file", failing)
         with pytest.raises(LcalensError, match=r"^out: a finished part cannot be written \(StoreError: no credentials"):
             store.put("other", {"found": np.arange(3)})
         with pytest.raises(LcalensError, match=r"^out: what the study is cannot be written .*StoreError"):
