@@ -104,8 +104,11 @@ class CellStore:
         """Whether the folder has such a cell, damaged or not."""
         if self.folder is None:
             return False
-        with reaching(self.folder):
-            return cell_file(self.folder, key).exists()
+        try:
+            with reaching(self.folder):
+                return cell_file(self.folder, key).exists()
+        except OSError:
+            return False
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The cell's arrays, or None where it is missing or damaged."""

@@ -25,6 +25,12 @@ def read(tokenizer: Any, texts: Sequence[str], chat: bool) -> list[Row]:
     options: dict[str, Any] = {"add_special_tokens": not chat, "padding": False, "truncation": False}
     if not getattr(tokenizer, "is_fast", False):
         return [_row(tokenizer, *row, chat=chat) for row in _slow_rows(tokenizer, texts, options)]
+    dropout = getattr(getattr(tokenizer.backend_tokenizer, "model", None), "dropout", None)
+    if dropout:
+        raise LcalensError(
+            f"texts: this tokenizer cuts words at random (dropout={dropout}), so that a text has new tokens each time; "
+            "set tokenizer.backend_tokenizer.model.dropout = None."
+        )
     batch = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, **options)
     ids, offsets, added = (batch[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
     return [_row(tokenizer, *row, chat=chat) for row in zip(texts, ids, offsets, added, strict=True)]

@@ -6,7 +6,8 @@ decide nothing, and an attribute that no one thought of changes the digest rathe
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copyreg import dispatch_table
 from dataclasses import dataclass
 from enum import Enum
 from types import CodeType
@@ -65,17 +66,17 @@ def digest_of(value: Any, *, skip: frozenset[str] = frozenset()) -> str:
     """A digest of any object by what it holds, at any depth.
 
     Args:
-        value: The object. Of one that is not written in Python only its class is read.
+        value: The object. Of one that is not written in Python what pickle would keep is read, and its class.
         skip: Attributes that do not count.
     """
-    return _Reader(skip).digest(value)
+    return _Reader(skip, whole=True).digest(value)
 
 
 class _Reader:
     """Reads a model into one digest: text for what is plain, checksums for tensors, each object once."""
 
-    def __init__(self, skip: frozenset[str] = frozenset()):
-        self._skip = _ELSEWHERE | skip
+    def __init__(self, skip: frozenset[str] = frozenset(), *, whole: bool = False):
+        self._skip, self._whole = _ELSEWHERE | skip, whole
         self._text: list[str] = []
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is an object's own only as long as it lives
@@ -168,18 +169,31 @@ class _Reader:
         elif inspect.isroutine(value) or isinstance(value, type | functools.partial):
             self._text.append(_code_of(value))
         elif self._first(value):
-            self._text.append(f"{type(value).__module__}.{type(value).__qualname__}")
+            kind = type(value)
+            self._text.append(f"{kind.__module__}.{kind.__qualname__}")
+            if self._whole and not getattr(value, "__dict__", None):
+                self._pickled(value)
             for name, inner in getattr(value, "__dict__", {}).items():
-                if name not in self._skip:
+                kept = isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
+                if name not in self._skip and not (self._whole and kept):
                     self._text.append(name)
                     self._value(inner)
+
+    def _pickled(self, value: Any) -> None:
+        """What pickle would keep of an object that has no attributes to read, such as one of another language."""
+        try:
+            reduced = dispatch_table.get(type(value), lambda one: one.__reduce_ex__(2))(value)
+        except Exception:  # it cannot be pickled
+            return
+        self._value([part for part in reduced if not isinstance(part, Iterator)] if reduced[1:] else reduced)
 
     def _collection(self, value: Any) -> None:
         self._text.append(f"{type(value).__name__} {len(value)}")
         if isinstance(value, Mapping):
             for name, inner in value.items():
-                self._text.append(name if isinstance(name, str) else repr(name))
-                self._value(inner)
+                if not (self._whole and name in self._skip):
+                    self._text.append(name if isinstance(name, str) else repr(name))
+                    self._value(inner)
         elif isinstance(value, set | frozenset):
             self._text.extend(sorted(map(repr, value)))
         else:
@@ -221,12 +235,15 @@ def _code_of(function: Any) -> str:
     """What a function is called and does; a method's or partial's own values are read with what holds them."""
     if isinstance(function, functools.partial):
         return f"partial {_code_of(function.func)} {_plain(function.args)} {_plain(function.keywords)}"
+    function = getattr(function, "__func__", function)  # of a method, a class's or a static one too
     named = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+    plain = inspect.unwrap(function) if callable(function) else function
+    code = getattr(plain, "__code__", None)
     if not isinstance(code, CodeType):
         return named
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
-    return f"{named} {_bytecode(code)} {_plain(cells)}"
+    defaults = [*(plain.__defaults__ or ()), *(plain.__kwdefaults__ or {}).items()]
+    return f"{named} {_bytecode(code)} {_plain(cells)}{_plain(defaults) if defaults else ''}"
 
 
 def _is_hook_point(value: Any) -> bool:
@@ -255,7 +272,21 @@ def _filled(cell: Any) -> bool:
 
 def _plain(values: Any) -> str:
     items = values.items() if isinstance(values, Mapping) else enumerate(values)
-    return str({name: value for name, value in items if isinstance(value, _PLAIN)})
+    return str({name: _written(value) for name, value in items if _is_plain(value)})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is text, numbers and the like, or holds nothing else."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(one) for pair in value.items() for one in pair)
+    return isinstance(value, _PLAIN) or (
+        isinstance(value, list | tuple | set | frozenset) and all(map(_is_plain, value))
+    )
+
+
+def _written(value: Any) -> Any:
+    """A plain value, sets in one order in every process."""
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else value
 
 
 @functools.lru_cache(maxsize=4096)

@@ -294,7 +294,7 @@ def test_tokens_that_depend_on_the_day_are_never_mixed(standin, facts, monkeypat
     monkeypatch.setattr(parts, "follow", lambda *given, **options: follow(*changed(given), **options))
     tomorrow = part_of(0, prompts, model, how)
     assert key_of("model", today, how) != key_of("model", tomorrow, how)
-    with pytest.raises(LcalensError, match=r"^n_jobs: the same text has other tokens in a worker than here .*date"):
+    with pytest.raises(LcalensError, match=r"^chat: the same text has other tokens than when .*date"):
         score_part(model, today, how=how)
 
 

@@ -152,18 +152,23 @@ class _Measured:
         self.spelled = [("", "")] * len(facts)
         self.impossible: Counter[tuple[str, int, str]] = Counter()
         self.paths: set[str] = set()
-        self._alike = 0
+        self._alike: set[Any] = set()
+        self._missing: dict[tuple[str, int], set[Any]] = {}  # facts that are counted already
 
-    def leave_out(self, index: int, problems: Iterable[tuple[int, str]]) -> None:
-        """Count prompts that cannot be scored, by n and reason; a clean one is missing from every scheme."""
+    def leave_out(self, index: int, problems: Iterable[tuple[Any, int, str]]) -> None:
+        """Count prompts that cannot be scored, by case id, n and reason; a clean one is missing from every scheme."""
         schemes = self._config.schemes if index < 0 else self._config.schemes[index : index + 1]
-        for n, reason in problems:
+        for case_id, n, reason in problems:
             self.impossible.update((scheme, n, reason) for scheme in schemes)
+            if self._config.scoring != "whole":
+                for scheme in schemes:
+                    self._missing.setdefault((scheme, n), set()).add(case_id)
 
     def add(self, part: Part, cell: Mapping[str, np.ndarray]) -> None:
         """Put a cell's numbers in their places; a clean prompt's are those of every scheme at n = 0."""
         whole, told = self._config.scoring == "whole", told_by(cell)
-        self.leave_out(part.index, ((part.prompts[i].n, problem) for i, problem in told.problems.items()))
+        problems = ((part.prompts[i], problem) for i, problem in told.problems.items())
+        self.leave_out(part.index, ((prompt.fact.case_id, prompt.n, problem) for prompt, problem in problems))
         if told.path:
             self.paths.add(told.path)
         for i, prompt in enumerate(part.prompts):
@@ -173,7 +178,7 @@ class _Measured:
             if told.spelled is not None:
                 self.spelled[row] = told.spelled[i]
             if not whole and cell["alike"][i]:
-                self._alike += part.index < 0
+                self._alike |= {prompt.fact.case_id} if part.index < 0 else set()
                 continue
             at = row, slice(None) if part.index < 0 else part.index, self._config.counts.index(prompt.n)
             for name in QUANTITIES:
@@ -181,10 +186,11 @@ class _Measured:
 
     def leave_out_alike(self) -> None:
         """Count facts whose objects begin with the same token as missing everywhere: the first token tells nothing."""
-        if self._alike:
-            for scheme in self._config.schemes:
-                for n in self._config.counts:
-                    self.impossible[scheme, n, SAME_FIRST_TOKEN] += self._alike
+        for scheme in self._config.schemes:
+            for n in self._config.counts:
+                alike = self._alike - self._missing.get((scheme, n), set())
+                if alike:
+                    self.impossible[scheme, n, SAME_FIRST_TOKEN] += len(alike)
 
     def reasons(self) -> str:
         """Every reason once."""
@@ -199,7 +205,7 @@ def _measure(
         told = _Told(report, study.count)
         how = Reading(ModelTokenizer(study.model), config.chat, config.join, config.batch)
         pieces = _pieces(study, how, store, manifest, parts, measured, told)
-        work, whose = partial(score_part, how=how), how.tokenizer.stamp
+        work, whose = partial(score_part, how=how), how.tokenizer.stamp if n_jobs != 1 else ""
         with finish(store, pieces, work, study.model, code=CODE, n_jobs=n_jobs, tokenizer=whose) as cells:
             for part, cell, _ in cells:
                 measured.add(part, cell)
@@ -247,7 +253,7 @@ def _pieces(
     whose = stamp(study.model)
     for index in range(-1, len(study.config.schemes)):
         hijacks = study.prompts(index)
-        measured.leave_out(index, ((item.n, item.reason) for item in hijacks.impossible))
+        measured.leave_out(index, ((item.fact.case_id, item.n, item.reason) for item in hijacks.impossible))
         told.begin("clean" if index < 0 else study.config.schemes[index], len(hijacks.impossible))
         parts = [part_of(index, chunk, study.model, how) for chunk in chunks(hijacks.prompts)]
         keys = [key_of(whose, part, how) if store.folder else "" for part in parts]

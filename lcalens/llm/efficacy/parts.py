@@ -122,14 +122,14 @@ def score_part(model: Any, part: Part, *, how: Reading) -> tuple[dict[str, np.nd
         how: How they are read.
 
     Raises:
-        LcalensError: The tokenizer here is not the caller's.
+        LcalensError: The first prompt has other tokens than when the part was made.
     """
     tokenizer = how.tokenizer.of(model)
     answers = answers_of(tokenizer, part.prompts, how.chat, how.join)
     if answers[:2] != part.first:
         raise LcalensError(
-            "n_jobs: the same text has other tokens in a worker than here (does the chat template write the date?); "
-            "start it again, or take n_jobs=1."
+            "chat: the same text has other tokens than when this began, as where the chat template writes the date; "
+            "start it again."
         )
     return _arrays(model, tokenizer, answers, how.batch, spelled=part.index < 0), 0
 
@@ -154,8 +154,7 @@ def answers_of(tokenizer: Any, prompts: Sequence[HijackedPrompt], chat: bool, jo
         chat: Ask through the chat template.
         join: What stands between prompts and objects; None finds it.
     """
-    texts, before, answers = _texts(prompts)
-    return follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
+    return _read(tokenizer, *_texts(prompts), join, chat)
 
 
 def scorable(answers: Sequence[Answer]) -> tuple[list[Continuation], dict[int, str]]:
@@ -177,6 +176,12 @@ def _texts(prompts: Sequence[HijackedPrompt]) -> tuple[list[str], list[str], lis
     twice = [prompt for prompt in prompts for _ in range(2)]
     answers = [answer for p in prompts for answer in (p.fact.target_true, p.fact.target_false)]
     return [prompt.text for prompt in twice], [prompt.fact.text for prompt in twice], answers
+
+
+def _read(
+    tokenizer: Any, texts: list[str], before: list[str], answers: list[str], join: str | None, chat: bool
+) -> list[Answer]:
+    return follow(tokenizer, texts, answers, prompts=before, join=join, chat=chat)
 
 
 def _arrays(
@@ -204,5 +209,5 @@ def _arrays(
     return arrays | {_TOLD: np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)}
 
 
-CODE = (_arrays, follow)
+CODE = (_arrays, _read)
 """What a cell's values depend on besides what it is of."""
