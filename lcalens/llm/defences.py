@@ -78,8 +78,9 @@ def evaluate_defence(
         has, with 95% bootstrap intervals over relations:
 
         - for a scheme `es`; `recovery`, (ES hijacked - ES defended) / (ES hijacked - ES clean), NaN where the hijack
-          does not raise ES; `returned`, the share of facts flipped by the hijack whose clean preference is back; and
-          `agreement`, the share of all facts that prefer what they prefer clean and undefended;
+          does not raise ES, and without an interval where that of its rise holds 0; `returned`, the share of facts
+          flipped by the hijack whose clean preference is back; and `agreement`, the share of all facts that prefer what
+          they prefer clean and undefended;
         - for `clean` its `es`; `flips` of preference; `accuracy`, the share whose most likely next token is the true
           object's first; and `top flips`, of most likely tokens;
         - for a kind of honest context `kept`, of the facts that it rightly changes undefended the share that still

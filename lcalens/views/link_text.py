@@ -78,7 +78,7 @@ def defence_screen(result: "Result") -> str:
     n = ", ".join(f"n={count}" for count in sorted({count for _, count in result.provenance["schemes"].values()}))
     lines = [
         f"{model_line(result)}; {len(result.examples)} facts; {n}; 95% intervals.",
-        *few_groups(result.examples),
+        *few_groups(result),
         "ES: share of facts where the false object is preferred. recovery: (ES hijacked - ES defended) /",
         "(ES hijacked - ES clean). returned: of the facts that the hijack flips, those whose clean preference is back.",
         "agreement: of all facts, those that prefer what they prefer clean and undefended.",
@@ -110,14 +110,12 @@ def defence_screen(result: "Result") -> str:
 
 def _nothing_to_recover(table: pd.DataFrame) -> list[str]:
     """Which schemes did not raise ES here, so that recovery says nothing of a defence."""
-    if "none" not in set(table["defence"]):
+    if "recovery" not in table:
         return []
-    undefended = table[table["defence"] == "none"].set_index("condition")["es"]
-    clean = float(undefended["clean"])
+    without = table[table["es"].notna() & table["recovery"].isna() & (table["condition"] != "clean")]
     return [
-        f"  {short_name(str(scheme), 40)}: ES is {float(es):.2f} and {clean:.2f} clean; nothing is there to recover."
-        for scheme, es in undefended.items()
-        if scheme != "clean" and float(es) <= clean
+        f"  {short_name(str(scheme), 40)}: it does not raise ES on its facts; nothing is there to recover."
+        for scheme in dict.fromkeys(without["condition"])
     ]
 
 

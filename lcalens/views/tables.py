@@ -32,7 +32,7 @@ def html_of(result: "Result") -> str:
         drawn = _answers
     elif result.kind == "doctor":
         drawn = _verdicts
-    told = "".join(f"<p>{html.escape(line)}</p>" for line in few_groups(result.examples) if _has_intervals(result))
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in few_groups(result) if _has_intervals(result))
     return f"<p><b>{html.escape(repr(result))}</b><br>{html.escape(described)}</p>{drawn(result)}{told}"
 
 

@@ -21,6 +21,7 @@ _SUBSETS = {
 _SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
 _ALPHA = 0.05
 _LEADING = 10
+_OF_RELATIONS = ("efficacy", "defence")  # kinds whose facts are resampled by relation
 _ENOUGH = 10  # groups, of which a bootstrap interval of 95% holds 90%
 
 
@@ -49,7 +50,7 @@ def efficacy_screen(result: "Result") -> str:
             f"{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
             for row in against.itertuples()
         ]
-        lines += [f"  {line}" for line in few_groups(result.examples)]
+        lines += [f"  {line}" for line in few_groups(result)]
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
@@ -72,17 +73,17 @@ def _bootstrap(result: "Result") -> str:
     return f"95% bootstrap interval, {over}"
 
 
-def few_groups(examples: pd.DataFrame) -> list[str]:
+def few_groups(result: "Result") -> list[str]:
     """A line on what bootstrap intervals are worth where few groups are resampled; none where there are ten or more.
 
     Args:
-        examples: A result's, with a column `relation_id` or `cluster`; a single group is not resampled.
+        result: Over facts of relations, or examples of clusters; where there is a single one it is not resampled.
     """
-    column = next((name for name in ("relation_id", "cluster") if name in examples), None)
-    count = 0 if column is None else examples[column].nunique()
+    examples, column = result.examples, "relation_id" if result.kind in _OF_RELATIONS else "cluster"
+    count = examples[column].nunique() if column in examples else 0
     if not 2 <= count < _ENOUGH:
         return []
-    groups = "relations" if column == "relation_id" else "groups"
+    groups = "relations" if "relation_id" in examples else "groups"
     held = f"one of 95% holds the mean about {bootstrap_coverage(count):.0%} of the time"
     return [f"Bootstrap intervals are over {count} {groups}, which are too few: {held}."]
 
@@ -246,7 +247,7 @@ def trace_screen(traced: "Trace") -> str:
         f"{model['source']} ({model['dtype']}); {traced.contrast!r}",
         "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
         f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
-        *few_groups(traced.patched.examples),
+        *few_groups(traced.patched),
         "",
         f"The leading heads, patched exactly (z at the last position; {traced.leading.rule}):",
         f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",

@@ -139,10 +139,10 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
     for model in models:
         cut, detector, other = (_by_split(rows, model, name) for name in ("boundary cut", "detector", "random heads"))
         setting = f"{model}, {settings.splits} splits"
-        evidence[0].append(paired(setting, cut["dont-think", "recovery"], other["dont-think", "recovery"]))
+        evidence[0] += _both(setting, cut["dont-think", "recovery"], other["dont-think", "recovery"])
         kept = [np.mean([some[kind, "kept"] for kind in UNSEEN], axis=0) for some in (detector, cut)]
         evidence[1].append(paired(setting, *kept))
-        evidence[2].append(paired(setting, detector[FORGET, "recovery"], other[FORGET, "recovery"]))
+        evidence[2] += _both(setting, detector[FORGET, "recovery"], other[FORGET, "recovery"])
     frontier = [_dot(str(model), str(defence), str(condition), str(quantity), part["value"])
                 for (model, defence, condition, quantity), part in rows.groupby(
                     ["model", "defence", "condition", "quantity"], sort=False)
@@ -163,6 +163,12 @@ def report(settings: Defences, rows: pd.DataFrame) -> Report:
         },
         notes=left_out(facts_source()),
     )
+
+
+def _both(setting: str, defended: np.ndarray, control: np.ndarray) -> list[Evidence]:
+    """What a setting says of recovery, over the splits whose hijack raises ES; nothing where fewer than two do."""
+    there = ~np.isnan(defended + control)
+    return [paired(setting, defended[there], control[there])] if there.sum() > 1 else []
 
 
 def _by_split(rows: pd.DataFrame, model: str, defence: str) -> dict[tuple[str, str], np.ndarray]:

@@ -5,6 +5,7 @@ training facts, and judged on the same other facts; some are then given heads th
 Where the hijacking sentence stands is pointed out to `span known` alone, which is what a cut could do if it were told.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ def report(settings: Frontier, rows: pd.DataFrame) -> Report:
         cut = _one(methods, model, "boundary cut", "dont-think", "recovery")
         other = _one(random, model, "random heads", "dont-think", "recovery")
         zero, kept = (_one(methods, model, name, "plain text", "kl") for name in ("zero", "boundary cut"))
-        if cut and other:
+        if cut and other and not math.isnan(cut.mean + other.mean):  # of a hijack that raises ES
             evidence[0].append(unpaired(f"{model}, {settings.draws} random sets", cut, other))
         if zero and kept:
             evidence[1].append(unpaired(str(model), zero, kept))
@@ -290,10 +291,12 @@ def places_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (model, method), own in rows[rows["defence"] != "none"].groupby(["model", "defence"], sort=False):
         by = own.set_index(["condition", "quantity"])["value"]
-        back = [min(by[name, "recovery"], by[name, "returned"]) for name in names if (name, "recovery") in by]
+        back = [min(by[name, "recovery"], by[name, "returned"]) for name in names
+                if not math.isnan(by.get((name, "recovery"), math.nan))]  # fmt: skip
         kept = [by[kind, "kept"] for kind in HONEST if (kind, "kept") in by]
-        found.append({"model": model, "part": own["part"].iloc[0], "method": method, "given back": np.mean(back),
-                      "kept": np.mean(kept), "KL, nats": by.get(("plain text", "kl"), np.nan)})  # fmt: skip
+        found.append({"model": model, "part": own["part"].iloc[0], "method": method,
+                      "given back": np.mean(back) if back else np.nan, "kept": np.mean(kept),
+                      "KL, nats": by.get(("plain text", "kl"), np.nan)})  # fmt: skip
     places = pd.DataFrame(found)
     if places.empty:
         return places
@@ -302,7 +305,9 @@ def places_of(rows: pd.DataFrame) -> pd.DataFrame:
         others = places[(places["model"] == row["model"]) & (places["method"] != _TOLD_THE_SPAN)]
         back, kept = others["given back"] - row["given back"], others["kept"] - row["kept"]
         better = (back >= 0) & (kept >= 0) & ((back > 0) | (kept > 0))
-        on.append("told the span" if row["method"] == _TOLD_THE_SPAN else "no" if better.any() else "yes")
+        known = not math.isnan(row["given back"] + row["kept"])
+        verdict = "-" if not known else "no" if better.any() else "yes"
+        on.append("told the span" if row["method"] == _TOLD_THE_SPAN else verdict)
     return places.assign(**{"on the frontier": on})
 
 

@@ -216,10 +216,12 @@ def test_without_a_cache_it_gives_the_same(found, monkeypatch):
 
 
 def test_a_scheme_that_raises_nothing_has_nothing_to_recover():
-    rows = [("none", "clean", 0.25), ("none", "negation", 0.2), ("none", "dont-think", 0.6), ("cut", "negation", 0.1)]
-    told = _nothing_to_recover(pd.DataFrame(rows, columns=["defence", "condition", "es"]))
-    assert told == ["  negation: ES is 0.20 and 0.25 clean; nothing is there to recover."]
-    assert _nothing_to_recover(pd.DataFrame(rows[3:], columns=["defence", "condition", "es"])) == []
+    rows = [("none", "clean", 0.25, np.nan), ("none", "negation", 0.2, np.nan), ("none", "dont-think", 0.6, 0.0)]
+    rows += [("cut", "clean", 0.25, np.nan), ("cut", "negation", 0.1, np.nan), ("cut", "dont-think", 0.3, 0.9)]
+    columns = ["defence", "condition", "es", "recovery"]
+    told = _nothing_to_recover(pd.DataFrame(rows, columns=columns))
+    assert told == ["  negation: it does not raise ES on its facts; nothing is there to recover."]
+    assert _nothing_to_recover(pd.DataFrame(rows[:1] + rows[2:4], columns=columns)) == []
 
 
 def test_the_table_has_no_recovery_of_a_hijack_that_raises_nothing():
@@ -232,4 +234,5 @@ def test_the_table_has_no_recovery_of_a_hijack_that_raises_nothing():
     table = summary_of(difference, np.zeros((4, 2, 3)), nothing, nothing, ["none", "cut"], conditions, [], examples)
     recovery = table[table["quantity"] == "recovery"].set_index(["defence", "condition"])
     assert recovery.loc["cut", "raises"]["value"] == 3.0  # of .75 to .5, all the way to 0
+    assert recovery.loc["cut", "raises"][["value_low", "value_high"]].isna().all()  # one fact of four may be none
     assert recovery.loc[(slice(None), "lowers"), ["value", "value_low", "value_high"]].isna().all(axis=None)

@@ -117,7 +117,7 @@ def test_an_interval_stands_in_its_quantitys_cell():
 def test_intervals_over_few_relations_are_said_to_be_too_narrow(relations, told):
     one = study()
     one.examples["relation_id"] = [f"P{i % relations}" for i in range(30)]
-    pages = [one._repr_html_(), "\n".join(few_groups(one.examples))]
+    pages = [one._repr_html_(), "\n".join(few_groups(one))]
     assert all(bool(re.search("which are too few", page)) is bool(told) for page in pages)
     assert all(re.search(told, page) for page in pages)
 
