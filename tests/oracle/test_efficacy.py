@@ -427,6 +427,9 @@ def test_objects_that_begin_alike_are_told_apart_whole_and_left_out_of_first_tok
         (s, n): 2 for s in schemes for n in (0, 1)
     }
     assert not first.examples["known"][4:].any()
+    some = run(made.model, facts, schemes=("factual",), counts=(0, 1, 40), scoring="first")  # no fact has 40 sentences
+    counted = some.tables["impossible"].groupby("n")["facts"].sum()
+    assert counted[40] == len(facts)  # each once, though twins are impossible twice over
     assert whole.provenance["config"]["scoring"] == "whole"
 
 
