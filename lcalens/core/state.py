@@ -68,6 +68,9 @@ def digest_of(value: Any, *, skip: frozenset[str] = frozenset()) -> str:
     Args:
         value: The object. Of one that is not written in Python what pickle would keep is read, and its class.
         skip: Attributes that do not count.
+
+    Raises:
+        TypeError: It holds something that cannot be read so.
     """
     return _Reader(skip, whole=True).digest(value)
 
@@ -183,8 +186,11 @@ class _Reader:
         """What pickle would keep of an object that has no attributes to read, such as one of another language."""
         try:
             reduced = dispatch_table.get(type(value), lambda one: one.__reduce_ex__(2))(value)
-        except Exception:  # it cannot be pickled
-            return
+        except Exception as error:  # it cannot be pickled, and may hold anything
+            kind = type(value)
+            if kind.__module__ == "_thread":  # a lock, which decides nothing
+                return
+            raise TypeError(f"a {kind.__qualname__} of {kind.__module__}") from error
         self._value([part for part in reduced if not isinstance(part, Iterator)] if reduced[1:] else reduced)
 
     def _collection(self, value: Any) -> None:

@@ -33,7 +33,7 @@ def tokenizer_stamp(tokenizer: Any) -> str:
         tokenizer: A Hugging Face tokenizer.
 
     Raises:
-        LcalensError: It has parts in Python, which cannot be written down.
+        LcalensError: It has parts that cannot be written down, such as functions in Python within a fast one.
 
     Example:
         ```
@@ -44,19 +44,19 @@ def tokenizer_stamp(tokenizer: Any) -> str:
     """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     skip, parts = _ELSEWHERE, [_own_code(type(tokenizer))]
-    if fast is not None:
-        fast.no_padding()  # it keeps how it padded and cut last; texts here are read with neither
-        fast.no_truncation()
-        skip |= _MADE_OF
-        try:
-            parts.append(fast.to_str())
-        except Exception as error:  # what the library raises has no class of its own
-            raise LcalensError(
-                f"out: this tokenizer has parts that cannot be written down ({error!s:.90}), so that finished cells "
-                "and other processes could be of another; leave out= out and take n_jobs=1."
-            ) from error
     pieces = getattr(getattr(tokenizer, "sp_model", None), "serialized_model_proto", None)
-    return digest_of([tokenizer, *parts, pieces and pieces()], skip=skip)
+    try:
+        if fast is not None:
+            fast.no_padding()  # it keeps how it padded and cut last; texts here are read with neither
+            fast.no_truncation()
+            skip |= _MADE_OF
+            parts.append(fast.to_str())
+        return digest_of([tokenizer, *parts, pieces and pieces()], skip=skip)
+    except Exception as error:  # what the library raises has no class of its own
+        raise LcalensError(
+            f"out: this tokenizer has parts that cannot be written down ({error!s:.90}), so that finished cells and "
+            "other processes could be of another; leave out= out and take n_jobs=1."
+        ) from error
 
 
 def _own_code(kind: type) -> list[Any]:

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,15 @@ def test_parts_in_python_are_refused_where_something_is_kept_or_sent(standin, tm
     efficacy(own, facts, **asked)
     with pytest.raises(LcalensError, match=r"^out: this tokenizer has parts that cannot be written down .*n_jobs=1"):
         efficacy(own, facts, **asked, out=tmp_path)
+
+
+def test_what_cannot_be_read_is_refused_and_not_left_out():
+    one = ByT5Tokenizer()
+    one.lock = threading.RLock()
+    assert tokenizer_stamp(one)
+    one.words = (word for word in ("a", "b"))
+    with pytest.raises(LcalensError, match=r"^out: .* cannot be written down \(a generator of builtins\)"):
+        tokenizer_stamp(one)
 
 
 def test_a_tokenizer_that_cuts_at_random_is_refused():
