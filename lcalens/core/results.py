@@ -87,7 +87,7 @@ class Result:
 
         Example:
             >>> frame = patch(model, contrast[:2]).to_frame()
-            >>> frame.query("quantity == 'recovery'").groupby(["layer", "head"])["value"].mean()
+            >>> frame.query("quantity == 'value'").groupby(["layer", "head"])["value"].mean()
         """
         units = {name: self.units.get(name, "") for name in self.quantities}
         frame = lengthen(self._grid(), units)
@@ -140,7 +140,8 @@ class Result:
             seed: Of the resampling.
 
         Raises:
-            LcalensError: There is no axis `example`, or no such quantity or column.
+            LcalensError: There is no axis `example`, no such quantity or column, or the quantity is `recovery`, whose
+                mean over examples is not the recovery of the means.
         """
         if EXAMPLE not in self.axes:
             raise LcalensError(
@@ -148,6 +149,11 @@ class Result:
                 "take its tables, or to_frame()."
             )
         name = self.quantities[0] if quantity is None else check_choice("quantity", quantity, self.quantities)
+        if name == "recovery":
+            raise LcalensError(
+                "quantity: a mean of 'recovery' over examples is no recovery of their means, as one example that the "
+                "hijack hardly changes outweighs all others; take wide(), or ranking(result, cluster=...)."
+            )
         if cluster is not None:
             check_choice("cluster", cluster, map(str, self.examples.columns))
         other_axes = {axis: labels for axis, labels in self.axes.items() if axis != EXAMPLE}

@@ -92,9 +92,9 @@ def clustered_mean_interval(
         seed: Of the resampling.
 
     Returns:
-        Low and high; NaN for both where there are no values.
+        Low and high; NaN for both where there are fewer than two values: one says nothing of how others would differ.
     """
-    if len(values) == 0:
+    if len(values) < 2:
         return float("nan"), float("nan")
     labels = _cluster_labels(len(values), clusters)
     sums, sizes = np.bincount(labels, weights=values), np.bincount(labels)
@@ -154,6 +154,18 @@ def bootstrap_coverage(groups: int, *, confidence: float = CONFIDENCE) -> float:
     return float(min(1 - 2 * student_t.sf(reach, groups - 1), 1 - 2.0 ** (1 - groups)))
 
 
+def _in_several(
+    measured: Bool[np.ndarray, "example place"], clusters: np.ndarray | None
+) -> Bool[np.ndarray, " place"] | bool:
+    """Whether a place was measured in two of what is resampled, or more."""
+    if measured.all():
+        return True
+    labels = _cluster_labels(len(measured), clusters)
+    found = np.zeros((int(labels.max()) + 1, measured.shape[1]), dtype=bool)
+    np.logical_or.at(found, labels, measured)
+    return found.sum(0) > 1
+
+
 def _cluster_labels(count: int, clusters: np.ndarray | None) -> Int[np.ndarray, " example"]:
     """Each example's cluster by number; every example its own where there are fewer than two clusters."""
     labels = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
@@ -193,10 +205,23 @@ def weighted_ratio(
         weights: Of every example in every sample.
         absolute: Whether to take the parts' magnitudes.
     """
+    over, under, _ = _summed(np.abs(part) if absolute else part, whole, weights)
+    return _divided(over, under)
+
+
+def _summed(
+    part: np.ndarray, whole: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "sample _"]]:
+    """The weighted sums of part and whole over the examples that were measured, and whether a sample has any."""
     measured = np.isfinite(part)
-    over = weights @ np.where(measured, np.abs(part) if absolute else part, 0.0)
-    under = weights @ (measured * whole[:, None])
-    defined = np.abs(under) > _SMALL  # of nothing, rounding alone would make any share
+    over = weights @ np.where(measured, part, 0.0)
+    counted = np.ones((len(part), 1)) if measured.all() else measured
+    return over, weights @ (counted * whole[:, None]), weights @ counted > 0
+
+
+def _divided(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """The ratio; NaN where there is nothing to explain: rounding alone would make any share of it."""
+    defined = np.abs(under) > _SMALL
     return np.where(defined, over / np.where(defined, under, 1.0), np.nan)
 
 
@@ -205,26 +230,41 @@ def ratio_of_means(
     whole: Float[np.ndarray, " example"],
     clusters: np.ndarray | None = None,
     *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """The mean of `part` over the mean of `whole`, with the ends of a percentile bootstrap interval over examples.
 
     A ratio of means and not a mean of ratios: an example that nothing moves has no ratio. Examples where a part is NaN
-    do not count for it.
+    do not count for it, and a part that was measured in one example, or in one of several clusters, has no interval.
+    Where the interval of the whole holds 0 a share of it has none (Fieller 1954): the whole may be
+    nothing, and shares of it then have no bounds.
 
     Args:
         part: What is explained.
         whole: What there is to explain.
         clusters: Of the examples; they are resampled whole.
+        confidence: The interval's coverage.
+        resamples: Bootstrap samples.
         seed: Of the resampling.
+
+    Returns:
+        The ratio, and the low and the high end of its interval; NaN for both ends where it has none.
     """
     flat = part.reshape(len(part), -1)
-    middle = weighted_ratio(flat, whole, np.ones((1, len(part))))[0]
+    over, under, _ = _summed(flat, whole, np.ones((1, len(part))))
+    middle, toward = _divided(over, under)[0], np.sign(under)
     low, high = np.full((2, len(middle)), np.nan)
     if len(part) > 1:
-        weights = bootstrap_weights(len(part), clusters, RESAMPLES, seed)
-        drawn = np.vstack([weighted_ratio(flat, whole, chunk) for chunk in in_chunks(weights, len(middle))])
-        known, tail = np.isfinite(drawn).any(0) & np.isfinite(middle), (1 - CONFIDENCE) / 2
+        shares, nothing, tail = [], np.zeros(under.shape[1]), (1 - confidence) / 2
+        for weights in in_chunks(bootstrap_weights(len(part), clusters, resamples, seed), len(middle)):
+            over, under, drawn = _summed(flat, whole, weights)
+            nothing += (drawn & (under * toward <= _SMALL)).sum(0)
+            shares.append(_divided(over, under))
+        drawn = np.vstack(shares)
+        known = np.isfinite(drawn).any(0) & np.isfinite(middle) & (nothing < tail * resamples)
+        known &= _in_several(np.isfinite(flat), clusters)
         if known.any():
             low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
     shape = part.shape[1:]

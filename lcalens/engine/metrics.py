@@ -64,6 +64,12 @@ def read(metric: Metric, logits: Float[Tensor, "row vocab"], asked: Asked) -> Fl
             raise LcalensError(
                 f"metric: expected a tensor of {len(asked.index)} numbers, one for each row of logits, got {shape}."
             )
+        missing = ~values.isfinite()
+        if bool(missing.any()):
+            raise LcalensError(
+                f"metric: it is no finite number for {int(missing.sum())} of {len(values)} rows of logits, such as one "
+                f"of example {int(asked.index[missing][0])}; give a number for every row, or leave the example out."
+            )
         return values.to(logits.dtype)
     if metric == "kl":
         assert asked.clean is not None, "a divergence from the clean run needs its logits"
@@ -88,7 +94,9 @@ def of_variants(
         asked: What is asked of each example.
     """
     if metric == "logit-difference":  # two logits of each, and not the whole vocabulary's
-        return decoder.logit_difference(resid, asked.true, asked.false)
+        found = decoder.logit_difference(resid, asked.true, asked.false)
+        check_finite(found)
+        return found
     assert asked.clean is not None, "every other metric is given the clean run's logits"
     rows = rearrange(resid, "batch variant d -> (batch variant) d")
     example = torch.arange(len(resid), device=asked.true.device).repeat_interleave(resid.shape[1])
@@ -97,7 +105,9 @@ def of_variants(
         read(metric, decoder.logits(chunk), asked.rows(examples))
         for chunk, examples in zip(rows.split(step), example.split(step), strict=True)
     ]
-    return rearrange(torch.cat(metrics), "(batch variant) -> batch variant", batch=len(resid))
+    found = torch.cat(metrics)
+    check_finite(found)
+    return rearrange(found, "(batch variant) -> batch variant", batch=len(resid))
 
 
 def with_slope(
@@ -133,7 +143,4 @@ def ends_of(
     """
     if metric != "logit-difference":
         asked = replace(asked, clean=decoder.logits(runs[0]))
-    ends = of_variants(metric, decoder, torch.stack([run.to(runs[0].device) for run in runs], 1), asked)
-    if not callable(metric):
-        check_finite(ends)
-    return ends, asked
+    return of_variants(metric, decoder, torch.stack([run.to(runs[0].device) for run in runs], 1), asked), asked

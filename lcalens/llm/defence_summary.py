@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lcalens.core.statistics import clustered_mean_interval, ratio_of_means
+from lcalens.core.statistics import ratio_of_means
 from lcalens.llm.plain import ASKED
 
 CLEAN, PLAIN = "clean", "plain text"
@@ -74,8 +74,6 @@ def summary_of(
             raised = before - _where(there, clean > 0)
             moved = np.nansum(raised) > 0  # a hijack that does not raise ES leaves nothing to recover
             add(defence, condition, "recovery", before - after if moved else np.full(len(raised), np.nan), raised)
-            if moved and not _surely_raised(raised[there], clusters[there]):  # shares of what may be nothing
-                rows[-1] |= {"value_low": np.nan, "value_high": np.nan}
             flipped = there & (clean <= 0) & (base[:, column] > 0)
             add(defence, condition, "returned", _where(flipped, own[:, column] <= 0))
             add(defence, condition, "agreement", _where(there, (own[:, column] > 0) == (clean > 0)))
@@ -88,12 +86,6 @@ def summary_of(
 def _prefers(difference: np.ndarray) -> np.ndarray:
     """Whether the false object is preferred; NaN where nothing was measured."""
     return _where(~np.isnan(difference), difference > 0)
-
-
-def _surely_raised(raised: np.ndarray, clusters: np.ndarray) -> bool:
-    """Whether the hijack raises ES in all but the lowest resamples: recovery has no interval of 95% otherwise."""
-    low, _ = clustered_mean_interval(raised, clusters)
-    return low > 0
 
 
 def _where(mask: np.ndarray, values: np.ndarray) -> np.ndarray:

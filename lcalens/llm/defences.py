@@ -297,7 +297,10 @@ def _listed(defences: Any) -> dict[str, tuple[str, Defence]]:
         if name == NONE:
             raise LcalensError(f"defences: {NONE!r} is the undefended model's name; give yours another.")
         for number, one in enumerate(some, 1):
-            found[str(name) if len(some) == 1 else f"{name} {number}"] = str(name), one
+            own = str(name) if len(some) == 1 else f"{name} {number}"
+            if own in found:
+                raise LcalensError(f"defences: two are called {own!r:.60}, one of them by its number; rename one.")
+            found[own] = str(name), one
     return found
 
 

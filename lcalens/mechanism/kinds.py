@@ -15,7 +15,7 @@ from lcalens.core.progress import ProgressCallback
 from lcalens.core.provenance import provenance_of
 from lcalens.core.results import EXAMPLE, Result
 from lcalens.core.stamp import holds_steady
-from lcalens.core.statistics import ratio_of_means
+from lcalens.core.statistics import clustered_mean_interval, ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.core.workers import check_jobs
 from lcalens.engine.decoder import Decoder
@@ -102,7 +102,8 @@ def head_kinds(
         stays: the mean and 95% range of 200 draws; `heard`, each mover's paths to each head behind it.
 
     Raises:
-        LcalensError: An argument that cannot be used, a hijack that does not raise the metric, or a model that lcalens
+        LcalensError: An argument that cannot be used, a hijack that does not raise the metric or whose interval holds 0
+            (that of one example does not exist), or a model that lcalens
             cannot read layer by layer.
 
     Example:
@@ -132,11 +133,7 @@ def head_kinds(
     patched = patch(model, contrast, site="z", positions="last", **shared)
     ends = patched.examples[["clean", "hijacked"]].to_numpy(dtype=float)
     whole = ends[:, 1] - ends[:, 0]
-    if not whole.mean() > 0:
-        raise LcalensError(
-            f"contrast: its hijack changes the metric by {whole.mean():.3g}, and kinds are told by shares of what "
-            "raises it; choose examples, or another metric."
-        )
+    _check_raised(whole, clusters_of(contrast.examples))
     direct = path(model, contrast, senders=list(chosen), **shared).values["effect"][:, :, 0]
     value = patched.values["value"]
     total = np.stack([ends[:, 1] - value[:, layer, head] for layer, head in chosen], 1)
@@ -178,6 +175,26 @@ def head_kinds(
             model, path="growing batch", settings=settings | record | contrast_record(contrast, metric)
         ),
     )
+
+
+def _check_raised(whole: Float[np.ndarray, " example"], clusters: np.ndarray | None) -> None:
+    """Refuse a hijack that does not surely raise the metric: kinds are told by shares of that.
+
+    Raises:
+        LcalensError: It does not.
+    """
+    if not whole.mean() > 0:
+        raise LcalensError(
+            f"contrast: its hijack changes the metric by {whole.mean():.3g}, and kinds are told by shares of what "
+            "raises it; choose examples, or another metric."
+        )
+    low, high = clustered_mean_interval(whole, clusters)
+    if not low > 0:
+        interval = "one example has no interval" if np.isnan(low) else f"its 95% interval is {low:.3g} to {high:.3g}"
+        raise LcalensError(
+            f"contrast: its hijack raises the metric by {whole.mean():.3g}, but {interval}, and kinds are told by "
+            "intervals of shares of it; give more examples, or such as are hijacked more clearly."
+        )
 
 
 def _told(

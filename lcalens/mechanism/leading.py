@@ -63,14 +63,15 @@ def leading(result: Result, k: int = 10, *, by: By = "magnitude") -> Leading:
     Args:
         result: Of `patch` at a site of heads, `knockout` of each head, `attribute`, `split`, or of `path` from heads to
             one receiver.
-        k: How many heads; all where there are fewer.
+        k: How many heads; all where fewer are measured, or fewer raise the metric with `carrying`.
         by: `magnitude` or `carrying`.
 
     Returns:
         The heads in order, with the rule in words.
 
     Raises:
-        LcalensError: An argument that cannot be used, or a result that has no effect for each head alone.
+        LcalensError: An argument that cannot be used, a result that has no effect for each head alone, or with
+            `carrying` one in which no head raises the metric.
 
     Example:
         >>> heads = leading(patch(model, contrast[::2]), 10)
@@ -113,9 +114,12 @@ def lead(means: Float[np.ndarray, "layer head"], k: int, *, by: By, kind: str, e
         kind: Of the result that they are of.
         examples: Of how many examples they are means.
     """
-    keys = -np.abs(means) if by == "magnitude" else -means
-    order = np.argsort(np.where(np.isnan(keys), np.inf, keys), axis=None, kind="stable")[:k]
+    keys = -np.abs(means) if by == "magnitude" else np.where(means > 0, -means, np.nan)
+    if by == "carrying" and np.isnan(keys).all():
+        raise LcalensError("by: no head raises the metric on average, so none is 'carrying'; take 'magnitude'.")
+    order = np.argsort(np.where(np.isnan(keys), np.inf, keys), axis=None, kind="stable")
+    order = order[: min(k, int(np.isfinite(keys).sum()))]
     places = zip(*np.unravel_index(order, means.shape), strict=True)
-    sign = "of either sign" if by == "magnitude" else "towards the hijack"
+    sign = "of either sign" if by == "magnitude" else "that raises the metric"
     rule = f"largest mean {_NAMES.get(kind, 'effect')} {sign}, of {examples} examples"
     return Leading(tuple((int(layer), int(head)) for layer, head in places), rule)

@@ -19,6 +19,7 @@ _SITES = ("layer", "head", "position", *_PATHS)
 _ENDS = ("clean", "hijacked")  # the metrics in a result's examples
 _CLOSE = 1e-3
 CLUSTER = "cluster"
+EXAMPLE_KEYS = "example_keys"  # in provenance: a digest of each example
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Measured:
 def _checked(name: str, result: Any, quantity: str | None) -> str:
     if not isinstance(result, Result):
         raise LcalensError(f"{name}: expected a Result, got {type(result).__name__} ({result!r:.60}).")
+    if "side" in result.axes:
+        raise LcalensError(
+            f"{name}: a result of kind {result.kind!r} has two sides, each of which sums to the whole score, so that a "
+            "head's parts have no sum of their own; take its tables, such as wide('heads')."
+        )
     if EXAMPLE not in result.axes or not set(result.axes) & set(_SITES):
         raise LcalensError(
             f"{name}: a result of kind {result.kind!r} over {', '.join(result.axes)} has no effects by example."
@@ -134,28 +140,40 @@ def paths_in_common(first: Measured, second: Measured) -> tuple[Measured, Measur
 
 
 def shared_examples(a: Result, b: Result) -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
-    """Where the examples that both have stand in each: alike in every column but numbers that were measured.
+    """Where the examples that both have stand in each: of the same tokens and answers.
 
-    An index alone does not tell examples apart: where both measured the same metric of the runs, it must be close too.
+    Results that say nothing of these have the examples in common that are alike in every column but measured numbers.
+    An index alone does not tell those apart: where both measured the same metric of the runs, it must be close too.
 
     Args:
         a: A result.
         b: Another.
     """
+    digests = [r.provenance.get(EXAMPLE_KEYS, ()) for r in (a, b)]
+    if all(len(some) == len(r.examples) > 0 for some, r in zip(digests, (a, b), strict=True)):
+        first, second = ([str(key) for key in some] for some in digests)
+        return _paired(first, second, *(np.zeros((len(some), 0)) for some in (first, second)))
     both = [name for name in a.examples if name in b.examples and name not in _ENDS]
     both = [name for name in both if not any(pd.api.types.is_float_dtype(r.examples[name]) for r in (a, b))]
     ends = list(_ENDS) if _metric(a) == _metric(b) and all(set(_ENDS) <= set(r.examples) for r in (a, b)) else []
     if not both and not ends:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     keys = [[str(row) for row in r.examples[both].itertuples(index=False, name=None)] for r in (a, b)]
-    metrics = [r.examples[ends].to_numpy(np.float64) for r in (a, b)]
+    measured = [r.examples[ends].to_numpy(np.float64) for r in (a, b)]
+    return _paired(keys[0], keys[1], measured[0], measured[1])
+
+
+def _paired(
+    first: list[str], second: list[str], ends: Float[np.ndarray, "first end"], others: Float[np.ndarray, "second end"]
+) -> tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]:
+    """Rows of one key and of ends that are close, each once."""
     where: dict[str, list[int]] = {}
-    for row, key in enumerate(keys[1]):
+    for row, key in enumerate(second):
         where.setdefault(key, []).append(row)
     pairs = []
-    for row, key in enumerate(keys[0]):
+    for row, key in enumerate(first):
         for candidate in where.get(key, []):
-            if np.allclose(metrics[0][row], metrics[1][candidate], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+            if np.allclose(ends[row], others[candidate], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
                 where[key].remove(candidate)
                 pairs.append((row, candidate))
                 break

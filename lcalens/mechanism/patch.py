@@ -43,7 +43,7 @@ from lcalens.mechanism.hook_names import Place
 from lcalens.mechanism.labels import label_record
 from lcalens.mechanism.patch_cells import CODE, Job, Plan, jobs, site_labels
 from lcalens.mechanism.sources import Source, SourceName, check_same_as_hooks, check_zero, given_source, mean_source
-from lcalens.mechanism.summary import contrast_record, metric_name, patching_result, plain_positions
+from lcalens.mechanism.summary import contrast_record, metric_name, patching_result, plain_positions, study_record
 
 
 @holds_steady
@@ -94,10 +94,10 @@ def patch(
     Returns:
         A result over the axes example, layer, head (where the site has heads) and position (for `each`; -1 is the
         last), with `value`, the patched run's metric, and `recovery`, 0 where it is the hijacked run's and 1 where it
-        is the clean run's. `summary` has the recovery of the means, with 95% bootstrap intervals over examples. With a
-        `source` that is not the other run there is also `effect`, the metric of the ablated run less that of the same
-        run untouched: what the site does in that run, with its sign turned. `recovery` then says how far the ablation
-        by itself moves the metric to the clean run's.
+        is the clean run's. `summary` has the recovery of the means, with 95% bootstrap intervals over examples; it has
+        none where the interval of the whole hijack holds 0. With a `source` that is not the other run there is also
+        `effect`, the metric of the ablated run less that of the same run untouched: what the site does in that run,
+        with its sign turned. `recovery` then says how far the ablation by itself moves the metric to the clean run's.
 
     Raises:
         LcalensError: An argument that cannot be used, or a site that does not align.
@@ -133,7 +133,7 @@ def patch(
     settings = _settings(asked, positions, direction, put_in, metric)
     manifest = Manifest(
         store, "patch", code=CODE, model=model, settings=settings | {"layer": labels["layer"], "gib": budget / 2**30},
-        data=lambda: contrast_record(contrast, metric) | {"put_in": content_key(put_in.content)},
+        data=lambda: study_record(contrast, metric) | {"put_in": content_key(put_in.content)},
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
     values = np.full((len(contrast), *(len(axis) for axis in labels.values()), groups), np.nan)

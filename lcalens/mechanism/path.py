@@ -38,7 +38,7 @@ from lcalens.mechanism.ends import of_the_logits
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.memory import halving
 from lcalens.mechanism.parts import Parts, read_receivers, read_senders, receiver_name, sender_name
-from lcalens.mechanism.summary import contrast_record, interval, metric_name, plain_positions, unit_of
+from lcalens.mechanism.summary import contrast_record, interval, metric_name, plain_positions, study_record, unit_of
 from lcalens.mechanism.ways import Method, Sought, jobs_of_paths, measure_paths
 
 _CODE = (measure_paths, read_decoder)
@@ -142,7 +142,7 @@ def path(
     }
     manifest = Manifest(
         store, "path", code=_CODE, model=model, settings=settings | labels | {"gib": budget / 2**30},
-        data=lambda: contrast_record(contrast, metric),
+        data=lambda: study_record(contrast, metric),
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
     measure = partial(_measured, contrast=contrast, sought=sought, metric=asked, budget=budget)

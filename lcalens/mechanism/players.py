@@ -33,7 +33,7 @@ from lcalens.mechanism.game import Exchange
 from lcalens.mechanism.measured import clusters_of
 from lcalens.mechanism.players_cells import CODE, Plan, Players, tokens_present
 from lcalens.mechanism.players_tables import QUANTITIES, tables_of
-from lcalens.mechanism.summary import contrast_record, metric_name, unit_of
+from lcalens.mechanism.summary import contrast_record, metric_name, study_record, unit_of
 
 MOST = 12
 """Players whose every coalition is run; of more, orders are sampled."""
@@ -134,7 +134,7 @@ def shapley(
     } | ({"method": "every set"} if exact else sampled)
     manifest = Manifest(
         store, "shapley", code=CODE, model=model, settings=settings | {"gib": budget / 2**30},
-        data=lambda: contrast_record(contrast, metric),
+        data=lambda: study_record(contrast, metric),
     )  # fmt: skip
     manifest.expect([piece.key for piece in pieces])
     plan = Plan(contrast, chosen, exchange, players, asked, budget, exact, samples, seed)

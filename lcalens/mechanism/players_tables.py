@@ -38,9 +38,9 @@ def tables_of(
     """
     each = np.ones(len(whole))
     columns: dict[str, Any] = {axis: list(labels)}
-    for name in QUANTITIES:
-        columns |= interval(name, ratio_of_means(values[name], each, clusters))
-    columns |= interval("share", ratio_of_means(values["shapley"], whole, clusters))
+    for name in QUANTITIES:  # a player that an example does not have adds nothing there
+        columns |= interval(name, ratio_of_means(np.nan_to_num(values[name]), each, clusters))
+    columns |= interval("share", ratio_of_means(np.nan_to_num(values["shapley"]), whole, clusters))
     tables = {"summary": lengthen(pd.DataFrame(columns), dict.fromkeys(QUANTITIES, unit) | {"share": "share"})}
     parts = {"together": everyone, "each alone, summed": np.nansum(values["alone"], 1)}
     if worths is None:

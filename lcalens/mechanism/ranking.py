@@ -11,11 +11,10 @@ from lcalens.core.checks import check_choice, check_int, check_real
 from lcalens.core.errors import LcalensError
 from lcalens.core.provenance import versions
 from lcalens.core.results import EXAMPLE, Result
-from lcalens.core.statistics import CONFIDENCE, RESAMPLES, bootstrap_weights, in_chunks
+from lcalens.core.statistics import CONFIDENCE, RESAMPLES, bootstrap_weights, in_chunks, ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.mechanism.measured import (
     DEFAULT,
-    Measured,
     check_same_sites,
     clusters_of,
     measure,
@@ -23,6 +22,7 @@ from lcalens.mechanism.measured import (
     paths_in_common,
     shared_examples,
 )
+from lcalens.mechanism.summary import interval
 
 By = Literal["mean", "magnitude"]
 
@@ -74,17 +74,18 @@ def ranking(
     measured = measure("result", result, quantity)
     tail = (1 - confidence) / 2
     absolute = by == "magnitude"
-    weights = bootstrap_weights(len(measured.part), clusters_of(result.examples, cluster), resamples, seed)
+    clusters = clusters_of(result.examples, cluster)
+    drawing = {"confidence": confidence, "resamples": resamples, "seed": seed}
     once = np.ones((1, len(measured.part)))
-    value, rank = measured.mean(once)[0], _ranks(measured.mean(once, absolute=absolute))[0]
-    columns: dict[str, np.ndarray] = {"rank": rank, "value": value}
-    columns |= _interval("value_", measured, weights, tail)
+    rank = _ranks(measured.mean(once, absolute=absolute))[0]
+    columns = {"rank": rank} | interval("value", ratio_of_means(measured.part, measured.whole, clusters, **drawing))
     if len(measured.part) > 1:
-        drawn = np.vstack([_ranks(measured.mean(chunk, absolute=absolute)) for chunk in in_chunks(weights, len(value))])
+        weights = in_chunks(bootstrap_weights(len(measured.part), clusters, resamples, seed), len(rank))
+        drawn = np.vstack([_ranks(measured.mean(chunk, absolute=absolute)) for chunk in weights])
         columns["rank_low"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, tail, axis=0, method="lower"))
         columns["rank_high"] = np.where(np.isnan(rank), np.nan, np.quantile(drawn, 1 - tail, axis=0, method="higher"))
     else:
-        columns |= {"rank_low": np.full(len(value), np.nan), "rank_high": np.full(len(value), np.nan)}
+        columns |= {"rank_low": np.full(len(rank), np.nan), "rank_high": np.full(len(rank), np.nan)}
     if held_out is not None:
         held = measure("held_out", held_out, quantity)
         check_same_sites("held_out", measured, held)
@@ -94,9 +95,8 @@ def ranking(
                 f"held_out: {shared} of its {len(held.part)} examples are among those ranked; measure it on others, "
                 "such as contrast[100:] where contrast[:100] was ranked."
             )
-        columns["held_out"] = held.mean(np.ones((1, len(held.part))))[0]
-        held_weights = bootstrap_weights(len(held.part), clusters_of(held_out.examples, cluster), resamples, seed)
-        columns |= _interval("held_out_", held, held_weights, tail)
+        others = clusters_of(held_out.examples, cluster)
+        columns |= interval("held_out", ratio_of_means(held.part, held.whole, others, **drawing))
     chosen = quantity or DEFAULT.get(result.kind, next(iter(result.values)))
     shape = tuple(len(labels) for labels in measured.axes.values())
     grid = np.indices(shape).reshape(len(shape), -1)
@@ -182,6 +182,15 @@ def agreement(
     check_int("k", k, low=1, high=sites, why="there are no more sites")
     paths = "sender" in first.axes
     plain = [measured.mean(np.ones((1, len(measured.part))))[:, usable] for measured in (first, second)]
+    for name, means in zip("ab", plain, strict=True):
+        moved = int((means != 0).sum())
+        if moved < k:
+            raise LcalensError(
+                f"k: {k} sites cannot lead in {name}, where {moved} of {sites} have an effect other than 0; ask for at "
+                f"most {moved}."
+                if moved
+                else f"{name}: no site has an effect other than 0; nothing can be compared."
+            )
     value = _compare(plain[0], plain[1], k)[:, 0]
     groups = [clusters_of(a.examples), clusters_of(b.examples)]
     if shared and groups[0] is not None:
@@ -218,15 +227,6 @@ def agreement(
             "versions": versions(),
         },
     )
-
-
-def _interval(prefix: str, measured: Measured, weights: np.ndarray, tail: float) -> dict[str, np.ndarray]:
-    ends = np.full((2, measured.part.shape[1]), np.nan)
-    if len(measured.part) > 1:
-        measurable = np.isfinite(measured.part).any(0)
-        drawn = [measured.mean(chunk)[:, measurable] for chunk in in_chunks(weights, measured.part.shape[1])]
-        ends[:, measurable] = np.nanquantile(np.vstack(drawn), [tail, 1 - tail], axis=0)
-    return {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
 
 
 def _ranks(means: Float[np.ndarray, "sample place"]) -> Float[np.ndarray, "sample place"]:

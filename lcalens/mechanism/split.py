@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from lcalens.core.checks import check_int
@@ -118,8 +119,12 @@ def split(
             done += len(rows)
             report(done, total, "split")
         clusters = clusters_of(contrast.examples)
-        tables = {"summary": _summary(values, names, contrast.aligned.numpy(), clusters)}
-        tables |= {"heads": _heads(values, clusters), "balance": _balance_table(balance[0], balance[1], clusters)}
+        aligned = contrast.aligned.numpy()
+        tables = {"summary": _summary(values, names, aligned, clusters)}
+        tables |= {
+            "heads": _heads(values, aligned, clusters),
+            "balance": _balance_table(balance[0], balance[1], clusters),
+        }
         heads: list[Head] = []
         rule = "none"
         if len(reported):
@@ -185,11 +190,10 @@ def _summary(
     values: dict[str, np.ndarray], names: tuple[str, ...], aligned: np.ndarray, clusters: np.ndarray | None
 ) -> pd.DataFrame:
     """By group, and over all of them: each part's mean over the examples that have it, summed over heads."""
-    measured = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
     rows = []
     for group, which in [*((name, [i]) for i, name in enumerate(names)), ("all", list(range(len(names))))]:
         for quantity, array in values.items():
-            mask = measured.get(quantity, np.ones(len(aligned), dtype=bool))
+            mask = _having(quantity, aligned)
             if mask.any():
                 sums = np.where(mask, array[..., which].sum((1, 2, 3)), np.nan)
                 rows.append({"group": group, "quantity": quantity} | _interval(sums, clusters) | {"n": int(mask.sum())})
@@ -200,13 +204,21 @@ def _leading(total: np.ndarray, count: int) -> Leading:
     return lead(total.sum(-1).mean(0), count, by="magnitude", kind="split", examples=len(total))
 
 
-def _heads(values: dict[str, np.ndarray], clusters: np.ndarray | None) -> pd.DataFrame:
+def _having(quantity: str, aligned: Bool[np.ndarray, " example"]) -> Bool[np.ndarray, " example"]:
+    """Which examples have a part: of runs that align, of those that do not, or all."""
+    parts = {**dict.fromkeys(DIVIDED, aligned), **dict.fromkeys(UNDIVIDED, ~aligned)}
+    return parts.get(quantity, np.ones(len(aligned), dtype=bool))
+
+
+def _heads(values: dict[str, np.ndarray], aligned: np.ndarray, clusters: np.ndarray | None) -> pd.DataFrame:
     rows = []
     for layer, head in _leading(values[_TOTAL], _LEADING):
         for name, array in values.items():
-            effect = array[:, layer, head].sum(-1)
-            if not np.isnan(effect).all():
-                rows.append({"layer": layer, "head": head, "quantity": name} | _interval(effect, clusters))
+            mask = _having(name, aligned)
+            if mask.any():
+                effect = np.where(mask, array[:, layer, head].sum(-1), np.nan)
+                named = {"layer": layer, "head": head, "quantity": name}
+                rows.append(named | _interval(effect, clusters) | {"n": int(mask.sum())})
     return pd.DataFrame(rows)
 
 

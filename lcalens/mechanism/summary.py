@@ -13,9 +13,10 @@ from lcalens.core.statistics import ratio_of_means
 from lcalens.core.tables import lengthen
 from lcalens.mechanism.contrast.contrast import Contrast
 from lcalens.mechanism.ends import of_the_logits
-from lcalens.mechanism.measured import clusters_of
+from lcalens.mechanism.measured import EXAMPLE_KEYS, clusters_of
 
 _SMALL = 1e-9
+_KEY = 16  # letters of a digest
 _UNITS = {"logit-difference": "logits", "probability": "probability", "kl": "nats", "whole-answer": "nats"}
 
 
@@ -72,8 +73,8 @@ def plain_positions(positions: str | int | tuple[int, ...]) -> str | int | list[
     return list(positions) if isinstance(positions, tuple) else positions
 
 
-def contrast_record(contrast: Contrast, metric: Any) -> dict[str, Any]:
-    """What a result says of the contrast it is of, and of the logits that its metric reads.
+def study_record(contrast: Contrast, metric: Any) -> dict[str, Any]:
+    """What a study says of the contrast it is of, and of the logits that its metric reads.
 
     Args:
         contrast: The examples.
@@ -82,6 +83,18 @@ def contrast_record(contrast: Contrast, metric: Any) -> dict[str, Any]:
     logits = "before any soft cap" if metric == "logit-difference" else "after any soft cap"
     digest = content_key(contrast.content())
     return {"contrast": digest, "examples": len(contrast), "excluded": len(contrast.excluded), "logits": logits}
+
+
+def contrast_record(contrast: Contrast, metric: Any) -> dict[str, Any]:
+    """What a result says of its contrast: as its study does, and the digest of each example's tokens and answers.
+
+    Args:
+        contrast: The examples.
+        metric: A metric's name, or a function.
+    """
+    sides = (contrast.clean, contrast.hijacked, contrast.true, contrast.false)
+    keys = [content_key([list(side) for side in row])[:_KEY] for row in zip(*sides, strict=True)]
+    return study_record(contrast, metric) | {EXAMPLE_KEYS: keys}
 
 
 def patching_result(

@@ -83,12 +83,12 @@ def plot_split(result: "Result") -> "Figure":
 
 
 def _reach(rows: pd.DataFrame, quantity: str = "value") -> np.ndarray:
-    """How far the interval reaches below and above the mean; 0 where there is none."""
+    """How far the interval reaches below and above the mean; NaN, which is not drawn, where there is none."""
     names = (quantity, f"{quantity}_low", f"{quantity}_high")
     mean, low, high = (
         rows[name].to_numpy(dtype=float) if name in rows else np.full(len(rows), np.nan) for name in names
     )
-    return np.maximum(np.nan_to_num(np.stack([mean - low, high - mean])), 0.0)
+    return np.maximum(np.stack([mean - low, high - mean]), 0.0)
 
 
 def _named(result: "Result", *parts: str) -> str:

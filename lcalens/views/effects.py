@@ -243,7 +243,7 @@ def _draw_curve(
         panel.plot(at, values, color=BLUE, lw=1.2, marker="o", ms=2)
         panel.fill_between(at, low, high, color=BLUE, alpha=BAND * 1.5, lw=0)
     else:
-        reach = np.nan_to_num(np.abs(np.stack([values - low, high - values])))
+        reach = np.abs(np.stack([values - low, high - values]))
         panel.errorbar(at, values, reach, fmt="o", ms=3, color=BLUE, lw=0.9, capsize=1.5)
         panel.set_xlim(-0.6, len(values) - 0.4)
     panel.axhline(0, color=GREY, lw=0.7)

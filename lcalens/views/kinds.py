@@ -97,7 +97,7 @@ def _whiskers(panel: "Axes", at: np.ndarray, rows: pd.DataFrame, name: str) -> N
     if f"{name}_low" not in rows:  # one example has no interval
         return
     reach = np.stack([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]])
-    panel.errorbar(rows[name], at, xerr=np.maximum(np.nan_to_num(reach), 0), fmt="none", **_CAP)
+    panel.errorbar(rows[name], at, xerr=np.maximum(reach, 0), fmt="none", **_CAP)
 
 
 def _finish(figure: "Figure", panels: "tuple[Axes, ...] | np.flatiter", result: "Result", counted: str) -> None:

@@ -1,5 +1,6 @@
 """Recall and defences as text: for a terminal, and as a Markdown page."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lcalens.core.tables import widen
-from lcalens.views.text import fenced, few_groups, model_line, printable, short_name
+from lcalens.views.defence import draws_of
+from lcalens.views.text import about_intervals, fenced, model_line, printable, short_name
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -42,16 +44,21 @@ def recall_screen(result: "Result") -> str:
             f"  {_estimate(row, 'left'):21}{_number(tests.loc[head], 'p_holm', 3):>6}"
             f"{_number(scores.loc[head], 'copying'):>9}{_number(scores.loc[head], 'induction'):>11}"
         )
-    lines += ["", "The same of what is no recall (of many: the mean, and the middle 95% of them):"]
+    lines += ["", "The same of what is no recall (of many: the mean, and the middle 95% of them; rel/own where the own"]
+    lines += ["token's lead is of one sign in that range):"]
     lines += [f"  {'head':8}{'':25}{'own first':>10}{'AUC':>6}{'rel/own':>9}  left"]
     nulls = result.wide("nulls")
     for row in [one for head in result.axes["head"] for one in nulls[nulls["head"] == head].to_dict("records")]:
         own, related = row["own_gap"], row["related_gap"]
-        share = {"share": related / own if own else float("nan")}
+        of_one_sign = not row.get("own_gap_low", math.nan) <= 0 <= row.get("own_gap_high", math.nan)
+        share = {"share": related / own if own and of_one_sign else math.nan}
         lines.append(
             f"  {row['head']:8}{row['null']:25}{_number(row, 'own_first'):>10}{_number(row, 'related_auc'):>6}"
             f"{_number(share, 'share'):>9}  {_estimate(row, 'left')}"
         )
+    about = about_intervals(result)
+    if about:
+        lines += ["", *(line for sentence in about for line in _wrapped(sentence))]
     if told["left_out"]:
         shown = ", ".join(printable(word) for word in told["left_out"])
         lines += ["", *_wrapped(f"Left out, as they are not one token: {shown}.")]
@@ -78,7 +85,8 @@ def defence_screen(result: "Result") -> str:
     n = ", ".join(f"n={count}" for count in sorted({count for _, count in result.provenance["schemes"].values()}))
     lines = [
         f"{model_line(result)}; {len(result.examples)} facts; {n}; 95% intervals.",
-        *few_groups(result),
+        *about_intervals(result),
+        *about_draws(result),
         "ES: share of facts where the false object is preferred. recovery: (ES hijacked - ES defended) /",
         "(ES hijacked - ES clean). returned: of the facts that the hijack flips, those whose clean preference is back.",
         "agreement: of all facts, those that prefer what they prefer clean and undefended.",
@@ -106,6 +114,18 @@ def defence_screen(result: "Result") -> str:
     if cells["loaded"]:
         lines += ["", f"{cells['loaded']} parts were found finished, {cells['computed']} computed."]
     return "\n".join(lines)
+
+
+def about_draws(result: "Result") -> list[str]:
+    """Which defences are means of several draws, whose brackets are no intervals.
+
+    Args:
+        result: Of `evaluate_defence`.
+    """
+    return [
+        f"{short_name(name, 18)}: the mean of {count} draws, and in brackets the middle 95% of them, no interval."
+        for name, count in draws_of(result).items()
+    ]
 
 
 def _nothing_to_recover(table: pd.DataFrame) -> list[str]:

@@ -56,7 +56,7 @@ def plot_memory(result: "Result") -> "Figure":
 def _draw(panel: "Axes", table: pd.DataFrame, at: np.ndarray, name: str, marker: str, colour: str, label: str) -> None:
     mean = table[name].to_numpy(dtype=float)
     low, high = (table.get(f"{name}_{end}", table[name]).to_numpy(dtype=float) for end in ("low", "high"))
-    reach = np.maximum(np.nan_to_num(np.stack([mean - low, high - mean])), 0.0)
+    reach = np.maximum(np.stack([mean - low, high - mean]), 0.0)
     panel.errorbar(mean, at, xerr=reach, fmt="none", **_CAP)
     panel.plot(mean, at, ls="", marker=marker, ms=3.5, color=colour, label=label)
 

@@ -58,7 +58,7 @@ def _draw_players(panel: "Axes", shown: pd.DataFrame, axis: str, unit: str) -> N
     panel.barh(at, shown["shapley"], 0.66, color=BLUE, label="Shapley value")
     if "shapley_low" in shown:
         reach = np.stack([shown["shapley"] - shown["shapley_low"], shown["shapley_high"] - shown["shapley"]])
-        panel.errorbar(shown["shapley"], at, xerr=np.maximum(np.nan_to_num(reach), 0), fmt="none", **_CAP)
+        panel.errorbar(shown["shapley"], at, xerr=np.maximum(reach, 0), fmt="none", **_CAP)
     panel.plot(shown["alone"], at, ls="", marker="o", ms=3.5, mfc="none", color=ORANGE, label="alone")
     panel.plot(shown["last"], at, ls="", marker="D", ms=2.4, color=GREEN, label="on top of all others")
     panel.axvline(0, color="k", lw=0.6)

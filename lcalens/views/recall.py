@@ -61,6 +61,6 @@ def plot_recall(result: "Result") -> "Figure":
 def _reach(table: pd.DataFrame, name: str) -> np.ndarray:
     mean = table[name].to_numpy(dtype=float)
     if f"{name}_low" not in table:
-        return np.zeros((2, len(table)))
+        return np.full((2, len(table)), np.nan)
     low, high = (table[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
-    return np.maximum(np.nan_to_num(np.stack([mean - low, high - mean])), 0.0)
+    return np.maximum(np.stack([mean - low, high - mean]), 0.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.views.answers_text import moved_in_words
-from lcalens.views.text import few_groups, printable
+from lcalens.views.text import about_intervals, printable
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -32,7 +32,7 @@ def html_of(result: "Result") -> str:
         drawn = _answers
     elif result.kind == "doctor":
         drawn = _verdicts
-    told = "".join(f"<p>{html.escape(line)}</p>" for line in few_groups(result) if _has_intervals(result))
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in about_intervals(result) if _has_intervals(result))
     return f"<p><b>{html.escape(repr(result))}</b><br>{html.escape(described)}</p>{drawn(result)}{told}"
 
 

@@ -1,6 +1,7 @@
 """Results as text: for a terminal, and as a Markdown page."""
 
 import html
+import math
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 _SUBSETS = {
     "all": "all facts",
     "known": "known facts: greedy decoding of the clean prompt gives the true object",
+    "known, by the first token": "known facts: the clean prompt's likeliest next token begins the true object",
     "prefers-true": "facts where the clean prompt gives the true object the higher probability",
 }
 _SCORING = {"whole": "whole-object scoring", "first": "first-token scoring"}
 _ALPHA = 0.05
 _LEADING = 10
 _OF_RELATIONS = ("efficacy", "defence")  # kinds whose facts are resampled by relation
+_NO_INTERVAL = (
+    "Recovery and shares have no interval over one example, nor where what they are of may be nothing: its own "
+    "interval holds 0."
+)
+_NO_WIDTH = (
+    "An interval of no width is of numbers that are all alike, which says nothing of how far others would be from them."
+)
 _ENOUGH = 10  # groups, of which a bootstrap interval of 95% holds 90%
 
 
@@ -32,10 +41,11 @@ def efficacy_screen(result: "Result") -> str:
         f"{model_line(result)}; {facts['count']} facts of {facts['source']!r}; {_SCORING[config['scoring']]}"
         + ("; through the chat template" if config["chat"] else ""),
         "ES: share of facts where the false object is the more probable [95% Wilson interval]; retention = 1 - ES.",
-        f"*: differs from n=0 (McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
+        "*: differs from n=0, and behind a difference from the control (McNemar's exact test, Holm-corrected over all",
+        f"tests of this study, p < {_ALPHA}).",
     ]
     for subset, table in _estimates(result, "summary").groupby("subset", sort=False):
-        lines += ["", f"ES, {_SUBSETS[str(subset)]}", _pivot(table)]
+        lines += ["", f"ES, {_subset(str(subset), result)}", _pivot(table)]
     controls = _estimates(result, "controls")
     last = max(result.axes["n"])
     against = controls[(controls["subset"] == "all") & (controls["n"] == last)]
@@ -46,11 +56,11 @@ def efficacy_screen(result: "Result") -> str:
         ]
         lines += [
             f"  {short_name(row.scheme):28} - {short_name(row.control):16}{row.difference:+.2f} "
-            f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+            f"{_ends(row.difference_low, row.difference_high, '+')}"
             f"{'*' if _significant(row.holm_p) else ' '} {row.facts:5d} facts"
             for row in against.itertuples()
         ]
-        lines += [f"  {line}" for line in few_groups(result)]
+        lines += [f"  {line}" for line in about_intervals(result)]
     if len(result.tables["impossible"]):
         lines += ["", "Not possible, and left out (a scheme's curve uses the facts that have every n):"]
         lines += [
@@ -65,6 +75,12 @@ def efficacy_screen(result: "Result") -> str:
     return "\n".join(lines)
 
 
+def _subset(name: str, result: "Result") -> str:
+    """What a subset of the facts is; by the first token where nothing else was scored."""
+    first = result.provenance["config"]["scoring"] == "first" and name == "known"
+    return _SUBSETS["known, by the first token" if first else name]
+
+
 def _bootstrap(result: "Result") -> str:
     """What the interval of a difference is over: relations, or the facts themselves where they are of one relation."""
     over = (
@@ -73,12 +89,36 @@ def _bootstrap(result: "Result") -> str:
     return f"95% bootstrap interval, {over}"
 
 
-def few_groups(result: "Result") -> list[str]:
-    """A line on what bootstrap intervals are worth where few groups are resampled; none where there are ten or more.
+def about_intervals(result: "Result") -> list[str]:
+    """What is to be known of a result's intervals: that few groups are resampled, and why shares have none.
 
     Args:
         result: Over facts of relations, or examples of clusters; where there is a single one it is not resampled.
     """
+    lines = _few_groups(result)
+    if any(map(_shares_without_interval, result.tables.values())):
+        lines.append(_NO_INTERVAL)
+    if any(_without_width(table, result.kind in _OF_RELATIONS) for table in result.tables.values()):
+        lines.append(_NO_WIDTH)
+    return lines
+
+
+def _without_width(table: pd.DataFrame, of_zero: bool) -> bool:
+    """Whether an interval has no width; of a site that does nothing, whose effect is 0 in each example, it is right."""
+    if not {"value", "value_low", "value_high"} <= set(table):
+        return False
+    return bool(((table["value_low"] == table["value_high"]) & (of_zero | (table["value"] != 0))).any())
+
+
+def _shares_without_interval(table: pd.DataFrame) -> bool:
+    if not {"quantity", "value", "value_low"} <= set(table):
+        return False
+    quantity = table["quantity"].astype(str)
+    of_a_whole = quantity.isin(("recovery", "share", "held_out", "relative")) | quantity.str.endswith("_share")
+    return bool((of_a_whole & table["value"].notna() & table["value_low"].isna()).any())
+
+
+def _few_groups(result: "Result") -> list[str]:
     examples, column = result.examples, "relation_id" if result.kind in _OF_RELATIONS else "cluster"
     count = examples[column].nunique() if column in examples else 0
     if not 2 <= count < _ENOUGH:
@@ -113,7 +153,8 @@ def efficacy_markdown(result: "Result", command: str) -> str:
         f"## {_escaped(model_line(result))}: {facts['count']} facts of {_escaped(facts['source'])}, "
         f"{_SCORING[config['scoring']]}" + (", chat template" if config["chat"] else ""),
         "",
-        "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0 "
+        "ES [95% Wilson interval] over the number of sentences n; retention is 1 - ES. \\* differs from n = 0, and "
+        "behind a difference from the control "
         f"(McNemar's exact test, Holm-corrected over all tests of this study, p < {_ALPHA}).",
     ]
     heads = [f"n = {n}" for n in result.axes["n"]]
@@ -122,7 +163,7 @@ def efficacy_markdown(result: "Result", command: str) -> str:
             [_escaped(scheme), rows["role"].iloc[0], str(rows["facts"].iloc[0]), *map(_cell, rows.itertuples())]
             for scheme, rows in table.groupby("scheme", sort=False)
         ]
-        title = _SUBSETS[str(subset)]
+        title = _subset(str(subset), result)
         lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(["scheme", "role", "facts", *heads], rows)]
     controls = _estimates(result, "controls")
     if len(controls):
@@ -132,12 +173,13 @@ def efficacy_markdown(result: "Result", command: str) -> str:
                 str(row.control),
                 str(row.n),
                 str(row.facts),
-                f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]{_star(row.holm_p)}",
+                f"{row.difference:+.2f} {_ends(row.difference_low, row.difference_high, '+')}{_star(row.holm_p)}",
             ]
             for row in controls[(controls["subset"] == "all") & (controls["n"] > 0)].itertuples()
         ]
         title = f"### ES of a scheme minus its control's [{_bootstrap(result)}]"
         lines += ["", title, "", *_table(["scheme", "control", "n", "facts", "difference"], rows)]
+        lines += [line for told in about_intervals(result) for line in ("", told)]
     missing = [
         [_escaped(scheme), ", ".join(map(str, rows["n"])), _counts(rows["facts"]), _escaped(reason)]
         for (scheme, reason), rows in _reasons(result)
@@ -247,15 +289,16 @@ def trace_screen(traced: "Trace") -> str:
         f"{model['source']} ({model['dtype']}); {traced.contrast!r}",
         "Metric: logit(false) - logit(true) at the last position. Recovery: 0 hijacked, 1 clean. Intervals: 95%, over",
         f"relations. Heads are ranked on {ranked} facts and reported on {held_out} others.",
-        *few_groups(traced.patched),
+        *about_intervals(traced.patched),
         "",
         f"The leading heads, patched exactly (z at the last position; {traced.leading.rule}):",
         f"  {'head':8}{'ranked':>8}{'held out':>10}  interval",
     ]
-    for row in traced.ranked.wide().head(_LEADING).itertuples():
+    for row in traced.ranked.wide().head(_LEADING).to_dict("records"):
+        ends = (row.get(f"held_out_{end}", math.nan) for end in ("low", "high"))
         lines.append(
-            f"  L{row.layer}H{row.head}".ljust(10)
-            + f"{row.value:8.2f}{row.held_out:10.2f}  [{row.held_out_low:.2f}, {row.held_out_high:.2f}]"
+            f"  L{row['layer']}H{row['head']}".ljust(10)
+            + f"{row['value']:8.2f}{row['held_out']:10.2f}  {_ends(*ends)}".rstrip()
         )
     examples = traced.patched.examples
     if "clean_after_cap" in examples:
@@ -287,11 +330,15 @@ def trace_screen(traced: "Trace") -> str:
 
 def _wide(summary: pd.DataFrame) -> str:
     estimates = zip(summary["value"], summary["value_low"], summary["value_high"], strict=True)
-    cells = ["" if pd.isna(mean) else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in estimates]
+    cells = ["" if pd.isna(mean) else f"{mean:+.2f} {_ends(low, high, '+')}".rstrip() for mean, low, high in estimates]
     table = summary.assign(cell=cells).pivot_table(
         index="group", columns="quantity", values="cell", aggfunc="first", sort=False
     )
     return table.to_string()
+
+
+def _ends(low: Any, high: Any, sign: str = "") -> str:
+    return "" if math.isnan(low) else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def _indented(table: pd.DataFrame, digits: int) -> list[str]:

@@ -95,8 +95,11 @@ def plot_toy_defence(result: "Result") -> "Figure":
     for shift, condition, colour in ((0.18, "hijacked", ORANGE), (-0.18, "clean", BLUE)):
         rows = table[table["condition"] == condition].set_index("defence").loc[names]
         middle = rows["accuracy"].to_numpy(dtype=float)
-        ends = [rows.get(f"accuracy_{end}", rows["accuracy"]).to_numpy(dtype=float) for end in ("low", "high")]
-        reach = np.maximum(np.nan_to_num(np.stack([middle - ends[0], ends[1] - middle])), 0.0)
+        ends = [
+            rows[name].to_numpy(dtype=float) if (name := f"accuracy_{end}") in rows else np.full(len(rows), np.nan)
+            for end in ("low", "high")
+        ]
+        reach = np.maximum(np.stack([middle - ends[0], ends[1] - middle]), 0.0)
         panel.barh(at + shift, middle, 0.34, color=colour, label=condition, xerr=reach, error_kw={"elinewidth": 0.6})
     panel.set_yticks(at, [plain(name) for name in names], fontsize=TEXT)
     panel.set_xlabel("accuracy", fontsize=TEXT)

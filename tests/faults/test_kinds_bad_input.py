@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from helpers import standins
 
 from lcalens import head_kinds, score_parts
 from lcalens.core.errors import LcalensError
@@ -22,10 +24,7 @@ def given(standin):
     generator = torch.Generator().manual_seed(0)
     clean, hijacked = (torch.randint(5, model.cfg.d_vocab, (2, 6), generator=generator) for _ in range(2))
     contrast = Contrast(clean, hijacked, true=7, false=8, spans={"word": [(1, 2)] * 2})
-    ends = patch(model, contrast, progress=False).examples
-    if ends["hijacked"].mean() <= ends["clean"].mean():
-        contrast = Contrast(clean, hijacked, true=8, false=7, spans={"word": [(1, 2)] * 2})
-    return model, contrast
+    return model, standins.raising(model, contrast)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -84,10 +83,22 @@ def test_what_would_not_fit_is_refused_before_it_runs(given):
     assert "pairs" not in whole.tables
 
 
-def test_one_example_has_no_intervals_and_no_kinds(given):
+def test_kinds_are_refused_where_no_interval_can_tell_them(given):
+    """No head would be of any kind, as if each had been looked at and found to be none."""
     model, contrast = given
-    changes = patch(model, contrast, progress=False).examples
-    index = int((changes["hijacked"] - changes["clean"]).argmax())
-    found = head_kinds(model, contrast[index], [(1, 0), (2, 1)], progress=False)
-    assert set(found.wide()["kind"]) == {"none"}
-    assert "by_means_low" not in found.wide("counts")
+    with pytest.raises(LcalensError, match=r"^contrast: its hijack raises the metric by .* but one example has no"):
+        head_kinds(model, contrast[0], [(1, 0), (2, 1)], progress=False)
+    false = [list(contrast.true[0]), list(contrast.false[1])]
+    true = [list(contrast.false[0]), list(contrast.true[1])]
+    mixed = Contrast(
+        [list(row) for row in contrast.clean], [list(row) for row in contrast.hijacked],
+        true=true, false=false, spans={"word": [(1, 2)] * 2},
+    )  # fmt: skip
+    other = Contrast(
+        [list(row) for row in contrast.clean], [list(row) for row in contrast.hijacked],
+        true=false, false=true, spans={"word": [(1, 2)] * 2},
+    )  # fmt: skip
+    means = [float(np.diff(patch(model, one, progress=False).examples[["clean", "hijacked"]]).mean())
+             for one in (mixed, other)]  # fmt: skip
+    with pytest.raises(LcalensError, match=r"raises the metric by .* but its 95% interval is -"):
+        head_kinds(model, mixed if means[0] > means[1] else other, [(1, 0)], progress=False)

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers.standins import raising
 from matplotlib import pyplot
 
 import lcalens
@@ -44,6 +45,7 @@ def verbs(model, facts, contrast, standin):
     """Every verb that reports progress, as a function of its callback."""
     heads = [(0, 1), (1, 0)]
     bare = lcalens.contrast_facts(model, facts, control="none")
+    raises = raising(model, contrast)
     cut = lcalens.defend(model, bare, heads=heads)
     cues = (10, 14, 16, 18)
     by_ids = lcalens.Contrast(
@@ -70,7 +72,7 @@ def verbs(model, facts, contrast, standin):
         "path, screened": lambda told: lcalens.path(model, contrast, method="gradient", progress=told),
         "recall": lambda told: lcalens.recall(model, by_ids, heads, progress=told),
         "memory": lambda told: lcalens.memory(model, by_ids, (1, 0), draws=2, progress=told),
-        "head_kinds": lambda told: lcalens.head_kinds(model, contrast, heads, progress=told),
+        "head_kinds": lambda told: lcalens.head_kinds(model, raises, heads, progress=told),
         "score_parts": lambda told: lcalens.score_parts(model, contrast, heads, progress=told),
         "learn_heads": lambda told: lcalens.learn_heads(model, bare, 2, negatives=known, steps=2, progress=told),
         "evaluate_defence": lambda told: lcalens.evaluate_defence(

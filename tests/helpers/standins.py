@@ -315,3 +315,19 @@ def save_tiny_gguf(path, *, seed=0, architecture="llama"):
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def raising(model, contrast):
+    """The contrast with both answers exchanged where the hijack lowers the metric, so that it raises it everywhere."""
+    from lcalens import Contrast, patch
+
+    ends = patch(model, contrast, site="attn_out", progress=False).examples
+    lowers = ends["hijacked"] < ends["clean"]
+    pairs = list(zip(contrast.true, contrast.false, lowers, strict=True))
+    return Contrast(
+        [list(row) for row in contrast.clean],
+        [list(row) for row in contrast.hijacked],
+        true=[list(false if lower else true) for true, false, lower in pairs],
+        false=[list(true if lower else false) for true, false, lower in pairs],
+        spans={name: [list(row) for row in rows] for name, rows in contrast.spans.items()},
+    )

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.elsewhere import die, grow, refuse, where
-from helpers.standins import TEMPLATE, save_standin
+from helpers.standins import TEMPLATE, raising, save_standin
 
 from lcalens import (
     LatentConcepts,
@@ -97,12 +97,6 @@ def test_efficacy_is_the_same_to_the_bit_and_goes_on_with_any_number_of_processe
     assert alone_again.provenance["cells"] == {"loaded": 6, "computed": 0}
 
 
-def rising(model, contrast):
-    """The examples whose hijack raises the metric: kinds of heads are told by shares of that."""
-    ends = patch(model, contrast, site="attn_out", progress=False).examples
-    return contrast[np.flatnonzero(ends["hijacked"] > ends["clean"]).tolist()]
-
-
 VERBS = {
     "patch": lambda model, contrast, **options: patch(model, contrast, site="z", **options),
     "patch with means": lambda model, contrast, **options: patch(
@@ -113,7 +107,7 @@ VERBS = {
     ),
     "path": lambda model, contrast, **options: path(model, contrast, senders="heads", **options),
     "head_kinds": lambda model, contrast, **options: head_kinds(
-        model, rising(model, contrast), [(0, 0), (1, 1)], **options
+        model, raising(model, contrast), [(0, 0), (1, 1)], **options
     ),
     "shapley": lambda model, contrast, **options: shapley(model, contrast, [(0, 0), (1, 1), (1, 0)], **options),
 }

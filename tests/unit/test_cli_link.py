@@ -284,7 +284,7 @@ def test_recall_of_facts_ranks_on_every_second_one(lc, standin, place, tmp_path)
     result = lcalens.Result.load(out / "result")
     assert set(result.axes["head"]) == set(ranked.names)
     assert list(result.examples["case_id"]) == list(contrast[1::2].examples["case_id"])
-    assert "largest mean recovery towards the hijack" in " ".join(said.split())
+    assert "largest mean recovery that raises the metric" in " ".join(said.split())
     assert (out / "patching" / "cells").is_dir()
 
 

@@ -1,5 +1,7 @@
 """Rankings and agreement on results whose order, overlap and intervals are known beforehand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -269,6 +271,45 @@ def test_only_shared_examples_are_compared():
     assert (found["agreement_low"] <= found["agreement_high"]).all()
 
 
+def test_examples_are_told_apart_by_what_they_are_and_not_by_what_was_measured():
+    """Two verbs measure the same runs in bfloat16 as far apart as that rounds; other tokens may measure alike."""
+    effect, keys = noisy(noise=2.0), [f"{row:016x}" for row in range(40)]
+
+    def of(rows, sd, keys=keys):
+        ends = made(effect).examples[["clean", "hijacked"]].iloc[rows] + sd
+        examples = pd.DataFrame({"index": range(len(rows))}).assign(**ends.reset_index(drop=True))
+        found = made(effect[rows], examples=examples)
+        return replace(found, provenance=found.provenance | {"example_keys": [keys[row] for row in rows]})
+
+    whole, rounded = of(np.arange(40), 0.0), of(np.array([30, 7, 3]), 0.11)
+    assert agreed(whole, rounded, k=3)["shared"].tolist() == [3] * 3
+    assert agreed(whole, rounded, k=3)["agreement"].tolist() == pytest.approx([1, 1, 1])
+    with pytest.raises(LcalensError, match="held_out: 3 of its 3"):
+        ranking(whole, held_out=rounded)
+    others = of(np.arange(40), 0.0, keys=[f"{row:016x}" for row in range(40, 80)])
+    assert agreed(whole, others, k=3)["shared"].tolist() == [0] * 3
+    twice = of(np.array([5, 5, 6]), 0.0)
+    assert agreed(twice, of(np.array([5, 6]), 0.0), k=3)["shared"].tolist() == [2] * 3
+
+
+def test_sites_without_an_effect_lead_nothing():
+    few = np.zeros((40, 3, 4))
+    few[:, 0, :2] = noisy()[:, 0, :2]
+    with pytest.raises(LcalensError, match=r"^k: 3 sites cannot lead in b, where 2 of 12"):
+        agreement(made(noisy()), made(few), k=3)
+    assert agreed(made(noisy()), made(few), k=2).shape[0] == 3
+    with pytest.raises(LcalensError, match=r"^a: no site has an effect"):
+        agreement(made(few * 0), made(few), k=1)
+
+
+def test_sides_that_each_sum_to_the_whole_are_not_summed():
+    parts = np.ones((4, 2, 2, 3))
+    axes = {"example": tuple(range(4)), "head": ("L0H0", "L1H1"), "side": ("query", "key"), "part": ("a", "b", "c")}
+    result = Result(kind="score-parts", axes=axes, values={"score": parts}, examples=pd.DataFrame({"i": range(4)}))
+    with pytest.raises(LcalensError, match=r"^result: .* two sides"):
+        ranking(result)
+
+
 def test_noise_agrees_as_often_as_chance():
     draw = np.random.default_rng(1)
     overlaps = []
@@ -323,15 +364,20 @@ def test_leading_heads_by_either_rule_against_a_sort():
         carried = -effect.mean(0)  # a hijack is carried by what lowers the metric when it is restored
         places = [(layer, head) for layer in range(3) for head in range(4)]
         assert list(leading(result, 12)) == sorted(places, key=lambda at: -abs(carried[at]))
-        assert list(leading(result, 5, by="carrying")) == sorted(places, key=lambda at: -carried[at])[:5]
+        carrying = sorted((at for at in places if carried[at] > 0), key=lambda at: -carried[at])
+        assert list(leading(result, 2, by="carrying")) == carrying[:2]
+        assert list(leading(result, 12, by="carrying")) == carrying, "heads that work against the hijack"
+        assert 2 < len(carrying) < 12
     split = made(np.stack([effect, effect], -1), kind="split")
-    assert list(leading(split, 5, by="carrying")) == sorted(places, key=lambda at: carried[at])[:5]
+    assert list(leading(split, 2, by="carrying")) == sorted(places, key=lambda at: carried[at])[:2]
+    with pytest.raises(LcalensError, match=r"^by: no head raises"):
+        leading(made(np.abs(effect)), 3, by="carrying")
 
 
 def test_the_rule_is_told_with_the_heads():
     found = leading(patched(noisy()), 2)
     assert str(found) == "L0H2, L2H2 (largest mean recovery of either sign, of 40 examples)"
-    assert "towards the hijack" in leading(patched(noisy()), 2, by="carrying").rule
+    assert "that raises the metric" in leading(patched(noisy()), 2, by="carrying").rule
     assert "direct effect" in leading(made(np.stack([noisy()], -1), kind="split"), 2).rule
     assert list(leading(patched(noisy()), 2)) == [
         (int(row.layer), int(row.head)) for row in ranking(patched(noisy())).wide().head(2).itertuples()
@@ -354,7 +400,9 @@ def test_heads_lead_by_their_direct_paths_to_one_receiver():
     axes = {"example": tuple(range(40)), "sender": (*names, "MLP1", "embed"), "receiver": ("logits",)}
     found = Result(kind="path", axes=axes, values={"effect": parts}, examples=made(noisy()).examples)
     means = {divmod(at, 4): float(effect[:, at].mean()) for at in range(1, 12)}
-    assert list(leading(found, 20, by="carrying")) == sorted(means, key=lambda at: -means[at])
+    assert list(leading(found, 20, by="carrying")) == sorted(
+        (at for at in means if means[at] > 0), key=lambda at: -means[at]
+    )
     assert list(leading(found, 3)) == sorted(means, key=lambda at: -abs(means[at]))[:3]
     assert leading(found, 3).rule.startswith("largest mean path")
     two = Result(kind="path", axes=axes | {"receiver": ("L3H0", "logits")}, values={"effect": parts.repeat(2, 2)},

@@ -39,8 +39,8 @@ def patched(values=((0.1, -0.4), (0.9, 0.0)), **told):
     )
 
 
-def efficacy(fingerprint="abc", schemes=("dont-think", "neutral"), control=(0.2, 0.1, 0.3)):
-    """A curve of ten facts with one control."""
+def efficacy(fingerprint="abc", schemes=("dont-think", "neutral"), control=(0.2, 0.1, 0.3), before=0.2):
+    """A curve of ten facts with one control; `before` is ES without a sentence of the facts that have the control."""
     shares = pd.DataFrame([
         {"subset": "all", "scheme": scheme, "role": "hijack", "n": n, "es": es, "es_low": es - 0.1, "es_high": es + 0.1,
          "facts": 10}
@@ -49,6 +49,8 @@ def efficacy(fingerprint="abc", schemes=("dont-think", "neutral"), control=(0.2,
     ])  # fmt: skip
     difference = 0.6 - control[0]
     controls = pd.DataFrame([
+        {"subset": "all", "scheme": schemes[0], "control": schemes[1], "n": 0, "es": before, "es_control": before,
+         "difference": 0.0, "facts": 10},
         {"subset": "all", "scheme": schemes[0], "control": schemes[1], "n": 1, "es": 0.6, "es_low": 0.5, "es_high": 0.7,
          "es_control": control[0], "difference": difference, "difference_low": difference - control[1],
          "difference_high": difference + control[2], "holm_p": 0.01, "facts": 10}
@@ -98,11 +100,46 @@ def test_sentences_are_of_the_numbers():
     (said,) = sentences(efficacy(control=(0.5, 0.2, 0.3)))
     assert "+0.10 [-0.10, +0.40], whose interval holds zero" in said
     (said,) = sentences(patched(source="zero", direction="restore"))
-    assert "the largest recovery is L1H0's, 0.90" in said
+    assert "the largest recovery is that of L1H0, 0.90" in said
     assert "to the clean one" not in said
     assert sentences(patched(values=((np.nan, np.nan), (np.nan, np.nan)))) == []
     said = sentences(patched(resolution={"says": "there is nothing to recover."}))
     assert said[-1] == "Resolution: there is nothing to recover."
+
+
+def test_all_numbers_of_an_efficacy_sentence_are_of_the_same_facts():
+    (said,) = sentences(efficacy(before=0.4))  # of all facts of the scheme 0.20
+    assert "0.60 [0.50, 0.70] of 10 facts, 0.40 without a sentence" in said
+
+
+def test_without_a_negative_effect_nothing_works_the_other_way():
+    (said,) = sentences(patched(values=((0.1, 0.2), (0.9, 0.3))))
+    assert "The smallest is that of L0H0: 0.10 [0.00, 0.20]." in said
+    assert "other way" not in said
+
+
+def test_in_the_clean_run_a_site_does_what_recovery_lacks_of_one():
+    result = patched(values=((1.0, 1.1), (0.25, 1.0)), direction="corrupt")
+    (said,) = sentences(result)
+    assert "L1H0 brings most of the hijack into the clean run: 0.75 [0.65, 0.85] of the way, over 1 example." in said
+    assert "L0H1 works the other way most: -0.10 [-0.20, 0.00]" in said
+    assert "1 - recovery is 0 in the clean run and 1 in the hijacked one." in said
+    (section,) = report([result]).sections
+    assert section.map is not None
+    assert section.map.quantity == "1 - recovery"
+    assert section.map.largest == 0.75
+    assert [[round(cell.strength, 3) for cell in row] for row in section.map.rows] == [[1, 0], [0, -0.133]]
+    (table,) = section.tables
+    assert table.columns[-2:] == ("1 - recovery (share)", "recovery (share)")
+    assert [entry.text for entry in table.rows[0]] == ["1", "0", "0.00", "0.75 [0.65, 0.85]", "0.25 [0.15, 0.35]"]
+    assert [row[3].order for row in table.rows] == pytest.approx([0.75, -0.1, 0, 0])
+    (said,) = sentences(patched(values=((1.0, 1.1), (0.25, 1.0)), direction="corrupt", source="zero"))
+    assert "the largest 1 - recovery is that of L1H0, 0.75 [0.65, 0.85]" in said
+
+
+def test_a_table_ends_with_what_was_not_measured():
+    (table,) = report([patched(values=((np.nan, -0.4), (0.9, np.nan)))]).sections[0].tables
+    assert [row[3].text for row in table.rows] == ["0.90 [0.80, 1.00]", "-0.40 [-0.50, -0.30]", "", ""]
 
 
 def test_a_number_is_never_minus_nothing():

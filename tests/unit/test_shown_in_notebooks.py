@@ -18,8 +18,9 @@ from lcalens.core.results import Result
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import load_facts
 from lcalens.mechanism.leading import Leading
+from lcalens.views.report.sections import sections_of
 from lcalens.views.tables import with_intervals
-from lcalens.views.text import few_groups
+from lcalens.views.text import about_intervals
 
 EVIL = "<script>alert('1')</script>"
 
@@ -117,9 +118,20 @@ def test_an_interval_stands_in_its_quantitys_cell():
 def test_intervals_over_few_relations_are_said_to_be_too_narrow(relations, told):
     one = study()
     one.examples["relation_id"] = [f"P{i % relations}" for i in range(30)]
-    pages = [one._repr_html_(), "\n".join(few_groups(one))]
+    pages = [one._repr_html_(), "\n".join(about_intervals(one))]
     assert all(bool(re.search("which are too few", page)) is bool(told) for page in pages)
     assert all(re.search(told, page) for page in pages)
+
+
+@pytest.mark.parametrize(("low", "said"), [(np.nan, True), (0.1, False)])
+def test_shares_without_an_interval_are_explained(low, said):
+    rows = {"layer": [0, 1], "quantity": "recovery", "value": [0.5, 0.4], "value_low": low, "value_high": low + 1}
+    one = Result(
+        kind="patching", axes={"layer": (0, 1)}, values={"x": np.zeros(2)},
+        tables={"summary": pd.DataFrame(rows | {"unit": "share"})},
+    )  # fmt: skip
+    pages = [one._repr_html_(), "\n".join(about_intervals(one)), " ".join(sections_of([one])[0].says)]
+    assert all(("its own interval holds 0" in page) is said for page in pages)
 
 
 def test_rows_that_are_left_out_are_counted():

@@ -5,11 +5,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, norm
 
-from lcalens.core.statistics import bootstrap_coverage, clustered_mean_interval, holm, mcnemar, wilson
+from lcalens.core.statistics import (
+    bootstrap_coverage,
+    clustered_mean_interval,
+    holm,
+    mcnemar,
+    ratio_of_means,
+    wilson,
+)
 
 shares = st.integers(1, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -152,7 +159,7 @@ def test_nothing_gives_nan():
 
 
 def test_what_does_not_vary_has_no_width():
-    assert clustered_mean_interval(np.array([0.25])) == (0.25, 0.25)
+    assert np.isnan(clustered_mean_interval(np.array([0.25]))).all(), "one value says nothing of how others differ"
     assert clustered_mean_interval(np.full(9, 0.5), np.array(list("aabbccddd"))) == pytest.approx((0.5, 0.5))
 
 
@@ -165,7 +172,7 @@ def test_the_seed_decides():
 
 
 @settings(max_examples=20)
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(0, 9))
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(0, 9))
 def test_the_interval_lies_within_the_values(values, seed):
     low, high = clustered_mean_interval(np.array(values), resamples=200, seed=seed)
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
@@ -192,6 +199,45 @@ def test_how_often_an_interval_over_few_groups_holds_the_mean(groups):
         low, high = clustered_mean_interval(np.repeat(means, 4), np.repeat(range(groups), 4), resamples=400, seed=seed)
         held += low <= 0 <= high
     assert held / tries == pytest.approx(bootstrap_coverage(groups), abs=4 * math.sqrt(0.25 / tries))
+
+
+@settings(max_examples=60)
+@given(st.floats(-0.6, 0.6), st.integers(2, 30), st.booleans(), st.integers(0, 99))
+def test_a_share_has_an_interval_where_that_of_its_whole_does_not_hold_0(mean, count, grouped, seed):
+    generator = np.random.default_rng(seed)
+    whole, part = generator.normal(mean, 1, count), generator.normal(size=(count, 3))
+    clusters = np.arange(count) // 2 if grouped else None
+    ratio, low, high = ratio_of_means(part, whole, clusters)
+    ends = clustered_mean_interval(whole, clusters)
+    assume(min(map(abs, ends)) > 0.01)  # quantiles lie between two resamples, of which one may be on each side of 0
+    np.testing.assert_allclose(ratio, part.mean(0) / whole.mean(), rtol=1e-9)
+    assert np.isnan(low).tolist() == np.isnan(high).tolist() == [ends[0] <= 0 <= ends[1]] * 3
+
+
+def test_a_share_of_which_something_was_not_measured_has_the_interval_of_what_was():
+    generator = np.random.default_rng(0)
+    whole, part = generator.normal(3, 1, 12), generator.normal(size=(12, 2))
+    part[:9, 1] = np.nan  # three examples are left, which most resamples hold and some do not
+    ends = ratio_of_means(part, whole)
+    assert np.isfinite(ends).all()
+    np.testing.assert_allclose([end[0] for end in ends], np.ravel(ratio_of_means(part[:, :1], whole)), rtol=1e-9)
+    whole[9:] -= whole[9:].mean()
+    assert np.isfinite(ratio_of_means(part, whole + 1e-6)[1]).tolist() == [True, False]
+
+
+def test_what_was_measured_in_one_example_or_one_cluster_has_no_interval():
+    part = np.array([[1.0, 1.0, 1.0], [5.0, 5.0, np.nan], [9.0, 9.0, np.nan], [7.0, np.nan, np.nan]])
+    for clusters, known in (("aaab", [1, 0, 0]), ("aabb", [1, 1, 0]), ("abcd", [1, 1, 0]), ("aaaa", [1, 1, 0])):
+        middle, low, high = ratio_of_means(part, np.ones(4), np.array(list(clusters)))
+        np.testing.assert_allclose(middle, [5.5, 5.0, 1.0])
+        assert np.isfinite(low).tolist() == np.isfinite(high).tolist() == [bool(one) for one in known]
+
+
+def test_what_changes_nothing_but_a_few_leaves_shares_without_an_interval():
+    raised = np.array([1.0] + [0.0] * 29)  # most facts are not hijacked, and a third of the resamples have none that is
+    assert np.isnan(ratio_of_means(raised[:, None], raised)[1:]).all()
+    raised[:6] = 1
+    assert np.isfinite(ratio_of_means(raised[:, None], raised)[1:]).all()
 
 
 def test_an_interval_over_many_groups_is_what_it_is_called():

@@ -196,7 +196,7 @@ def _prepare(
     concepts: LatentConcepts, model: LCAForCausalLM | None, length: int, samples: int, generator: torch.Generator
 ) -> tuple[LCAForCausalLM, Counts]:
     check_int("length", length, low=1)
-    check_int("samples", samples, low=1)
+    check_int("samples", samples, low=2, why="one context has no interval")
     model = random_model(concepts, concepts.vocab_size, generator) if model is None else model
     check_model(concepts, model)
     return model, concepts.sample_counts(samples, length, generator)

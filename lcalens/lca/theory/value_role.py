@@ -70,7 +70,7 @@ def value_role(
         LcalensError: A model of another vocabulary, or a value matrix of another size.
     """
     check_model(concepts, model)
-    check_int("samples", samples, low=1)
+    check_int("samples", samples, low=2, why="one context has no interval")
     drawn = concepts.sample_counts(samples, length, generator)
     exact, counts = in_double(model), drawn.counts.double()
     rows = exact.get_parameter("embed.weight")

@@ -3,24 +3,46 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lcalens.views.report.numbers import estimate_of, head_of, measured, rows_of
+from lcalens.views.report.numbers import (
+    ENDS,
+    FLATTERS,
+    LOST,
+    estimate_of,
+    measured,
+    over_examples,
+    recoveries_of,
+    rows_of,
+    site_of,
+    sites_of,
+)
 from lcalens.views.text import short_name
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
 
 _MANY = 6  # sets, heads and paths that are told one by one
-_FLATTERS = "The largest of so many flatters itself; it is to be measured again on other examples."
 
 
 def knockout(result: "Result") -> list[str]:
     """How much of the hijack goes with the attention that is cut."""
-    row, made = rows_of(result, None)[0], result.provenance
-    heads = made["heads"]
+    _, rows = recoveries_of(result)
+    made = result.provenance
+    if not rows:
+        return []
+    row, heads = max(rows, key=lambda row: row["recovery"]), made["heads"]
+    over = over_examples(result, row)
+    if heads == "each":
+        name, gone = site_of(result, row), estimate_of(row, "recovery")
+        if len(rows) == 1:
+            return [f"Where {name} does not look at the span {made['span']!r}, {gone} of the hijack is gone, {over}."]
+        return [
+            f"Of {sites_of(rows)}, each by itself kept from looking at the span {made['span']!r}, {name} takes most of "
+            f"the hijack away: {gone}, {over}. {FLATTERS}"
+        ]
     whose = "no head" if not heads else "all heads" if heads == "all" else f"{len(heads)} heads"
     return [
         f"Where {'one head does' if whose == '1 heads' else f'{whose} do'} not look at the span {made['span']!r}, "
-        f"{estimate_of(row, 'recovery')} of the hijack is gone, over {made['examples']} examples."
+        f"{estimate_of(row, 'recovery')} of the hijack is gone, {over}."
     ]
 
 
@@ -38,15 +60,16 @@ def exchange(result: "Result") -> list[str]:
 
 def attribution(result: "Result") -> list[str]:
     """The largest estimate by slopes, and what it is."""
-    rows = [row for row in rows_of(result, None) if measured(row.get("recovery"))]
+    quantity, rows = recoveries_of(result)
     if not rows or not {"layer", "head"} <= set(rows[0]):
         return []
-    best = max(rows, key=lambda row: row["recovery"])
+    best = max(rows, key=lambda row: row[quantity])
     method = str(result.provenance["method"]).replace("-", " ")
-    return [
-        f"Of {len(rows)} heads, by the method {method!r}, {head_of(best)} has the largest recovery: "
-        f"{estimate_of(best, 'recovery')}. {_FLATTERS}"
-    ]
+    told = (
+        f"Of {sites_of(rows)}, by the method {method!r}, {site_of(result, best)} has the largest {quantity}: "
+        f"{estimate_of(best, quantity)}, {over_examples(result, best)}."
+    )
+    return [" ".join([told, *([ENDS] if quantity == LOST else []), *([FLATTERS] if len(rows) > 1 else [])])]
 
 
 def path(result: "Result") -> list[str]:
@@ -66,7 +89,7 @@ def path(result: "Result") -> list[str]:
             f"What {short_name(whole['receiver'])} reads of the clean run's stream takes {estimate_of(whole, 'share')} "
             f"of the hijack away. {carries}: {estimate_of(best, 'share')}."
         )
-    return [*says, _FLATTERS] if says else []
+    return [*says, FLATTERS] if says else []
 
 
 def head_kinds(result: "Result") -> list[str]:

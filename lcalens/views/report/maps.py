@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcalens.views.report.numbers import estimate
+from lcalens.views.report.numbers import LOST, estimate, with_lost
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
 
-_QUANTITIES = ("recovery", "held_out", "effect", "value", "direct effect")
+_QUANTITIES = (LOST, "recovery", "held_out", "effect", "value", "direct effect")
 _KINDS = ("patching", "knockout", "attribution")
 
 
@@ -34,7 +34,7 @@ class HeadMap:
     """Effects of all heads.
 
     Attributes:
-        quantity: Which effect.
+        quantity: Which effect; of what was patched into the clean run 1 less recovery.
         largest: The largest of either sign, which has the darkest colour.
         rows: A row of cells for each layer, the last layer first.
     """
@@ -50,7 +50,7 @@ def head_map(result: "Result") -> HeadMap | None:
     Args:
         result: Of `patch`, `knockout` or `attribute` at the heads.
     """
-    table = result.wide()
+    table = with_lost(result, result.wide())
     quantity = next((name for name in _QUANTITIES if name in table), None)
     axes = [name for name in result.axes if name != "example"]
     if result.kind not in _KINDS or quantity is None or axes != ["layer", "head"]:

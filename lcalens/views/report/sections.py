@@ -10,6 +10,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.views.report.maps import HeadMap, head_map
 from lcalens.views.report.tables import Table, tables_of
 from lcalens.views.report.words import sentences
+from lcalens.views.text import about_intervals
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -70,7 +71,7 @@ _STORY: dict[str, tuple[str, str]] = {
         "What their value circuits recall",
         "From a word to the answers: what a head's value matrix writes of a word that it looks at, through the final "
         "norm and the unembedding. Beside it the same of what is no recall: similarity of embeddings, other heads, "
-        "random circuits of the same spectrum.",
+        "random circuits of the same spectrum: of many the mean, with the middle 95% of them in brackets.",
     ),
     "memory": (
         "An associative memory in the head's place",
@@ -142,7 +143,7 @@ def sections_of(results: Sequence["Result"]) -> tuple[Section, ...]:
 
 def _section(result: "Result", number: int) -> Section:
     title, asks = _STORY[result.kind]
-    says = tuple(sentences(result))
+    says = (*sentences(result), *about_intervals(result))
     effects = head_map(result)
     return Section(
         name=f"{result.kind}-{number}" if number else result.kind,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lcalens.core.tables import SCHEMA
-from lcalens.views.report.numbers import estimate
+from lcalens.views.report.numbers import LOST, estimate, with_lost
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
@@ -68,23 +68,28 @@ def tables_of(result: "Result") -> tuple[Table, ...]:
     """
     names = [name for name in _SHOWN.get(result.kind, list(result.tables)[:2]) if name in result.tables]
     leave = _LEFT_OUT.get(result.kind, ())
-    tables = [(name, _chosen(result.kind, result.wide(name)), result.tables[name]) for name in names]
+    tables = [(name, _chosen(result, result.wide(name)), result.tables[name]) for name in names]
     return tuple(_table(name, wide, long, leave) for name, wide, long in tables if len(wide))
 
 
-def _chosen(kind: str, wide: pd.DataFrame) -> pd.DataFrame:
+def _chosen(result: "Result", wide: pd.DataFrame) -> pd.DataFrame:
     """The rows that are read first: all facts behind one sentence or more, heads by the size of their effect."""
+    kind = result.kind
     if kind == "efficacy" and {"subset", "n"} <= set(wide):
         rows = (wide["subset"] == "all") & ((wide["n"] > 0) | ("control" not in wide))
         return wide[rows].drop(columns="subset").reset_index(drop=True)
-    effect = next((name for name in ("recovery", "effect", "value") if name in wide), None)
-    if kind in ("patching", "knockout", "attribution") and effect is not None:
-        return wide.iloc[wide[effect].abs().argsort()[::-1]].reset_index(drop=True)
-    return wide
+    if kind not in ("patching", "knockout", "attribution"):
+        return wide
+    wide = with_lost(result, wide)
+    effect = next((name for name in (LOST, "recovery", "effect", "value") if name in wide), None)
+    if effect is None:
+        return wide
+    return wide.sort_values(effect, key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def _table(name: str, wide: pd.DataFrame, table: pd.DataFrame, leave: Sequence[str]) -> Table:
     units = dict(zip(table["quantity"], table["unit"], strict=True)) if set(SCHEMA) <= set(table) else {}
+    units |= {LOST: units["recovery"]} if LOST in wide else {}
     ends = {f"{quantity}_{end}" for quantity in wide for end in ("low", "high", "n", "facts")}
     empty = {str(column) for column in wide if wide[column].isna().all()}
     columns = [column for column in map(str, wide) if column not in {*ends, *leave, *empty}]
@@ -111,5 +116,12 @@ def _entry(row: dict[Any, Any], column: str) -> Entry:
             return Entry("")
         low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
         small = low is None and 0 < abs(value) < 0.005
-        return Entry(f"{value:.1e}" if small else estimate(float(value), low, high), float(value))
+        text = f"{value:.1e}" if small else estimate(float(value), low, high)
+        return Entry(text + _counted(row, column), float(value))
     return Entry("" if value is None else str(value))
+
+
+def _counted(row: dict[Any, Any], column: str) -> str:
+    """Of how many a number is, where a row's numbers are of different counts."""
+    counts = ((name, row.get(f"{column}_{name}")) for name in ("n", "facts"))
+    return "".join(f" ({name} = {count})" for name, count in counts if count is not None and count is not pd.NA)

@@ -4,8 +4,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lcalens.views.answers_text import moved_in_words
+from lcalens.views.link_text import about_draws
 from lcalens.views.report import link_words
-from lcalens.views.report.numbers import estimate_of, head_of, measured, rows_of
+from lcalens.views.report.numbers import (
+    ENDS,
+    FLATTERS,
+    LOST,
+    estimate_of,
+    examples_of,
+    measured,
+    over_examples,
+    recoveries_of,
+    rows_of,
+    site_of,
+    sites_of,
+)
 from lcalens.views.text import short_name
 
 if TYPE_CHECKING:
@@ -33,14 +46,15 @@ def _answers(result: "Result") -> list[str]:
 
 def _efficacy(result: "Result") -> list[str]:
     """For each scheme that has a control: ES at the largest n, without a sentence, and against the control."""
-    shares = {(row["scheme"], row["n"]): row["es"] for row in rows_of(result, None, subset="all")}
     against = rows_of(result, "controls", subset="all")
+    # Of the facts that have the control too: the table `summary` is of all facts of the scheme.
+    without = {(row["scheme"], row["control"]): row["es"] for row in against if not row["n"]}
     says = []
     for row in against:
         scheme, n = row["scheme"], row["n"]
         if not n or not row["facts"] or n != max(other["n"] for other in against if other["scheme"] == scheme):
             continue
-        before = shares.get((scheme, 0))
+        before = without.get((scheme, row["control"]))
         start = f", {before:.2f} without a sentence" if measured(before) else ""
         opening = (
             f"{short_name(scheme)}, n = {n}: the false object is the more probable for a share of "
@@ -70,55 +84,84 @@ def _ranking(result: "Result") -> list[str]:
     rows = rows_of(result, None)
     first = rows[0]
     if "held_out" not in first:
-        return [f"The first of {len(rows)} is {head_of(first)}: {estimate_of(first, 'value')}."]
+        return [f"The first of {len(rows)} is {site_of(result, first)}: {estimate_of(first, 'value')}."]
     return [
-        f"The first of {len(rows)} is {head_of(first)}: {estimate_of(first, 'value')} on the examples that ranked it, "
-        f"{estimate_of(first, 'held_out')} on {result.provenance['held_out']} others."
+        f"The first of {len(rows)} is {site_of(result, first)}: {estimate_of(first, 'value')} on the examples that "
+        f"ranked it, {estimate_of(first, 'held_out')} on {result.provenance['held_out']} others."
     ]
 
 
 def _patching(result: "Result") -> list[str]:
-    rows = [row for row in rows_of(result, None) if measured(row.get("recovery"))]
+    quantity, rows = recoveries_of(result)
     if not rows or not {"layer", "head"} <= set(rows[0]):
         return []
-    best, against = (choose(rows, key=lambda row: row["recovery"]) for choose in (max, min))
-    made = result.provenance
-    if (made.get("direction", "restore"), made.get("source", "other")) != ("restore", "other"):
-        return [
-            f"Of {len(rows)} heads, each by itself, the largest recovery is {head_of(best)}'s, "
-            f"{estimate_of(best, 'recovery')}, and the smallest {head_of(against)}'s, "
-            f"{estimate_of(against, 'recovery')}, over {made['examples']} examples."
-        ]
-    return [
-        f"Of {len(rows)} heads, each by itself, {head_of(best)} brings back most: {estimate_of(best, 'recovery')} of "
-        f"the way from the hijacked run to the clean one, over {result.provenance['examples']} examples. "
-        f"{head_of(against)} works the other way most: {estimate_of(against, 'recovery')}. The largest of so many "
-        "flatters itself; it is to be measured again on other examples."
-    ]
+    best, least = (choose(rows, key=lambda row: row[quantity]) for choose in (max, min))
+    name, most, over = site_of(result, best), estimate_of(best, quantity), over_examples(result, best)
+    if result.provenance.get("source", "other") != "other":
+        told = f"the largest {quantity} is that of {name}, {most}, {over}."
+    elif quantity == LOST:
+        told = f"{name} brings most of the hijack into the clean run: {most} of the way, {over}."
+    else:
+        told = f"{name} brings back most: {most} of the way from the hijacked run to the clean one, {over}."
+    ends = [ENDS] if quantity == LOST else []
+    if len(rows) == 1:
+        return [" ".join([f"{told[0].upper()}{told[1:]}", *ends])]
+    beside = [_least(result, best, least, quantity), FLATTERS]
+    return [" ".join([f"Of {sites_of(rows)}, each by itself, {told}", *ends, *beside])]
+
+
+def _least(result: "Result", best: Any, least: Any, quantity: str) -> str:
+    """The smallest effect: what works the other way, where its sign is the other."""
+    name, over = site_of(result, least), over_examples(result, least)
+    shown = estimate_of(least, quantity) + ("" if over == over_examples(result, best) else f", {over}")
+    if round(float(least[quantity]), 2) < 0:
+        return f"{name} works the other way most: {shown}."
+    return f"The smallest is that of {name}: {shown}."
 
 
 def _split(result: "Result") -> list[str]:
     whole, total = rows_of(result, None, group="all"), rows_of(result, "balance", part="total")
     if not whole or not total:
         return []
-    row = whole[0]
+    row, counts = whole[0], _counts(result)
+    told = {part: estimate_of(row, part, signed=True) for part in counts}
+    change = f"{estimate_of(total[0], 'change', signed=True)} {result.units['total']}"
+    opening = f"The sentence changes the metric by {change}. Of this, heads write {told['total']} directly"
+    if "inserted" not in counts:
+        looks = f"{told['attention']} because they look elsewhere, "
+        return [f"{opening}: {looks}{told['recall']} because what they look at recalls something else."]
+    inserted = (
+        f"{told['inserted']} comes from positions that one run alone has, and {told['shared']} from all others, "
+        "undivided"
+    )
+    if "attention" not in counts:
+        return [f"{opening}: {inserted}, as the runs' lengths differ."]
+    every, aligned, others = (examples_of(counts[part]) for part in ("total", "attention", "inserted"))
     return [
-        f"The sentence changes the metric by {estimate_of(total[0], 'change', signed=True)} {result.units['total']}. "
-        f"Of this, heads write "
-        f"{estimate_of(row, 'total', signed=True)} directly: {estimate_of(row, 'attention', signed=True)} because they "
-        f"look elsewhere, {estimate_of(row, 'recall', signed=True)} because what they look at recalls something else."
+        f"{opening}, over {every}. Over the {aligned} whose runs are of one length, {told['attention']} is because "
+        f"they look elsewhere, {told['recall']} because what they look at recalls something else, {told['scale']} "
+        f"because the final norm's scale is another. Over the {others} whose runs' lengths differ, {inserted}. These "
+        "means are over different examples, and do not sum to the whole."
     ]
+
+
+def _counts(result: "Result") -> dict[str, int]:
+    """Over how many examples each part of a split is."""
+    table = result.tables["summary"]
+    whole = table[table["group"] == "all"]
+    return dict(zip(map(str, whole["quantity"]), map(int, whole["n"]), strict=True))
 
 
 def _shapley(result: "Result") -> list[str]:
     together = {row["part"]: row for row in rows_of(result, "together")}
     axis = next(name for name in result.axes if name != "example")
     first = max(rows_of(result, None), key=lambda row: row["shapley"])
+    name = short_name(first[axis]) if axis == "head" else f"{axis.capitalize()} {short_name(first[axis])}"
     return [
         f"Together they carry {estimate_of(together['together'], 'share')} of the hijack; each alone, summed, would be "
-        f"{estimate_of(together['each alone, summed'], 'share')}. {short_name(first[axis])} has the largest share: "
-        f"{estimate_of(first, 'share')} ({estimate_of(first, 'alone')} alone, {estimate_of(first, 'shapley')} as a "
-        f"Shapley value, in {result.units['shapley']})."
+        f"{estimate_of(together['each alone, summed'], 'share')}. {name} has the largest Shapley value: "
+        f"{estimate_of(first, 'shapley')} {result.units['shapley']} ({estimate_of(first, 'alone')} alone); its share "
+        f"of the hijack is {estimate_of(first, 'share')}."
     ]
 
 
@@ -127,10 +170,12 @@ def _recall(result: "Result") -> list[str]:
     says = []
     for row in rows_of(result, None):
         p, auc = tests.get(row["head"]), row.get("related_auc")
-        kin = f"; related answers above unrelated ones: AUC {auc:.2f}" if measured(auc) else ""
+        kin = f"; related answers above unrelated ones: AUC {estimate_of(row, 'related_auc')}" if measured(auc) else ""
         test = f" (p = {p:.3f} against random circuits of the same spectrum, Holm-corrected)" if measured(p) else ""
+        lead = "; their lead, own token and similarity regressed out, is"
+        left = f"{lead} {estimate_of(row, 'left')} sd{test}" if measured(row.get("left")) else ""
         own = f"puts a word's own token first for a share of {estimate_of(row, 'own_first')} of the words"
-        says.append(f"{row['head']} {own}{kin}{test}.")
+        says.append(f"{row['head']} {own}{kin}{left}.")
     return says
 
 
@@ -142,7 +187,7 @@ def _defence(result: "Result") -> list[str]:
     return [
         f"{short_name(name)} gives back, of the efficacy score that the sentences take: {'; '.join(shares)}."
         for name, shares in back.items()
-    ]
+    ] + about_draws(result)
 
 
 _SAYS: dict[str, Callable[["Result"], list[str]]] = {
