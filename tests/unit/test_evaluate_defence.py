@@ -153,9 +153,9 @@ def test_the_undefended_name_is_taken(found):
 
 
 def test_two_defences_of_one_name_are_refused(found):
-    model, facts, cut, draws = found
+    model, facts, cut, _ = found
     with pytest.raises(LcalensError, match=r"^defences: two are called 'random 1'"):
-        evaluate_defence(model, {"random": draws, "random 1": cut}, facts, progress=False)
+        evaluate_defence(model, {"random": [cut, cut], "random 1": cut}, facts, progress=False)
 
 
 def test_pairs_have_their_own_number_of_sentences_and_a_span_is_pointed_out(found):

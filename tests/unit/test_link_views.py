@@ -98,6 +98,8 @@ def test_a_ratio_of_draws_around_0_is_not_shown(standin):
         ends = nulls.assign(value_low=low, value_high=0.4).where(nulls["quantity"] == "own_gap", nulls)
         one = replace(found, tables=found.tables | {"nulls": ends})
         name = "same spectrum"
-        row = next(line for line in recall_screen(one).splitlines() if name in line)
+        row = next(
+            line for line in recall_screen(one).splitlines() if line.lstrip().startswith("L0H0") and name in line
+        )
         own, related = (found.wide("nulls").set_index("null").loc[name, f"{kind}_gap"] for kind in ("own", "related"))
         assert (f"{related / own:.2f}" in row) is shown
