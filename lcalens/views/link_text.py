@@ -9,7 +9,8 @@ import pandas as pd
 
 from lcalens.core.tables import widen
 from lcalens.views.defence import draws_of
-from lcalens.views.text import about_intervals, fenced, model_line, printable, short_name
+from lcalens.views.intervals import about_intervals
+from lcalens.views.text import fenced, model_line, printable, short_name
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result

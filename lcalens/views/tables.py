@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from lcalens.views.answers_text import moved_in_words
-from lcalens.views.text import about_intervals, printable
+from lcalens.views.intervals import about_intervals
+from lcalens.views.text import printable
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result

@@ -8,9 +8,9 @@ from matplotlib.collections import LineCollection
 
 from lcalens import Result, recall
 from lcalens.views.defence import draws_of, plot_defence
+from lcalens.views.intervals import about_intervals
 from lcalens.views.link_text import defence_screen, recall_screen
 from lcalens.views.report.words import sentences
-from lcalens.views.text import about_intervals
 
 MODEL = {"source": "a model", "dtype": "float32", "quantisation": "none"}
 DRAWN = "random: the mean of 2 draws, and in brackets the middle 95% of them, no interval."

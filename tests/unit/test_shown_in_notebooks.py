@@ -18,9 +18,9 @@ from lcalens.core.results import Result
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.facts.facts import load_facts
 from lcalens.mechanism.leading import Leading
+from lcalens.views.intervals import about_intervals
 from lcalens.views.report.sections import sections_of
 from lcalens.views.tables import with_intervals
-from lcalens.views.text import about_intervals
 
 EVIL = "<script>alert('1')</script>"
 

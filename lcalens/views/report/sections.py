@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcalens.core.errors import LcalensError
+from lcalens.views.intervals import about_intervals
 from lcalens.views.report.maps import HeadMap, head_map
 from lcalens.views.report.tables import Table, tables_of
 from lcalens.views.report.words import sentences
-from lcalens.views.text import about_intervals
 
 if TYPE_CHECKING:
     from lcalens.core.results import Result
