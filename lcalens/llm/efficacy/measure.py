@@ -73,8 +73,9 @@ def efficacy(
 
     Returns:
         A result over the axes example, scheme and n, with `logp_true` and `logp_false` in nats, `greedy` (1 where
-        greedy decoding gives the true object) and `greedy_false` (the same of the false one). Its tables: `summary`
-        (ES, retention, mean log odds, changes, tests, for three subsets of the facts: see
+        greedy decoding gives the true object, or with `scoring="first"` its first token) and `greedy_false` (the same
+        of the false one). Its tables: `summary` (ES, retention, mean log odds, changes, tests, for three subsets of the
+        facts: see
         `lcalens.llm.efficacy.tables`), `controls` and `by_relation`, all long (`wide(name)` has a column for each
         quantity), and `impossible`, which counts what could not be made or not be scored exactly. A scheme of which
         nothing could be measured is in `provenance["unmeasured"]` with the reason. `true_tokens` and `false_tokens` of

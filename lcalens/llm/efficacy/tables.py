@@ -2,10 +2,10 @@
 
 Every curve and test uses the facts for which *every* n of its scheme exists, and shows n = 0 on those same facts.
 
-Three subsets of the facts: `all`; `known`, where greedy decoding of the clean prompt gives the true object; and
-`prefers-true`, where the clean prompt gives the true object the higher probability. The latter two are chosen by the
-clean answer, so a test of the hijacked answer against it would find a change in any noise: they get intervals, and
-differences from their controls, but no p-values.
+Three subsets of the facts: `all`; `known`, where greedy decoding of the clean prompt gives the true object, or
+its first token where those are scored; and `prefers-true`, where the clean prompt gives the true object the higher
+probability. The latter two are chosen by the clean answer, so a test of the hijacked answer against it would find a
+change in any noise: they get intervals, and differences from their controls, but no p-values.
 
 The tables are long (`lcalens.core.tables`), with the number of facts behind; `result.wide(name)` has a column for each
 quantity. `impossible` counts records, and stays as it is.

@@ -82,12 +82,17 @@ def _apart(row: Any, quantity: str) -> str:
 
 def _ranking(result: "Result") -> list[str]:
     rows = rows_of(result, None)
-    first = rows[0]
+    first, quantity = rows[0], str(result.provenance.get("quantity", "value"))
+    of = result.provenance.get("of", {}).get("provenance", {})
+    if quantity == "recovery" and of.get("direction") == "corrupt":
+        quantity = "recovery less 1"  # what the site brings of the hijack, with its sign turned
+    begins = (
+        f"The first of {len(rows)} is {site_of(result, first)}: {short_name(quantity)} {estimate_of(first, 'value')}"
+    )
     if "held_out" not in first:
-        return [f"The first of {len(rows)} is {site_of(result, first)}: {estimate_of(first, 'value')}."]
+        return [f"{begins}."]
     return [
-        f"The first of {len(rows)} is {site_of(result, first)}: {estimate_of(first, 'value')} on the examples that "
-        f"ranked it, {estimate_of(first, 'held_out')} on {result.provenance['held_out']} others."
+        f"{begins} on the examples that ranked it, {estimate_of(first, 'held_out')} on {result.provenance['held_out']} others."
     ]
 
 
