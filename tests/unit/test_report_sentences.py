@@ -107,7 +107,8 @@ def test_heads_at_positions_are_counted_as_sites_and_named_with_them(model, verb
 def test_layers_are_ranked_by_their_numbers(model, contrast):
     found = ranking(patch(model, contrast, site="resid_pre", progress=False))
     first = rows_of(found, None)[0]
-    assert sentences(found)[0].startswith(f"The first of {len(rows_of(found, None))} is layer {first['layer']}: recovery ")
+    count = len(rows_of(found, None))
+    assert sentences(found)[0].startswith(f"The first of {count} is layer {first['layer']}: recovery ")
 
 
 def test_a_position_that_few_examples_have_is_told_with_their_number():

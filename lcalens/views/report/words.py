@@ -91,9 +91,8 @@ def _ranking(result: "Result") -> list[str]:
     )
     if "held_out" not in first:
         return [f"{begins}."]
-    return [
-        f"{begins} on the examples that ranked it, {estimate_of(first, 'held_out')} on {result.provenance['held_out']} others."
-    ]
+    others = f"{estimate_of(first, 'held_out')} on {result.provenance['held_out']} others"
+    return [f"{begins} on the examples that ranked it, {others}."]
 
 
 def _patching(result: "Result") -> list[str]:
