@@ -110,3 +110,9 @@ def real_model():
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    """No line of progress in a log, however slow the machine is: they come by the clock, on standard error."""
+    monkeypatch.setattr("lcalens.core.progress._FIRST", 3600.0)

@@ -20,6 +20,7 @@ import torch
 
 from lcalens import (
     LatentConcepts,
+    Result,
     contrast_concepts,
     contrast_facts,
     exchange,
@@ -179,7 +180,7 @@ def _heads(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
     contrast = contrast_facts(model, facts, scheme="dont-think", control=_CONTROLS[cell["control"]])
     first, second = contrast[::2], contrast[1::2]
     ranked = patch(model, first, out=work.parts, progress=False)
-    order = list(leading(ranked, ranked.values["value"][0].size, by="carrying"))
+    order = carrying_first(ranked)
     few = max(1, len(order) * _PERCENT // 100)
     counts = sorted({few, *(count for count in cell["heads"] if count < len(order))})
     found = exchange(model, second, [order[:count] for count in counts], progress=False)
@@ -200,6 +201,13 @@ def _heads(cell: dict[str, Any], work: Work) -> Iterator[dict[str, Any]]:
             yield {"set": "leading", "twin": kind, "count": count, "patched": patched}
     beside = exchange(model, second[: cell["drawn_facts"]], drawn, progress=False)
     yield {"set": "drawn", "twin": "both", "count": few, "patched": beside.values["value"][:, :, TWINS.index("both")].T}
+
+
+def carrying_first(ranked: Result) -> list[Head]:
+    """All heads, those that raise the metric first and the one that lowers it most last."""
+    count = ranked.values["value"][0].size
+    carrying = list(leading(ranked, count, by="carrying"))
+    return carrying + [head for head in reversed(list(leading(ranked, count))) if head not in carrying]
 
 
 def control_sets(order: list[Head], few: int, draws: int) -> tuple[list[list[Head]], tuple[int, int]]:

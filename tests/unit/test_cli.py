@@ -33,7 +33,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def lc(standin, place, capsys):
+def lc(standin, place, capsys, unhurried):
     """A function from arguments to the exit status, the output and the errors, on the stand-in and its facts."""
 
     def run(*arguments):

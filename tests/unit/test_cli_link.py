@@ -36,7 +36,7 @@ PASSAGES = tuple(
 
 
 @pytest.fixture
-def lc(standin, place, capsys, monkeypatch):
+def lc(standin, place, capsys, monkeypatch, unhurried):
     """A function from arguments to the exit status, the output and the errors, on the stand-in and its facts."""
     monkeypatch.setattr("lcalens.llm.plain._passages", lambda: PASSAGES)  # the shipped ones are longer than its context
 

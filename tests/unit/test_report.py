@@ -249,7 +249,7 @@ def test_the_published_numbers_are_those_of_the_page():
 
 
 @pytest.fixture
-def lc(standin, tmp_path, capsys):
+def lc(standin, tmp_path, capsys, unhurried):
     """A function from arguments to the exit status, the output and the errors of `lcalens report`."""
     facts = tmp_path / "facts.json"
     facts.write_text(json.dumps(standins.capital_records()))
