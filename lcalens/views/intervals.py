@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lcalens.core.results import Result
 
 _OF_RELATIONS = ("efficacy", "defence")  # kinds whose facts are resampled by relation
+_COUNTED = ("own_first",)  # shares of words: that none did is no more certain than that all did
 _ENOUGH = 10  # groups, of which a bootstrap interval of 95% holds 90%
 _NO_INTERVAL = (
     "Recovery and shares have no interval over one example, nor where what they are of may be nothing: its own "
@@ -36,9 +37,10 @@ def about_intervals(result: "Result") -> list[str]:
 
 def _without_width(table: pd.DataFrame, of_zero: bool) -> bool:
     """Whether an interval has no width; of a site that does nothing, whose effect is 0 in each example, it is right."""
-    if not {"value", "value_low", "value_high"} <= set(table):
+    if not {"quantity", "value", "value_low", "value_high"} <= set(table):
         return False
-    return bool(((table["value_low"] == table["value_high"]) & (of_zero | (table["value"] != 0))).any())
+    told = of_zero | (table["value"] != 0) | table["quantity"].isin(_COUNTED)
+    return bool(((table["value_low"] == table["value_high"]) & told).any())
 
 
 def _shares_without_interval(table: pd.DataFrame) -> bool:

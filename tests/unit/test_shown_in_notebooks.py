@@ -134,6 +134,23 @@ def test_shares_without_an_interval_are_explained(low, said):
     assert all(("its own interval holds 0" in page) is said for page in pages)
 
 
+@pytest.mark.parametrize(
+    ("kind", "quantity", "value", "width", "said"),
+    [
+        ("patching", "value", 0.5, 0.0, True),
+        ("patching", "value", 0.0, 0.0, False),  # a site that does nothing
+        ("patching", "value", 0.5, 0.1, False),
+        ("recall", "own_first", 0.0, 0.0, True),
+        ("efficacy", "difference", 0.0, 0.0, True),
+    ],
+)
+def test_intervals_of_no_width_are_explained(kind, quantity, value, width, said):
+    rows = {"layer": [0, 1], "quantity": quantity, "value": value, "value_low": value, "value_high": value + width}
+    table = pd.DataFrame(rows | {"unit": "share"})
+    one = Result(kind=kind, axes={"layer": (0, 1)}, values={"x": np.zeros(2)}, tables={"other": table})
+    assert ("no width" in " ".join(about_intervals(one))) is said
+
+
 def test_rows_that_are_left_out_are_counted():
     def page(rows):
         table = pd.DataFrame({"layer": range(rows)})
