@@ -77,11 +77,11 @@ def plot_efficacy(
 def _title(panel: "Axes", scheme: str, facts: str) -> None:
     """The scheme and how many facts over a panel, side by side; a long one on two lines above the facts."""
     if len(scheme) <= _ONE_LINE:
-        panel.set_title(plain(scheme), fontsize=8)
+        panel.set_title(plain(short(scheme, _ONE_LINE)), fontsize=8)
     else:
         first, *rest = textwrap.wrap(scheme, _LINE)
         second = short(" ".join(rest), _LINE)
-        panel.set_title(plain("\n".join(filter(None, (first, second)))) + "\n", fontsize=TEXT, loc="left")
+        panel.set_title(plain("\n".join(filter(None, (short(first, _LINE), second)))) + "\n", fontsize=TEXT, loc="left")
     panel.set_title(facts, fontsize=SMALL, color=GREY, loc="right")
 
 

@@ -1,9 +1,11 @@
 """What the figures share: colours, sizes, and text from data as it is, never read as a formula or as markup."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from lcalens.core.errors import LcalensError
@@ -21,13 +23,16 @@ _PLACE: ContextVar[Any] = ContextVar("place", default=None)
 
 
 def short(text: str, width: int = 26) -> str:
-    """Text cut to a width, with an ellipsis.
+    """Text cut to a width, with an ellipsis; a character that the font lacks is as wide as its escape in `plain`.
 
     Args:
         text: Any.
         width: Characters at most.
     """
-    return text if len(text) <= width else text[: width - 1] + "…"
+    ends = list(accumulate(len(_shown(c)) for c in text))
+    if not ends or ends[-1] <= width:
+        return text
+    return text[: bisect_right(ends, width - 1)] + "…"
 
 
 def plain(text: str) -> str:
@@ -39,8 +44,11 @@ def plain(text: str) -> str:
     Args:
         text: Any.
     """
-    shown = "".join(c if c == "\n" or _has_glyph(c, _families()) else _escape(c) for c in text)
-    return shown.replace("$", r"\$")
+    return "".join(map(_shown, text)).replace("$", r"\$")
+
+
+def _shown(character: str) -> str:
+    return character if character == "\n" or _has_glyph(character, _families()) else _escape(character)
 
 
 def legend(text: str) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import standins
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lcalens import Defence, Fact, Result, Scheme, load_facts, load_model
@@ -327,6 +327,7 @@ HOSTILE = TEMPLATES | st.sampled_from([
 
 @cases("shown")
 @given(name=HOSTILE)
+@example(name="Forget |" + "\U00083400" * 16)  # ten letters each, where a font has none of them
 def test_names_are_text_wherever_they_are_shown(name):
     try:
         named_schemes({name: Scheme("Forget about {target_false}.")})

@@ -14,6 +14,7 @@ from lcalens.core.errors import LcalensError
 from lcalens.core.results import Result
 from lcalens.llm.efficacy.tables import summarise
 from lcalens.llm.prompts.schemes import SCHEMES
+from lcalens.views.style import plain, short
 
 FACTS = 30
 
@@ -408,3 +409,19 @@ def test_a_figure_that_cannot_be_drawn_is_not_left_open(monkeypatch):
         study().plot(ax=ax)
     monkeypatch.undo()
     assert len(study().plot().subfigs) == 0  # a figure of its own again
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("a" * 26, "a" * 26),
+        ("a" * 27, "a" * 25 + "…"),
+        ("", ""),
+        ("ab\U00083400", "ab\U00083400"),  # twelve letters as it is drawn
+        ("\U00083400" * 3, "\U00083400" * 2 + "…"),
+        ("aaaaaaa\U00083400\U00083400", "aaaaaaa\U00083400…"),
+    ],
+)
+def test_text_is_cut_to_the_width_at_which_it_is_drawn(text, cut):
+    assert short(text) == cut
+    assert len(plain(short(text))) <= 26
