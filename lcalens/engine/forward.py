@@ -25,8 +25,8 @@ class Trace:
     Attributes:
         tokens: What was run.
         resid: The residual stream before every layer, and after the last.
-        keys: As attention compares them, for every layer.
-        values: What attention averages, for every layer.
+        keys: As attention compares them, for every layer: (batch, kv, position, width), which may differ by layer.
+        values: What attention averages, for every layer, of shapes as those of the keys.
         kept: For each site asked for, its activation in every layer: `q`, `k`, `v` and `z` (batch, position, head,
             width); `attn_scores` and `pattern` (batch, head, query, key); `attn_out` and `mlp_out`, as they are added
             to the residual stream, and `attn_raw`, the sum over heads before any norm: (batch, position, d).
@@ -34,8 +34,8 @@ class Trace:
 
     tokens: Int[Tensor, "batch position"]
     resid: list[Float[Tensor, "batch position d"]] = field(default_factory=list)
-    keys: list[Float[Tensor, "batch kv position width"]] = field(default_factory=list)
-    values: list[Float[Tensor, "batch kv position value_width"]] = field(default_factory=list)
+    keys: list[Float[Tensor, "batch _ position _"]] = field(default_factory=list)
+    values: list[Float[Tensor, "batch _ position _"]] = field(default_factory=list)
     kept: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
