@@ -26,6 +26,7 @@ from lcalens.mechanism.knockout import knockout
 from lcalens.mechanism.labels import read_token
 from lcalens.mechanism.patch import patch
 from lcalens.mechanism.path import path
+from lcalens.mechanism.players import shapley
 from lcalens.mechanism.ranking import ranking
 from lcalens.mechanism.scores import score_parts
 from lcalens.mechanism.split import split
@@ -601,3 +602,18 @@ def test_kinds_of_heads_are_bars_with_their_names(standin):
     assert "2 of 3 heads" in figure.get_suptitle()
     with pytest.raises(LcalensError, match=r"^top"):
         found.plot(top=0)
+
+
+def test_shares_of_tokens_that_few_examples_have_sum_to_what_all_do(toy):
+    found = shapley(toy, toy_contrast(), players="tokens", samples=20, progress=False)
+    assert np.isnan(found.values["shapley"]).any(), "a token that an example does not have"
+    together = found.wide("together").set_index("part")["effect"]["together"]
+    assert found.wide()["shapley"].sum() == pytest.approx(together, rel=1e-4)
+
+
+def test_a_metric_that_is_no_number_for_an_example_is_refused(toy):
+    def metric(logits, index):
+        return torch.where(index == 2, torch.nan, logits.sum(-1))
+
+    with pytest.raises(LcalensError, match=r"^metric: it is no finite number for .* example 2"):
+        patch(toy, toy_contrast(), metric=metric, progress=False)

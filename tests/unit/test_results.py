@@ -598,3 +598,13 @@ def test_nothing_is_printed(capsys, tmp_path, monkeypatch):
     Result.load(result.save(tmp_path / "out"))._repr_html_()
     shutil.rmtree(tmp_path / "out")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_mean_of_recoveries_is_refused():
+    """One example that the hijack hardly changes has a recovery that outweighs all others."""
+    one = Result(
+        kind="patching", axes={"example": (0, 1)}, values={"recovery": np.array([0.5, -90.0])},
+        examples=pd.DataFrame({"clean": [0.0, 0.0], "hijacked": [1.0, 0.001]}),
+    )  # fmt: skip
+    with pytest.raises(LcalensError, match=r"^quantity: a mean of 'recovery'"):
+        one.mean("recovery")
