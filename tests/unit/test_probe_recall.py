@@ -92,4 +92,6 @@ def test_a_real_model_is_measured(tmp_path):
     leads = rows[rows["part"] == "recall"]["leads"].astype(bool)
     assert leads.sum() == 13
     kept = rows[rows["part"] == "memory"].set_index("set")
-    assert np.allclose(kept.loc["nothing", "every"], 0)
+    every = np.asarray(kept.loc["nothing", "every"], dtype=float)  # NaN where a fact's word is not one token
+    assert np.isfinite(every).mean() > 0.5
+    assert np.allclose(every[np.isfinite(every)], 0)
